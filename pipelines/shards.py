@@ -1,0 +1,2 @@
+class DataError(Exception):
+    """Something is wrong with the data: the message says what, where and what to do."""

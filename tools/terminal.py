@@ -1,0 +1,55 @@
+"""What every command shares: options from a dataclass, one clear message when something is wrong, exit codes.
+
+0: done. 1: the work could not be done. 2: the command line was wrong. 130: stopped by Ctrl-C.
+"""
+
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tyro
+
+from alexnet import AlexNetError
+from pipelines import DataError
+
+Options = TypeVar("Options")
+
+
+def run(
+    main: Callable[[Options], None],
+    options: type[Options],
+    description: str | None,
+    default: Options | None = None,
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Parse the command line into ``options``, call ``main`` with it and leave the process with its exit code.
+
+    ``options`` is a dataclass; a ``ValueError`` from its ``__post_init__`` is a value out of range.
+    """
+    try:
+        chosen = tyro.cli(options, description=description, default=default, args=arguments)
+    except ValueError as error:
+        fail(f"{error}. Try --help.", code=2)
+    try:
+        main(chosen)
+    except KeyboardInterrupt:
+        fail("stopped", code=130)
+    except (AlexNetError, DataError) as error:
+        fail(str(error))
+    except OSError as error:
+        advice = ": free some space, then run the same command again" if error.errno == errno.ENOSPC else ""
+        where = f" {error.filename}" if error.filename else ""
+        fail(f"{error.strerror or error}{where}{advice}")
+
+
+def fail(message: str, code: int = 1) -> None:
+    """End the process with one message on standard error."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def require(right: bool, message: str) -> None:
+    """For ``__post_init__``: a value out of range ends the command with 2."""
+    if not right:
+        raise ValueError(message)
