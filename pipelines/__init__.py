@@ -1,5 +1,7 @@
 """From shards to batches. Knows nothing of networks."""
 
-from pipelines.shards import DataError
+from pipelines.augment import AUGMENTS, Augment
+from pipelines.loader import BACKENDS, Batch, Loader, open_loader
+from pipelines.shards import DataError, Manifest, load_manifest
 
-__all__ = ["DataError"]
+__all__ = ["AUGMENTS", "BACKENDS", "Augment", "Batch", "DataError", "Loader", "Manifest", "load_manifest", "open_loader"]

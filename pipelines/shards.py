@@ -1,2 +1,175 @@
+"""A shard folder: the manifest, what there is, loud when it is wrong.
+
+``manifest.json`` is written last, so a folder that has one is whole. ``load_manifest`` checks what can be checked
+without reading the shards; ``python tools/shard_imagenet.py --verify FOLDER`` reads everything.
+"""
+
+import dataclasses
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+FORMAT = 1
+SHARD_NAME = re.compile(r"[a-z]+-\d{6}\.tar")
+MAX_MANIFEST_BYTES = 1 << 30
+
+
 class DataError(Exception):
     """Something is wrong with the data: the message says what, where and what to do."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file: its name in the folder, and what it must hold."""
+
+    path: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Split:
+    samples: int
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True)
+class ImageClass:
+    wnid: str
+    name: str
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """How the images were written: ``encoding`` jpeg, ``resize`` square, ``size`` in pixels, JPEG ``quality``."""
+
+    encoding: str
+    resize: str
+    size: int
+    quality: int
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Over every pixel of the train images, before encoding, on the 0..255 scale.
+
+    ``eigenvalues`` (descending) and ``eigenvectors[channel][component]`` are those of the RGB covariance;
+    ``mean_image`` names the file with the per-pixel mean (size,size,3 float32).
+    """
+
+    mean_rgb: tuple[float, float, float]
+    std_rgb: tuple[float, float, float]
+    eigenvalues: tuple[float, float, float]
+    eigenvectors: tuple[tuple[float, float, float], ...]
+    mean_image: str | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a shard folder holds. ``repaired`` and ``quarantined`` list source images by split, source and reason."""
+
+    folder: Path
+    seed: int
+    image: ImageFormat
+    classes: tuple[ImageClass, ...]
+    splits: dict[str, Split]
+    statistics: Statistics
+    repaired: tuple[dict[str, str], ...] = ()
+    quarantined: tuple[dict[str, str], ...] = ()
+
+    @property
+    def label_width(self) -> int:
+        """Digits of every ``.cls`` member."""
+        return len(str(len(self.classes) - 1))
+
+    def split(self, name: str) -> Split:
+        if name not in self.splits:
+            raise DataError(f"{self.folder} has no split {name!r}, only {', '.join(self.splits)}")
+        return self.splits[name]
+
+    def save(self) -> None:
+        """Write ``manifest.json``, whole or not at all."""
+        content = {"format": FORMAT} | dataclasses.asdict(self)
+        del content["folder"]
+        write_atomically(self.folder / "manifest.json", json.dumps(content, indent=1).encode() + b"\n")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write ``content`` under a temporary name and rename it: a reader sees the old file or the whole new one."""
+    partial = path.with_name(path.name + ".tmp")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def load_manifest(folder: str | Path) -> Manifest:
+    """Read FOLDER/manifest.json and check that each shard is there in full length with its index.
+
+    Raises DataError.
+    """
+    folder = Path(folder)
+    path = folder / "manifest.json"
+    if not path.is_file():
+        if (folder / ".work").is_dir():
+            raise DataError(f"{folder} is unfinished: run the same tools/shard_imagenet.py command again to finish it")
+        raise DataError(f"no shards at {folder}: make them with tools/shard_imagenet.py SOURCE {folder}")
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise DataError(f"{path} is {path.stat().st_size} bytes long, which no manifest is")
+    try:
+        manifest = _parse(folder, json.loads(path.read_bytes()))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{path} is damaged ({type(error).__name__}: {error}): make the shards again or restore the file"
+        ) from error
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            _check_shard(folder, shard)
+    return manifest
+
+
+def _parse(folder: Path, content: dict) -> Manifest:
+    if content["format"] != FORMAT:
+        raise ValueError(f"format is {content['format']!r}, this version reads {FORMAT}")
+    manifest = Manifest(
+        folder=folder,
+        seed=int(content["seed"]),
+        image=ImageFormat(**content["image"]),
+        classes=tuple(ImageClass(**entry) for entry in content["classes"]),
+        splits={
+            name: Split(int(split["samples"]), tuple(Shard(**shard) for shard in split["shards"]))
+            for name, split in content["splits"].items()
+        },
+        statistics=Statistics(**content["statistics"]),
+        repaired=tuple(content["repaired"]),
+        quarantined=tuple(content["quarantined"]),
+    )
+    if not manifest.classes:
+        raise ValueError("it lists no classes")
+    for name, split in manifest.splits.items():
+        for shard in split.shards:
+            if not SHARD_NAME.fullmatch(shard.path):
+                raise ValueError(f"{shard.path!r} is no shard's name")
+        if split.samples < 1 or split.samples != sum(shard.samples for shard in split.shards):
+            raise ValueError(f"{name} does not have the {split.samples} samples it claims")
+    return manifest
+
+
+def _check_shard(folder: Path, shard: Shard) -> None:
+    remedy = f"restore it, or delete {folder} and shard again"
+    path = folder / shard.path
+    if not path.is_file():
+        raise DataError(f"shard {path} is missing: {remedy}")
+    if path.stat().st_size != shard.bytes:
+        raise DataError(f"shard {path} has {path.stat().st_size} bytes instead of {shard.bytes}: {remedy}")
+    index = path.with_suffix(".idx")
+    if not index.is_file():
+        raise DataError(f"index {index} is missing: {remedy}")
+    with index.open("rb") as file:
+        header = file.readline(100)
+    if header != b"v1.2 %d\n" % shard.samples:
+        raise DataError(f"index {index} does not list the {shard.samples} samples of its shard: {remedy}")

@@ -10,7 +10,6 @@ from typing import TypeVar
 
 import tyro
 
-from alexnet import AlexNetError
 from pipelines import DataError
 
 Options = TypeVar("Options")
@@ -22,20 +21,22 @@ def run(
     description: str | None,
     default: Options | None = None,
     arguments: Sequence[str] | None = None,
+    errors: tuple[type[Exception], ...] = (DataError,),
 ) -> None:
     """Parse the command line into ``options``, call ``main`` with it and leave the process with its exit code.
 
-    ``options`` is a dataclass; a ``ValueError`` from its ``__post_init__`` is a value out of range.
+    ``options`` is a dataclass; a ``ValueError`` from its ``__post_init__`` is a value out of range. ``errors`` are the
+    kinds whose message is for the person at the terminal.
     """
     try:
-        chosen = tyro.cli(options, description=description, default=default, args=arguments)
+        chosen = tyro.cli(options, description=description, default=default, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
     except ValueError as error:
         fail(f"{error}. Try --help.", code=2)
     try:
         main(chosen)
     except KeyboardInterrupt:
         fail("stopped", code=130)
-    except (AlexNetError, DataError) as error:
+    except errors as error:
         fail(str(error))
     except OSError as error:
         advice = ": free some space, then run the same command again" if error.errno == errno.ENOSPC else ""

@@ -1,0 +1,25 @@
+"""Batches from nowhere, with the contract of every loader: what the trainer does when it never waits for data."""
+
+import torch
+
+from pipelines.augment import Augment
+from pipelines.plan import Plan
+from pipelines.shards import Manifest
+
+
+class SyntheticBatches:
+    """The same batch again and again: noise of unit deviation, and random labels of the manifest's classes."""
+
+    def __init__(self, manifest: Manifest, plan: Plan, augment: Augment, device: torch.device, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed * 4096 + plan.rank)
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
+        images = torch.randn(plan.batch_size, 3, augment.size, augment.size, generator=generator)
+        self._images = images.to(device, dtype, memory_format=torch.channels_last)
+        self._labels = torch.randint(len(manifest.classes), (plan.batch_size,), generator=generator)
+
+    def next(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images N,3,H,W, channels-last, on the device; labels N int64, on the CPU."""
+        return self._images, self._labels
+
+    def checkpoint(self) -> bytes:
+        return b""

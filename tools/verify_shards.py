@@ -1,0 +1,71 @@
+"""Re-read a shard folder and say which shard is wrong: size, sha256, index, count, labels, and that images decode."""
+
+import hashlib
+import multiprocessing
+import tarfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+from tqdm import tqdm
+
+from pipelines.images import read_picture
+from pipelines.shards import DataError, Manifest, Shard, load_manifest
+
+
+def verify(folder: Path, workers: int) -> None:
+    """Raises DataError that lists each shard that is not what the manifest says, and why."""
+    manifest = load_manifest(folder)
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    arguments = [(folder / shard.path, shard, manifest) for shard in shards]
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        found = list(tqdm(pool.map(_problem, *zip(*arguments, strict=True)), total=len(shards), unit=" shards", desc="verify"))
+    problems = [f"{folder / shard.path}: {problem}" for shard, problem in zip(shards, found, strict=True) if problem]
+    if problems:
+        raise DataError("\n  ".join([f"{len(problems)} of {len(shards)} shards are wrong: shard again", *problems]))
+    samples = sum(split.samples for split in manifest.splits.values())
+    print(f"{folder}: {samples} images in {len(shards)} shards, all as the manifest says")
+
+
+def _problem(path: Path, shard: Shard, manifest: Manifest) -> str | None:
+    with path.open("rb") as file:
+        same = hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
+    try:
+        wrong = _wrong_content(path, shard, manifest)
+    except (OSError, ValueError, tarfile.TarError) as error:
+        wrong = str(error)
+    return wrong if same else f"its sha256 is another{f'; {wrong}' if wrong else ''}"
+
+
+def _wrong_content(path: Path, shard: Shard, manifest: Manifest) -> str | None:
+    """What in the tar does not agree with its index or the manifest."""
+    lines = path.with_suffix(".idx").read_text().splitlines()[1:]
+    entries = [line.split(" ") for line in lines]
+    listed = [tuple(entry[i : i + 4]) for entry in entries for i in range(0, len(entry), 4)]
+    with tarfile.open(path, "r:") as tar:
+        members = [(m.name.split(".", 1)[1], str(m.offset_data), str(m.size), m.name) for m in tar]
+    if members != listed:
+        wrong = next((member for member, entry in zip(members, listed, strict=False) if member != entry), None)
+        return f"its index does not describe it{f', first at {wrong[3]}' if wrong else ''}"
+    if len(lines) != shard.samples:
+        return f"it has {len(lines)} samples instead of {shard.samples}"
+    with path.open("rb") as file:
+        for image, label in zip(members[::2], members[1::2], strict=True):
+            try:
+                _check_sample(_read(file, image), _read(file, label), manifest)
+            except DataError as error:
+                return f"{image[3]}: {error}"
+    return None
+
+
+def _read(file: BinaryIO, member: tuple[str, str, str, str]) -> bytes:
+    file.seek(int(member[1]))
+    return file.read(int(member[2]))
+
+
+def _check_sample(image: bytes, label: bytes, manifest: Manifest) -> None:
+    if len(label) != manifest.label_width or not label.isdigit() or int(label) >= len(manifest.classes):
+        raise DataError(f"label {label[:20]!r} is not one of 0 to {len(manifest.classes) - 1}")
+    size = read_picture(image, ".jpg").image.size
+    if size != (manifest.image.size, manifest.image.size):
+        raise DataError(f"it has {size[0]} x {size[1]} pixels instead of {manifest.image.size} x {manifest.image.size}")
