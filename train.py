@@ -1,0 +1,226 @@
+"""Train an AlexNet on shards.
+
+    python train.py                                              # the demo: makes its data first
+    python train.py --data SHARDS --recipe paper --out runs/paper
+    python train.py --out runs/paper --resume                    # goes on from runs/paper/last.pt
+
+Every field of the recipe is an option. The run folder gets config.json, env.json, log.jsonl, last.pt and best.pt.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from alexnet import RECIPES, AlexNet, AlexNetError, Recipe, checkpoint
+from alexnet.engine import TrainStep, compile_model, evaluate
+from alexnet.log import Interval, RunLog
+from alexnet.optim import Schedule, make_optimizer
+from pipelines import AUGMENTS, DataError, Manifest, open_loader
+from pipelines.loader import Backend
+from pipelines.shards import write_atomically
+from tools.terminal import fail, require, run
+
+ROOT = Path(__file__).parent
+DEMO_IMAGES, DEMO_SHARDS = Path("data/demo/images"), Path("data/demo/shards")
+RUN_FILES = ("config.json", "env.json", "log.jsonl", "last.pt", "best.pt", "metrics.json")
+
+
+@dataclass(frozen=True)
+class Options:
+    settings: Annotated[Recipe, tyro.conf.arg(name="")]
+    """The recipe, field by field."""
+    recipe: Literal["demo", "paper"] = "demo"
+    """Where the fields of the recipe start from."""
+    data: Path = DEMO_SHARDS
+    """A shard folder; the demo's is made where it is missing."""
+    out: Path = Path("runs/demo")
+    """The run folder."""
+    resume: bool = False
+    """Go on from last.pt in the run folder, with the configuration kept there."""
+    overwrite: bool = False
+    """Replace an earlier run in the run folder."""
+    seed: int = 0
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    backend: Backend = "auto"
+    """What makes the batches; synthetic: from nowhere, to see how fast the network alone is."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto: on a GPU."""
+    log_steps: int = 10
+    """Steps between two lines of log.jsonl."""
+
+    def __post_init__(self) -> None:
+        require(self.settings.augment in AUGMENTS, f"--augment is {self.settings.augment!r}, known: {', '.join(AUGMENTS)}")
+        require(self.log_steps >= 1, f"--log-steps is {self.log_steps}, it starts at 1")
+        require(0 <= self.seed < 2**32, f"--seed is {self.seed}, it goes from 0 to 4294967295")
+        require(not (self.resume and self.overwrite), "--resume and --overwrite exclude each other")
+
+
+def train(options: Options) -> None:
+    recipe, device = options.settings, torch.device(options.device)
+    if options.data == DEMO_SHARDS:
+        make_demo_shards()
+    prepare_run_folder(options)
+    torch.manual_seed(options.seed)
+    shared: dict[str, Any] = {"batch_size": recipe.batch_size, "augment": recipe.augment, "device": device}
+    train_loader = open_loader(options.data, "train", **shared, backend=options.backend, seed=options.seed)
+    val_loader = open_loader(options.data, "val", **shared, backend=options.backend)
+    manifest = train_loader.manifest
+
+    model = AlexNet(recipe.variant, len(manifest.classes), recipe.dropout)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer, schedule = make_optimizer(model, recipe), Schedule(recipe, len(train_loader))
+    compiled = compile_model(model, options.compile, device)
+    train_step = TrainStep(compiled, optimizer, recipe, device)
+    restored = restore(options, model, optimizer, schedule, train_loader) if options.resume else {}
+    first_epoch, best = restored.get("epoch", 0), restored.get("best", -1.0)
+    log = RunLog(options.out / "log.jsonl")
+
+    for epoch in range(first_epoch, recipe.epochs):
+        model.train()
+        interval = Interval(device)
+        batches = tqdm(train_loader, f"epoch {epoch + 1}/{recipe.epochs}", unit=" steps", dynamic_ncols=True)
+        asked = time.perf_counter()
+        for step, batch in enumerate(batches, start=epoch * len(train_loader)):
+            waited = time.perf_counter() - asked
+            rate = schedule.set_rate(optimizer, step)
+            interval.add(train_step(batch.images, batch.labels), batch.valid, waited)
+            if interval.steps == options.log_steps or step + 1 == (epoch + 1) * len(train_loader):
+                measured = interval.summary()  # waits for the GPU
+                log.write("step", step=step + 1, epoch=round((step + 1) / len(train_loader), 4), rate=rate, **measured)
+                batches.set_postfix(loss=measured["loss"], images_s=measured["images_per_second"])
+                interval.restart()
+            asked = time.perf_counter()
+
+        metrics = evaluate(compiled, val_loader, len(manifest.classes), device, recipe.precision)
+        schedule.observe(1 - metrics["top1"])
+        log.write("epoch", epoch=epoch + 1, **metrics)
+        tqdm.write(f"epoch {epoch + 1}: " + ", ".join(f"{name} {metrics[name]:.4f}" for name in ("top1", "top5", "f1")))
+        described = describe(options, manifest, model) | {"epoch": epoch + 1, "metrics": metrics}
+        if metrics["top1"] > best:
+            best = metrics["top1"]
+            checkpoint.save(options.out / "best.pt", described)
+        progress = {
+            "best": best,
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "loader": train_loader.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+        checkpoint.save(options.out / "last.pt", described | progress)
+
+    print(f"{options.out}: {recipe.epochs} epochs, best top-1 {best:.4f}; now: tools/evaluate.py, tools/visualize.py")
+
+
+def describe(options: Options, manifest: Manifest, model: AlexNet) -> dict[str, Any]:
+    """What a checkpoint needs to be used by itself."""
+    return {
+        "variant": model.variant,
+        "classes": [[entry.wnid, entry.name] for entry in manifest.classes],
+        "augment": options.settings.augment,
+        "statistics": dataclasses.asdict(manifest.statistics),
+        "image_size": manifest.image.size,
+        "model": model.state_dict(),
+    }
+
+
+def restore(options: Options, model: AlexNet, optimizer, schedule: Schedule, train_loader) -> dict[str, Any]:
+    """Take up the run where last.pt left it; give its other contents. Raises AlexNetError."""
+    path = options.out / "last.pt"
+    state = checkpoint.load(path)
+    checkpoint.check_classes(state, path, [c.wnid for c in train_loader.manifest.classes], options.data)
+    try:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        train_loader.load_state_dict(state["loader"])
+        torch.set_rng_state(state["random"])
+    except (KeyError, ValueError, RuntimeError, TypeError) as error:
+        raise AlexNetError(f"{path} does not fit this run: {str(error).splitlines()[0]}") from error
+    print(f"going on from {path}, after epoch {state['epoch']}")
+    return state
+
+
+def prepare_run_folder(options: Options) -> None:
+    """Make the run folder and write down what runs in it. Raises AlexNetError where it holds another run."""
+    out = options.out
+    earlier = [out / name for name in RUN_FILES if (out / name).exists()]
+    if earlier and not (options.resume or options.overwrite):
+        raise AlexNetError(f"{out} holds a run already: add --resume to go on, --overwrite, or another --out")
+    if options.overwrite:
+        for path in earlier:
+            path.unlink()
+    out.mkdir(parents=True, exist_ok=True)
+    config = dataclasses.asdict(options) | {"data": str(options.data), "out": str(out)}
+    write_atomically(out / "config.json", json.dumps(config, indent=1).encode())
+    write_atomically(out / "env.json", json.dumps(environment(options.device), indent=1).encode())
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What is needed to repeat a run."""
+    packages = ("torch", "torchvision", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "torchmetrics", "pillow")
+    versions = {name: metadata.version(name) for name in packages if any(metadata.distributions(name=name))}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "commit": commit.stdout.strip() or None,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
+        "cuda": torch.version.cuda,
+        "packages": versions,
+    }
+
+
+def make_demo_shards() -> None:
+    """The demo's images and shards, where they are missing."""
+    if not DEMO_IMAGES.is_dir():
+        call("tools/make_demo.py", str(DEMO_IMAGES))
+    if not (DEMO_SHARDS / "manifest.json").is_file():
+        call("tools/shard_imagenet.py", str(DEMO_IMAGES), str(DEMO_SHARDS), "--shard-mb", "6")
+
+
+def call(script: str, *arguments: str) -> None:
+    done = subprocess.run([sys.executable, ROOT / script, *arguments], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    if done.returncode:
+        raise SystemExit(done.returncode)  # the script has said why
+
+
+def defaults(arguments: list[str]) -> Options:
+    """What the command line starts from: the named recipe, or on --resume the run's own configuration."""
+    chosen = {name: value for name, value in zip(arguments, [*arguments[1:], ""], strict=True)}
+    chosen |= dict(argument.split("=", 1) for argument in arguments if argument.startswith("--") and "=" in argument)
+    if "--resume" in arguments:
+        return resumed_options(Path(chosen.get("--out", "runs/demo")))
+    name = chosen.get("--recipe", "demo")
+    return Options(settings=RECIPES.get(name, RECIPES["demo"]), out=Path("runs", name))
+
+
+def resumed_options(out: Path) -> Options:
+    path = out / "config.json"
+    if not path.is_file():
+        fail(f"no run to resume at {out}: {path} is missing")
+    try:
+        kept = json.loads(path.read_bytes())
+        kept |= {"settings": Recipe(**kept["settings"]), "data": Path(kept["data"]), "out": out}
+        return Options(**kept | {"resume": True, "overwrite": False})
+    except (ValueError, TypeError, KeyError) as error:
+        fail(f"{path} is damaged: {error}")
+        raise  # not reached; fail ends the process
+
+
+if __name__ == "__main__":
+    run(train, Options, __doc__, defaults(sys.argv[1:]), errors=(AlexNetError, DataError))

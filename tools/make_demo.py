@@ -9,6 +9,7 @@ whatever the number of workers.
 """
 
 import importlib.util
+import math
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,7 @@ from tqdm import tqdm
 from pipelines import DataError
 from tools.terminal import require, run
 
-Array = npt.NDArray[np.float32]
+Array = npt.NDArray[np.floating]
 Layers = list[tuple[Array, int]]  # masks of 0 to 1, bottom first, each with its tone: an index into a palette
 
 # Each from dark to light, so that tones far apart also differ in a grey image.
@@ -61,7 +63,7 @@ class Options:
     workers: int | None = None
     """Processes that draw; one for each core unless given."""
     elpv: bool = False
-    """Lay out the photographs of the pip package elpv-dataset instead of drawing."""
+    """Lay out the photographs of the pip package elpv-dataset instead of drawing; only --seed counts then."""
 
     def __post_init__(self) -> None:
         require(self.train >= 10, f"--train {self.train}: at least 10, one for each class")
@@ -144,7 +146,7 @@ def starfish(patch: Patch) -> Layers:
 
 def daisy(patch: Patch) -> Layers:
     radius, angle = patch.polar()
-    petal = np.abs(np.cos(angle * patch.rng.integers(8, 14) / 2))
+    petal = np.abs(np.cos(angle * int(patch.rng.integers(8, 14)) / 2))
     petals = patch.inside(0.4 * (radius - 0.2 - 0.78 * petal**0.6))
     return [(petals, INK), (petals * (0.6 - 0.6 * radius).clip(0, 1), ACCENT), (patch.inside(radius - 0.27), SHADE)]
 
@@ -152,7 +154,7 @@ def daisy(patch: Patch) -> Layers:
 def leaf(patch: Patch) -> Layers:
     side = np.abs(patch.v)
     width = patch.rng.uniform(0.42, 0.6) * (1 + 0.35 * patch.u) + 0.02 * np.sin(50 * patch.u)
-    blade = 0.8 * (side - width * (1 - patch.u**2).clip(0))
+    blade = 0.8 * (side - width * (1 - patch.u**2))
     stem = np.maximum(side - 0.03, np.abs(patch.u) - 1.08)
     veins = np.minimum(np.abs((7 * (patch.u - 0.8 * side)) % 1 - 0.5) / 7 - 0.012, side - 0.025)
     return [(patch.inside(np.minimum(blade, stem)), INK), (patch.inside(np.maximum(blade, veins)), SHADE)]
@@ -178,16 +180,10 @@ def butterfly(patch: Patch) -> Layers:
     return [(outline, INK), (panes, MIDDLE), (panes * patch.inside(spots), INK)]
 
 
-TEXTURES = {
-    "zebra stripes": zebra_stripes,
-    "polka dots": polka_dots,
-    "brick wall": brick_wall,
-    "tree rings": tree_rings,
-    "chessboard": chessboard,
-}
-OBJECTS = {"starfish": starfish, "daisy": daisy, "leaf": leaf, "lifebuoy": lifebuoy, "butterfly": butterfly}
-CLASSES: dict[str, Callable[[Patch], Layers]] = TEXTURES | OBJECTS
-WNIDS = [f"n9000000{label}" for label in range(len(CLASSES))]
+Draw = Callable[[Patch], Layers]
+TEXTURES: list[Draw] = [zebra_stripes, polka_dots, brick_wall, tree_rings, chessboard]
+OBJECTS: list[Draw] = [starfish, daisy, leaf, lifebuoy, butterfly]
+CLASSES = {f"n9000000{label}": draw for label, draw in enumerate(TEXTURES + OBJECTS)}
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], cells: int) -> Array:
@@ -201,22 +197,19 @@ def patch_at(
 ) -> Patch:
     """Pixels of a rectangle, turned at random about ``centre`` (x, y) and scaled by ``radius``, both in pixels."""
     angle = rng.uniform(0, 2 * np.pi)
+    cosine, sine = math.cos(angle), math.sin(angle)
     down, across = np.ogrid[: shape[0], : shape[1]]
     x = ((across - centre[0]) / radius).astype(np.float32)
     y = ((down - centre[1]) / radius).astype(np.float32)
     depth = 1 + tilt * x  # seen at a slant
-    u = (np.cos(angle, dtype=np.float32) * x + np.sin(angle, dtype=np.float32) * y) / depth
-    v = (np.cos(angle, dtype=np.float32) * y - np.sin(angle, dtype=np.float32) * x) / depth
-    return Patch(rng, u, v, 1 / radius)
+    return Patch(rng, (cosine * x + sine * y) / depth, (cosine * y - sine * x) / depth, 1 / radius)
 
 
 def as_mask(mask: Array) -> Image.Image:
     return Image.fromarray((mask * 255).astype(np.uint8))
 
 
-def add_texture(
-    image: Image.Image, draw: Callable[[Patch], Layers], tones: list[str], rng: np.random.Generator
-) -> None:
+def add_texture(image: Image.Image, draw: Draw, tones: list[str], rng: np.random.Generator) -> None:
     """Fill the image with a texture."""
     width, height = image.size
     centre = (width * rng.uniform(0.3, 0.7), height * rng.uniform(0.3, 0.7))
@@ -225,7 +218,7 @@ def add_texture(
         image.paste(tones[tone], mask=as_mask(mask))
 
 
-def add_object(image: Image.Image, draw: Callable[[Patch], Layers], tones: list[str], rng: np.random.Generator) -> None:
+def add_object(image: Image.Image, draw: Draw, tones: list[str], rng: np.random.Generator) -> None:
     """Put an object and its shadow somewhere around the middle, lit from one side."""
     width, height = image.size
     radius = min(width, height) * rng.uniform(0.3, 0.5)
@@ -265,12 +258,11 @@ def expose(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     light = light.astype(np.float32) + 0.12 * smooth_noise(rng, shape, 4) + 0.06 * smooth_noise(rng, shape, 60)
     tint = rng.uniform(0.6, 1) * rng.uniform(0.75, 1.15, 3).astype(np.float32)
     grain = rng.uniform(2, 9) * rng.standard_normal(shape, dtype=np.float32) + rng.uniform(0, 45)
-    return Image.fromarray(
-        (np.asarray(image) * light[..., None] * tint + grain[..., None]).clip(0, 255).astype(np.uint8)
-    )
+    exposed = np.asarray(image) * light[..., None] * tint + grain[..., None]
+    return Image.fromarray(exposed.clip(0, 255).astype(np.uint8))
 
 
-def draw_image(label: int, rng: np.random.Generator) -> Image.Image:
+def draw_image(draw: Draw, rng: np.random.Generator) -> Image.Image:
     """One RGB image of the class, of a photograph's size."""
     short = rng.choice([375, 333, 300, 200, 500], p=[0.6, 0.15, 0.1, 0.1, 0.05])
     long = int(short * rng.choice([4 / 3, 3 / 2, 1.2, 1]))
@@ -279,8 +271,7 @@ def draw_image(label: int, rng: np.random.Generator) -> Image.Image:
     image = Image.new("RGB", size, tones[GROUND])
     for tone in (SHADE, MIDDLE):
         image.paste(tones[tone], mask=as_mask((rng.uniform(0, 0.8) * smooth_noise(rng, size[::-1], 5)).clip(0, 1)))
-    name, draw = list(CLASSES.items())[label]
-    if name in TEXTURES:
+    if draw in TEXTURES:
         add_texture(image, draw, tones, rng)
     else:
         add_clutter(image, tones, rng)
@@ -288,11 +279,11 @@ def draw_image(label: int, rng: np.random.Generator) -> Image.Image:
     return expose(image, rng)
 
 
-def save_image(job: tuple[Path, int, list[int]]) -> None:
+def save_image(job: tuple[Path, str, list[int]]) -> None:
     """Draw one image and write it the way photographs on the web are written."""
-    path, label, seed = job
+    path, wnid, seed = job
     rng = np.random.default_rng(seed)
-    image = draw_image(label, rng)
+    image = draw_image(CLASSES[wnid], rng)
     if rng.random() < 0.03:
         image = image.convert("L")
     quality, progressive = int(rng.integers(85, 96)), bool(rng.random() < 0.05)
@@ -300,22 +291,19 @@ def save_image(job: tuple[Path, int, list[int]]) -> None:
 
 
 @contextmanager
-def whole_or_nothing(out: Path, classes: list[str]) -> Iterator[Path]:
-    """Folders to fill that become ``out`` at the end, so that what an interrupted run leaves is never taken for it."""
+def new_folder(out: Path, words: dict[str, str]) -> Iterator[Path]:
+    """A folder to fill that becomes ``out`` once whole, so that an interrupted run leaves nothing that looks done."""
     out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is not empty: choose another folder, or delete it first")
     partial = out.with_name(out.name + ".partial")
     if partial.exists():
         shutil.rmtree(partial)
-    for folder in (partial / split / name for split in ("train", "val") for name in classes):
+    for folder in (partial / split / wnid for split in ("train", "val") for wnid in words):
         folder.mkdir(parents=True)
+    (partial / "synset_words.txt").write_text("".join(f"{wnid} {name}\n" for wnid, name in words.items()))
     yield partial
     partial.replace(out)
-
-
-def write_words(folder: Path, words: dict[str, str]) -> None:
-    (folder / "synset_words.txt").write_text("".join(f"{wnid} {name}\n" for wnid, name in words.items()))
 
 
 def make_demo(out: Path, train: int = 1000, val: int = 200, seed: int = 0, workers: int | None = None) -> None:
@@ -323,20 +311,16 @@ def make_demo(out: Path, train: int = 1000, val: int = 200, seed: int = 0, worke
 
     Raises DataError when ``out`` holds something already.
     """
-    with whole_or_nothing(out, WNIDS) as partial:
+    with new_folder(out, {wnid: draw.__name__.replace("_", " ") for wnid, draw in CLASSES.items()}) as partial:
         jobs = []
         for split, count in enumerate([train, val]):
-            for index in range(count):
-                label = index % len(WNIDS)
-                wnid = WNIDS[label]
+            for index, wnid in zip(range(count), cycle(CLASSES), strict=False):
                 path = f"val/{wnid}/demo_val_{index + 1:08}.JPEG" if split else f"train/{wnid}/{wnid}_{index + 1}.JPEG"
-                jobs.append((partial / path, label, [seed, split, index]))
-        # Only the parent answers Ctrl-C, with one line.
-        deaf = (signal.SIGINT, signal.SIG_IGN)
+                jobs.append((partial / path, wnid, [seed, split, index]))
+        deaf = (signal.SIGINT, signal.SIG_IGN)  # only the parent answers Ctrl-C, with one line
         with ProcessPoolExecutor(workers or os.cpu_count(), initializer=signal.signal, initargs=deaf) as pool:
             for _ in tqdm(pool.map(save_image, jobs, chunksize=8), total=len(jobs), desc="drawing", unit=" images"):
                 pass
-        write_words(partial, dict(zip(WNIDS, CLASSES, strict=True)))
 
 
 def lay_out_elpv(out: Path, seed: int = 0) -> None:
@@ -350,13 +334,12 @@ def lay_out_elpv(out: Path, seed: int = 0) -> None:
     data = Path(package.origin).parent / "data"
     rows = [line.split() for line in (data / "labels.csv").read_text().splitlines()]  # path, defect probability, class
     rng = np.random.default_rng(seed)
-    with whole_or_nothing(out, list(ELPV_WORDS)) as partial:
+    with new_folder(out, ELPV_WORDS) as partial:
         for name in ELPV_WORDS:
             paths = rng.permutation([path for path, _, kind in rows if kind == name])
             for index, path in enumerate(paths):
                 split = "val" if index < len(paths) // 4 else "train"
                 shutil.copyfile(data / path, partial / split / name / Path(path).name)
-        write_words(partial, ELPV_WORDS)
     print(f"{len(rows)} photographs from {ELPV_PACKAGE}, licence CC BY-NC-SA 4.0: not for commercial use")
 
 

@@ -1,0 +1,66 @@
+"""One training step and one evaluation pass: channels-last, autocast, compiled where that pays."""
+
+import shutil
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from alexnet.metrics import classification_metrics
+from alexnet.model import AlexNet
+from alexnet.recipes import Recipe
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """bf16 where the recipe, or on "auto" the device, wants it."""
+    enabled = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+class TrainStep:
+    """Forward, backward and update. Gives the loss as a tensor on the device: nothing waits for the GPU."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, device: torch.device) -> None:
+        self._model, self._optimizer, self._recipe, self._device = model, optimizer, recipe, device
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """``images`` N,3,224,224 channels-last, ``labels`` N int64; the mean loss, a scalar."""
+        with autocast(self._recipe.precision, self._device):
+            logits = self._model(images)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self._recipe.label_smoothing)
+        loss.backward()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return loss.detach()
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, batches: Iterable, num_classes: int, device: torch.device, precision: str = "auto"
+) -> dict[str, float]:
+    """Metrics over batches of images, labels and the number of leading rows that count; ``samples`` counts them."""
+    model.eval()
+    metrics = classification_metrics(num_classes, device)
+    samples = 0
+    for images, labels, valid in batches:
+        with autocast(precision, device):
+            logits = model(images)
+        metrics.update(logits[:valid].float(), labels[:valid])
+        samples += valid
+    values = {name: value.item() for name, value in metrics.compute().items()}  # waits for the GPU
+    return values | {"samples": samples}
+
+
+def compile_model(model: AlexNet, wanted: str, device: torch.device) -> nn.Module:
+    """``model`` under torch.compile: ``wanted`` is on, off, or auto, which compiles on a GPU.
+
+    Says so and leaves it eager where the machine has no C compiler for the generated code.
+    """
+    if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
+        return model
+    if not any(shutil.which(compiler) for compiler in ("cc", "gcc", "clang")):
+        print("torch.compile needs a C compiler and none is installed: running eagerly")
+        return model
+    return torch.compile(model, dynamic=False)  # type: ignore[return-value]

@@ -1,0 +1,78 @@
+"""The log of a run: a JSON line per interval and per epoch, and what an interval measures."""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alexnet.errors import AlexNetError
+
+
+class RunLog:
+    """Appends lines to ``log.jsonl``; each is on the disk's way when ``write`` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, kind: str, **values: Any) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps({"kind": kind} | values) + "\n")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; one cut off by a stop is left out."""
+    entries = []
+    for line in path.read_text().splitlines():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            continue
+    return entries
+
+
+class Interval:
+    """Steps between two lines of the log: loss, images a second, share of time spent waiting for data."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.restart()
+
+    def restart(self) -> None:
+        self.steps = self._images = 0
+        self._waited = 0.0
+        self._loss = torch.zeros((), device=self._device)
+        self._start = time.perf_counter()
+
+    def add(self, loss: Tensor, images: int, waited: float) -> None:
+        """One step's loss (on the device), its images, and the seconds until its batch came."""
+        self._loss += loss
+        self.steps, self._images, self._waited = self.steps + 1, self._images + images, self._waited + waited
+
+    def summary(self) -> dict[str, float]:
+        """Means since ``restart``. Waits for the GPU. Raises AlexNetError when the loss is not finite."""
+        loss = self._loss.item() / self.steps
+        seconds = time.perf_counter() - self._start
+        if not torch.isfinite(torch.tensor(loss)):
+            raise AlexNetError(
+                f"the loss became {loss}: lower --learning-rate; last.pt holds the last epoch before it"
+            )
+        return {
+            "loss": round(loss, 5),
+            "images_per_second": round(self._images / seconds, 1),
+            "data_wait": round(self._waited / seconds, 4),
+            "step_ms": round(1000 * seconds / self.steps, 2),
+            "memory_gib": round(peak_memory_bytes(self._device) / 2**30, 3),
+        }
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The GPU's, or on a CPU the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,166 @@
+"""AlexNet in its several forms. All take N,3,224,224 and give N,num_classes logits.
+
+| variant         | source                                                     | parameters (1000 classes) |
+|-----------------|------------------------------------------------------------|---------------------------|
+| paper           | Krizhevsky, Sutskever, Hinton 2012                         | 60,965,224                |
+| one_weird_trick | Krizhevsky 2014 (arXiv:1404.5997), as in torchvision       | 61,100,840                |
+| bn              | one_weird_trick's widths, batch-normalised: learns quickly | 61,110,184                |
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from alexnet.errors import AlexNetError
+
+
+class AlexNet(nn.Module):
+    """``variant`` is a name in ``VARIANTS``; ``dropout`` the share of hidden fully connected outputs dropped.
+
+    Raises AlexNetError for an unknown variant.
+    """
+
+    def __init__(self, variant: str = "paper", num_classes: int = 1000, dropout: float = 0.5) -> None:
+        super().__init__()
+        if variant not in VARIANTS:
+            raise AlexNetError(f"no variant {variant!r}, only {', '.join(VARIANTS)}")
+        self.variant, self.num_classes = variant, num_classes
+        self.features, self.classifier = VARIANTS[variant](num_classes, dropout)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.features(images)  # N,256,6,6
+        return self.classifier(maps.flatten(1))  # N,num_classes
+
+    def convolutions(self) -> dict[str, nn.Conv2d]:
+        """conv1 to conv5, by name, in order."""
+        found = [module for module in self.features if isinstance(module, nn.Conv2d)]
+        return {f"conv{i}": module for i, module in enumerate(found, start=1)}
+
+
+def paper(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn.Sequential]:
+    """Sections 3.1 to 3.5 and figure 2: groups where the two GPUs did not talk, normalisation, overlapping pooling.
+
+    A padding of 2 in conv1 gives the 55 x 55 that figure 2 implies for 224 x 224 images. The paper's normalisation
+    (section 3.3) does not divide alpha by n, torch's does: 1e-4 becomes 5e-4.
+    """
+    features = nn.Sequential(  # N,3,224,224
+        nn.Conv2d(3, 96, 11, stride=4, padding=2),  # N,96,55,55
+        nn.ReLU(inplace=True),
+        nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2),
+        nn.MaxPool2d(3, stride=2),  # N,96,27,27
+        nn.Conv2d(96, 256, 5, padding=2, groups=2),  # N,256,27,27
+        nn.ReLU(inplace=True),
+        nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2),
+        nn.MaxPool2d(3, stride=2),  # N,256,13,13
+        nn.Conv2d(256, 384, 3, padding=1),  # N,384,13,13
+        nn.ReLU(inplace=True),
+        nn.Conv2d(384, 384, 3, padding=1, groups=2),  # N,384,13,13
+        nn.ReLU(inplace=True),
+        nn.Conv2d(384, 256, 3, padding=1, groups=2),  # N,256,13,13
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, stride=2),  # N,256,6,6
+    )
+    classifier = nn.Sequential(  # N,9216
+        nn.Linear(9216, 4096),  # N,4096
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(4096, 4096),  # N,4096
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(4096, num_classes),  # N,num_classes
+    )
+    _initialise_as_paper(features, classifier)
+    return features, classifier
+
+
+def _initialise_as_paper(features: nn.Sequential, classifier: nn.Sequential) -> None:
+    """Section 5: weights N(0, 0.01); biases 1 in conv2, conv4, conv5 and the hidden fully connected layers, else 0."""
+    convolutions = [module for module in features if isinstance(module, nn.Conv2d)]
+    linears = [module for module in classifier if isinstance(module, nn.Linear)]
+    with_ones = {convolutions[1], convolutions[3], convolutions[4], linears[0], linears[1]}
+    for layer in (*convolutions, *linears):
+        assert layer.bias is not None
+        nn.init.normal_(layer.weight, std=0.01)
+        nn.init.constant_(layer.bias, 1.0 if layer in with_ones else 0.0)
+
+
+def one_weird_trick(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn.Sequential]:
+    """One tower without groups or normalisation. Layers are numbered as in torchvision, whose state dict it takes."""
+    features = nn.Sequential(  # N,3,224,224
+        nn.Conv2d(3, 64, 11, stride=4, padding=2),  # N,64,55,55
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, stride=2),  # N,64,27,27
+        nn.Conv2d(64, 192, 5, padding=2),  # N,192,27,27
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, stride=2),  # N,192,13,13
+        nn.Conv2d(192, 384, 3, padding=1),  # N,384,13,13
+        nn.ReLU(inplace=True),
+        nn.Conv2d(384, 256, 3, padding=1),  # N,256,13,13
+        nn.ReLU(inplace=True),
+        nn.Conv2d(256, 256, 3, padding=1),  # N,256,13,13
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, stride=2),  # N,256,6,6
+    )
+    classifier = nn.Sequential(  # N,9216
+        nn.Dropout(dropout),
+        nn.Linear(9216, 4096),  # N,4096
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(4096, 4096),  # N,4096
+        nn.ReLU(inplace=True),
+        nn.Linear(4096, num_classes),  # N,num_classes
+    )
+    return features, classifier
+
+
+def bn(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn.Sequential]:
+    """Batch normalisation (Ioffe, Szegedy 2015) before each ReLU; it makes the biases before it superfluous."""
+    features = nn.Sequential(  # N,3,224,224
+        nn.Conv2d(3, 64, 11, stride=4, padding=2, bias=False),  # N,64,55,55
+        nn.BatchNorm2d(64),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, stride=2),  # N,64,27,27
+        nn.Conv2d(64, 192, 5, padding=2, bias=False),  # N,192,27,27
+        nn.BatchNorm2d(192),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, stride=2),  # N,192,13,13
+        nn.Conv2d(192, 384, 3, padding=1, bias=False),  # N,384,13,13
+        nn.BatchNorm2d(384),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(384, 256, 3, padding=1, bias=False),  # N,256,13,13
+        nn.BatchNorm2d(256),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(256, 256, 3, padding=1, bias=False),  # N,256,13,13
+        nn.BatchNorm2d(256),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, stride=2),  # N,256,6,6
+    )
+    classifier = nn.Sequential(  # N,9216
+        nn.Linear(9216, 4096, bias=False),  # N,4096
+        nn.BatchNorm1d(4096),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(4096, 4096, bias=False),  # N,4096
+        nn.BatchNorm1d(4096),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(4096, num_classes),  # N,num_classes
+    )
+    return features, classifier
+
+
+VARIANTS: dict[str, Callable[[int, float], tuple[nn.Sequential, nn.Sequential]]] = {
+    "paper": paper,
+    "one_weird_trick": one_weird_trick,
+    "bn": bn,
+}
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def example_images(batch_size: int, device: torch.device) -> Tensor:
+    """Zeros of the shape and layout that the network is fed: N,3,224,224, channels-last."""
+    return torch.zeros(batch_size, 3, 224, 224, device=device).contiguous(memory_format=torch.channels_last)
