@@ -61,7 +61,9 @@ class Options:
     """Steps between two lines of log.jsonl."""
 
     def __post_init__(self) -> None:
-        require(self.settings.augment in AUGMENTS, f"--augment is {self.settings.augment!r}, known: {', '.join(AUGMENTS)}")
+        require(
+            self.settings.augment in AUGMENTS, f"--augment is {self.settings.augment!r}, known: {', '.join(AUGMENTS)}"
+        )
         require(self.log_steps >= 1, f"--log-steps is {self.log_steps}, it starts at 1")
         require(0 <= self.seed < 2**32, f"--seed is {self.seed}, it goes from 0 to 4294967295")
         require(not (self.resume and self.overwrite), "--resume and --overwrite exclude each other")
@@ -201,7 +203,7 @@ def call(script: str, *arguments: str) -> None:
 
 def defaults(arguments: list[str]) -> Options:
     """What the command line starts from: the named recipe, or on --resume the run's own configuration."""
-    chosen = {name: value for name, value in zip(arguments, [*arguments[1:], ""], strict=True)}
+    chosen = dict(zip(arguments, [*arguments[1:], ""], strict=True))
     chosen |= dict(argument.split("=", 1) for argument in arguments if argument.startswith("--") and "=" in argument)
     if "--resume" in arguments:
         return resumed_options(Path(chosen.get("--out", "runs/demo")))

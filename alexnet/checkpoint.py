@@ -53,7 +53,9 @@ def check_classes(state: dict[str, Any], path: Path, wnids: list[str], data: Pat
     """Raises AlexNetError unless the checkpoint was trained on the classes of the data."""
     trained = [wnid for wnid, _ in state["classes"]]
     if len(trained) != len(wnids):
-        raise AlexNetError(f"{path} knows {len(trained)} classes and {data} has {len(wnids)}: name the data it learned from")
+        raise AlexNetError(
+            f"{path} knows {len(trained)} classes and {data} has {len(wnids)}: name the data it learned from"
+        )
     for i, (here, there) in enumerate(zip(trained, wnids, strict=True)):
         if here != there:
             raise AlexNetError(f"{path} knows class {i} as {here}, and {data} has {there} there")

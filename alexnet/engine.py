@@ -22,7 +22,9 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
 class TrainStep:
     """Forward, backward and update. Gives the loss as a tensor on the device: nothing waits for the GPU."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, device: torch.device
+    ) -> None:
         self._model, self._optimizer, self._recipe, self._device = model, optimizer, recipe, device
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:

@@ -58,9 +58,7 @@ class Interval:
         loss = self._loss.item() / self.steps
         seconds = time.perf_counter() - self._start
         if not torch.isfinite(torch.tensor(loss)):
-            raise AlexNetError(
-                f"the loss became {loss}: lower --learning-rate; last.pt holds the last epoch before it"
-            )
+            raise AlexNetError(f"the loss became {loss}: lower --learning-rate; last.pt holds the last epoch before it")
         return {
             "loss": round(loss, 5),
             "images_per_second": round(self._images / seconds, 1),

@@ -1,5 +1,7 @@
 """Top-1, top-5, and macro precision, recall and F1, through torchmetrics."""
 
+from typing import Any
+
 import torch
 from torchmetrics import MetricCollection
 from torchmetrics.classification import (
@@ -16,7 +18,7 @@ def classification_metrics(num_classes: int, device: torch.device) -> MetricColl
     No argument is validated on update: that would make the host wait for the GPU.
     """
     top5 = min(5, num_classes)
-    shared = {"num_classes": num_classes, "validate_args": False}
+    shared: dict[str, Any] = {"num_classes": num_classes, "validate_args": False}
     return MetricCollection(
         {
             "top1": MulticlassAccuracy(average="micro", **shared),

@@ -79,7 +79,8 @@ def _initialise_as_paper(features: nn.Sequential, classifier: nn.Sequential) -> 
     convolutions = [module for module in features if isinstance(module, nn.Conv2d)]
     linears = [module for module in classifier if isinstance(module, nn.Linear)]
     with_ones = {convolutions[1], convolutions[3], convolutions[4], linears[0], linears[1]}
-    for layer in (*convolutions, *linears):
+    layers: list[nn.Conv2d | nn.Linear] = [*convolutions, *linears]
+    for layer in layers:
         assert layer.bias is not None
         nn.init.normal_(layer.weight, std=0.01)
         nn.init.constant_(layer.bias, 1.0 if layer in with_ones else 0.0)
@@ -115,7 +116,7 @@ def one_weird_trick(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn
 
 
 def bn(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn.Sequential]:
-    """Batch normalisation (Ioffe, Szegedy 2015) before each ReLU; it makes the biases before it superfluous."""
+    """Batch normalisation (Ioffe, Szegedy 2015) after each convolution, whose bias it makes superfluous."""
     features = nn.Sequential(  # N,3,224,224
         nn.Conv2d(3, 64, 11, stride=4, padding=2, bias=False),  # N,64,55,55
         nn.BatchNorm2d(64),
@@ -137,12 +138,10 @@ def bn(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn.Sequential]:
         nn.MaxPool2d(3, stride=2),  # N,256,6,6
     )
     classifier = nn.Sequential(  # N,9216
-        nn.Linear(9216, 4096, bias=False),  # N,4096
-        nn.BatchNorm1d(4096),
+        nn.Linear(9216, 4096),  # N,4096
         nn.ReLU(inplace=True),
         nn.Dropout(dropout),
-        nn.Linear(4096, 4096, bias=False),  # N,4096
-        nn.BatchNorm1d(4096),
+        nn.Linear(4096, 4096),  # N,4096
         nn.ReLU(inplace=True),
         nn.Dropout(dropout),
         nn.Linear(4096, num_classes),  # N,num_classes

@@ -4,4 +4,14 @@ from pipelines.augment import AUGMENTS, Augment
 from pipelines.loader import BACKENDS, Batch, Loader, open_loader
 from pipelines.shards import DataError, Manifest, load_manifest
 
-__all__ = ["AUGMENTS", "BACKENDS", "Augment", "Batch", "DataError", "Loader", "Manifest", "load_manifest", "open_loader"]
+__all__ = [
+    "AUGMENTS",
+    "BACKENDS",
+    "Augment",
+    "Batch",
+    "DataError",
+    "Loader",
+    "Manifest",
+    "load_manifest",
+    "open_loader",
+]

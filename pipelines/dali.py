@@ -4,7 +4,8 @@ https://docs.nvidia.com/deeplearning/dali/user-guide/docs/
 """
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -76,7 +77,7 @@ class DaliBatches:
         """The position after the last batch given out."""
         return self._pipeline.checkpoint()
 
-    def _call(self, step):
+    def _call(self, step: Callable[[], Any]) -> Any:
         try:
             return step()
         except RuntimeError as error:
@@ -108,11 +109,13 @@ def _graph(manifest: Manifest, split: str, augment: Augment, plan: Plan, gpu: bo
         pad_last_batch=True,
         name="reader",
     )
-    if gpu:
-        padding = {"device_memory_padding": DECODER_PADDING, "host_memory_padding": DECODER_PADDING}
-        images = fn.decoders.image(jpegs, device="mixed", output_type=types.RGB, **padding)  # H,W,3
-    else:
-        images = fn.decoders.image(jpegs, device="cpu", output_type=types.RGB)
+    images = fn.decoders.image(  # H,W,3
+        jpegs,
+        device="mixed" if gpu else "cpu",
+        output_type=types.RGB,
+        device_memory_padding=DECODER_PADDING if gpu else None,
+        host_memory_padding=DECODER_PADDING if gpu else None,
+    )
     mean, std = augment.mean_and_std(manifest.statistics)
     random_crop = augment.crop == "random"
     images = fn.crop_mirror_normalize(  # size,size,3

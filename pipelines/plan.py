@@ -1,5 +1,6 @@
 """How the samples of a split fall into batches, over ranks: numbers only."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -21,7 +22,7 @@ class Plan:
     @property
     def padded_batches(self) -> int:
         """Batches that hold the largest rank's samples; every rank makes as many."""
-        return -(-(-(-self.samples // self.world_size)) // self.batch_size)
+        return math.ceil(math.ceil(self.samples / self.world_size) / self.batch_size)
 
     @property
     def batches(self) -> int:

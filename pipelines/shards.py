@@ -60,10 +60,10 @@ class Statistics:
     ``mean_image`` names the file with the per-pixel mean (size,size,3 float32).
     """
 
-    mean_rgb: tuple[float, float, float]
-    std_rgb: tuple[float, float, float]
-    eigenvalues: tuple[float, float, float]
-    eigenvectors: tuple[tuple[float, float, float], ...]
+    mean_rgb: tuple[float, ...]
+    std_rgb: tuple[float, ...]
+    eigenvalues: tuple[float, ...]
+    eigenvectors: tuple[tuple[float, ...], ...]
     mean_image: str | None
 
 

@@ -8,7 +8,6 @@ decoded is listed in OUT/manifest.json under "quarantined", and the run goes on.
 stop continues where it was; the same source, options and seed give the same bytes whatever the number of workers.
 """
 
-import dataclasses
 import fcntl
 import hashlib
 import json
@@ -23,6 +22,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -125,8 +125,12 @@ def claim(out: Path, plan: dict) -> Iterator[None]:
             write_atomically(path, json.dumps(plan).encode())
         earlier = json.loads(path.read_bytes())
         if earlier != plan:
-            names = ", ".join(f"{key} was {earlier.get(key)}, is {plan[key]}" for key in plan if earlier.get(key) != plan[key])
-            raise DataError(f"{out} is unfinished with another plan ({names}): give the same options, or delete it first")
+            names = ", ".join(
+                f"{key} was {earlier.get(key)}, is {plan[key]}" for key in plan if earlier.get(key) != plan[key]
+            )
+            raise DataError(
+                f"{out} is unfinished with another plan ({names}): give the same options, or delete it first"
+            )
         yield
 
 
@@ -153,7 +157,10 @@ def write_shards(todo: list[ShardTask], tasks: list[ShardTask], workers: int) ->
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _start_worker(counter) -> None:
+_counter: Any = None  # in a worker process: images done by all workers
+
+
+def _start_worker(counter: Any) -> None:
     global _counter
     _counter = counter
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker without a traceback
@@ -196,7 +203,7 @@ def finish(options: Options, image: ImageFormat, source: Source, tasks: list[Sha
 
 
 def summarise(tasks: list[ShardTask], size: int) -> tuple[Statistics, np.ndarray]:
-    """Statistics of the first split (train) and its mean image (size,size,3 float32), exact before the last rounding."""
+    """Statistics of the first split (train) and its mean image, size,size,3 float32; exact but for a last rounding."""
     sums = PixelSums(size)
     for task in tasks:
         with np.load(task.pixels_path, allow_pickle=False) as part:

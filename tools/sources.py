@@ -1,4 +1,4 @@
-"""Where images come from: SOURCE/train/<wnid>/*.JPEG and SOURCE/val/<wnid>/*.JPEG, ImageNet's layout and Imagenette's."""
+"""Where images come from: SOURCE/{train,val}/<wnid>/*.JPEG, the layout of ImageNet and of Imagenette."""
 
 import hashlib
 import re

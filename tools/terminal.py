@@ -6,7 +6,7 @@
 import errno
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
@@ -29,7 +29,9 @@ def run(
     kinds whose message is for the person at the terminal.
     """
     try:
-        chosen = tyro.cli(options, description=description, default=default, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+        start: dict[str, Any] = {} if default is None else {"default": default}
+        no_pairs = (tyro.conf.FlagCreatePairsOff,)  # --resume without a --no-resume
+        chosen = tyro.cli(options, description=description, args=arguments, config=no_pairs, **start)
     except ValueError as error:
         fail(f"{error}. Try --help.", code=2)
     try:

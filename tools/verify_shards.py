@@ -19,7 +19,9 @@ def verify(folder: Path, workers: int) -> None:
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     arguments = [(folder / shard.path, shard, manifest) for shard in shards]
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        found = list(tqdm(pool.map(_problem, *zip(*arguments, strict=True)), total=len(shards), unit=" shards", desc="verify"))
+        found = list(
+            tqdm(pool.map(_problem, *zip(*arguments, strict=True)), total=len(shards), unit=" shards", desc="verify")
+        )
     problems = [f"{folder / shard.path}: {problem}" for shard, problem in zip(shards, found, strict=True) if problem]
     if problems:
         raise DataError("\n  ".join([f"{len(problems)} of {len(shards)} shards are wrong: shard again", *problems]))

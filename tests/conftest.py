@@ -1,0 +1,65 @@
+"""Small data made once a session, and commands run as a person would."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tools import make_demo, shard_imagenet
+
+ROOT = Path(__file__).parents[1]
+NUMBERED_IMAGES = 101
+
+
+@pytest.fixture(scope="session")
+def demo_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo, smaller: 400 train and 203 val images."""
+    out = tmp_path_factory.mktemp("demo") / "images"
+    make_demo.make_demo(out, train=400, val=203)
+    return out
+
+
+@pytest.fixture(scope="session")
+def demo_shards(demo_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shard(demo_images, tmp_path_factory.mktemp("demo") / "shards", shard_mb=2)
+
+
+@pytest.fixture(scope="session")
+def numbered_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each image is the only one of its class, so that its label tells which one it is."""
+    folder = tmp_path_factory.mktemp("numbered") / "images"
+    for number in range(NUMBERED_IMAGES):
+        for split in ("train", "val"):
+            path = folder / split / f"c{number:03d}" / f"{split}_{number}.png"
+            path.parent.mkdir(parents=True)
+            Image.linear_gradient("L").rotate(number).resize((48, 40)).save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def numbered_shards(numbered_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shard(numbered_images, tmp_path_factory.mktemp("numbered") / "shards", shard_mb=0.5)
+
+
+def shard(source: Path, out: Path, **options) -> Path:
+    shard_imagenet.main(shard_imagenet.Options(source, out, **options))
+    return out
+
+
+def command(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run ``python ARGUMENTS`` and wait for it."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    line = [sys.executable, *map(str, arguments)]
+    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900)
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], *words: str, code: int = 1) -> None:
+    """The command ended with ``code`` and one message with these words in it, and no traceback."""
+    assert done.returncode == code, (done.returncode, done.stderr[-2000:])
+    assert "Traceback" not in done.stderr, done.stderr
+    message = done.stderr.replace("\n", " ")
+    for word in words:
+        assert word in message, done.stderr
