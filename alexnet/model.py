@@ -4,7 +4,7 @@
 |-----------------|------------------------------------------------------------|---------------------------|
 | paper           | Krizhevsky, Sutskever, Hinton 2012                         | 60,965,224                |
 | one_weird_trick | Krizhevsky 2014 (arXiv:1404.5997), as in torchvision       | 61,100,840                |
-| bn              | one_weird_trick's widths, batch-normalised: learns quickly | 61,110,184                |
+| bn              | one_weird_trick with batch normalisation: learns quickly   | 61,101,992                |
 """
 
 from collections.abc import Callable

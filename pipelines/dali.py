@@ -96,7 +96,7 @@ def _graph(manifest: Manifest, split: str, augment: Augment, plan: Plan, gpu: bo
     from nvidia.dali import fn, types
 
     paths = [str(manifest.folder / shard.path) for shard in manifest.split(split).shards]
-    jpegs, digits = fn.readers.webdataset(
+    jpegs, digits = fn.readers.webdataset(  # type: ignore[misc]
         paths=paths,
         index_paths=[path.removesuffix("tar") + "idx" for path in paths],
         ext=["jpg", "cls"],

@@ -1,0 +1,261 @@
+"""The real trainer on real shards, small: what it writes, how it goes on, and what it refuses."""
+
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sklearn.metrics
+import torch
+
+from alexnet import RECIPES, AlexNet, AlexNetError, checkpoint
+from alexnet.engine import TrainStep, compile_model, evaluate
+from alexnet.log import Interval, read_log
+from alexnet.metrics import classification_metrics
+from alexnet.optim import PLATEAU_EPOCHS, Schedule, make_optimizer
+from pipelines import open_loader
+from pipelines.images import read_file
+from pipelines.preprocess import Preparation
+from tests.conftest import NUMBERED_IMAGES, ROOT, assert_refused, command
+from tools.sources import find_images
+
+CPU = torch.device("cpu")
+QUICK = ("--batch-size", "50", "--epochs", "2", "--learning-rate", "0.005", "--log-steps", "1")
+
+
+@pytest.fixture(scope="module")
+def trained(numbered_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs of two steps."""
+    out = tmp_path_factory.mktemp("runs") / "two"
+    done = command("train.py", "--data", numbered_shards, "--out", out, *QUICK)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_a_run_writes_its_files(trained: Path) -> None:
+    files = {path.name for path in trained.iterdir()}
+    assert files >= {"config.json", "env.json", "log.jsonl", "last.pt", "best.pt"}
+    assert not [name for name in files if name.endswith(".tmp")]
+    entries = read_log(trained / "log.jsonl")
+    steps = [entry for entry in entries if entry["kind"] == "step"]
+    assert [entry["step"] for entry in steps] == [1, 2, 3, 4]
+    for entry in steps:
+        assert {"loss", "images_per_second", "data_wait", "step_ms", "memory_gib"} <= set(entry)
+        assert 0 <= entry["data_wait"] <= 1 and entry["images_per_second"] > 0 and math.isfinite(entry["loss"])
+    assert [entry["samples"] for entry in entries if entry["kind"] == "epoch"] == [NUMBERED_IMAGES] * 2
+    assert json.loads((trained / "config.json").read_text())["settings"]["epochs"] == 2
+    assert json.loads((trained / "env.json").read_text())["packages"]["torch"] == torch.__version__
+
+
+def test_a_run_killed_and_resumed_ends_as_the_uninterrupted_one(
+    numbered_shards: Path, trained: Path, tmp_path: Path
+) -> None:
+    """Killed in its second epoch: weights, momentum and place in the data come back from last.pt."""
+    out = tmp_path / "killed"
+    line = [sys.executable, "train.py", "--data", numbered_shards, "--out", out, *QUICK]
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (out / "last.pt").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = command("train.py", "--out", out, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "after epoch 1" in done.stdout
+    resumed, uninterrupted = (checkpoint.load(folder / "last.pt") for folder in (out, trained))
+    assert resumed["epoch"] == 2
+    for name, weights in uninterrupted["model"].items():
+        torch.testing.assert_close(resumed["model"][name], weights, rtol=0, atol=1e-6, msg=name)
+
+
+def test_a_checkpoint_loads_into_plain_torch(trained: Path) -> None:
+    state = torch.load(trained / "last.pt", weights_only=True)
+    AlexNet("bn", NUMBERED_IMAGES).load_state_dict(state["model"])
+
+
+def test_evaluate_visualize_and_predict_work_on_a_run(
+    trained: Path, numbered_shards: Path, demo_images: Path, tmp_path: Path
+) -> None:
+    done = command("tools/evaluate.py", trained / "best.pt", "--data", numbered_shards)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert metrics["samples"] == NUMBERED_IMAGES
+    logged = max(e["top1"] for e in read_log(trained / "log.jsonl") if e["kind"] == "epoch")
+    assert metrics["top1"] == pytest.approx(logged, abs=1e-6), "best.pt is the best epoch"
+
+    done = command("tools/visualize.py", trained / "best.pt", "--data", numbered_shards)
+    assert done.returncode == 0, done.stderr
+    for name in ("filters", "activations", "curves"):
+        assert (trained / "pictures" / f"{name}.png").stat().st_size > 10_000
+
+    picture, broken = next((demo_images / "val").rglob("*.JPEG")), tmp_path / "broken.jpg"
+    broken.write_text("not a picture")
+    done = command("tools/predict.py", trained / "best.pt", picture, broken)
+    assert_refused(done, f"{broken}: it is not an image", "1 of 2 pictures")
+    lines = done.stdout.splitlines()
+    assert lines[0] == str(picture) and len(lines) == 6, "the good one is answered all the same"
+    probabilities = [float(line.split()[0]) for line in lines[1:]]
+    assert probabilities == sorted(probabilities, reverse=True) and 0 < sum(probabilities) <= 100.1
+
+
+def test_predict_prepares_a_picture_as_the_loader_does(demo_shards: Path, demo_images: Path) -> None:
+    loader = open_loader(demo_shards, "val", 8, "crop_flip")
+    preparation = Preparation("crop_flip", 256, vars(loader.manifest.statistics))
+    images = next(iter(loader)).images
+    for sample, image in zip(find_images(demo_images, ("val",), 0).splits["val"], images, strict=False):
+        ours = preparation.tensor(preparation.view(read_file(demo_images / sample.source).image))
+        assert (ours - image).abs().mean() < 0.1, "of a deviation: what JPEG at quality 90 loses"
+
+
+def test_an_evaluation_of_203_images_in_batches_of_64_counts_203(demo_shards: Path) -> None:
+    torch.manual_seed(0)
+    model = AlexNet("one_weird_trick", 10)
+    loader = open_loader(demo_shards, "val", 64)
+    metrics = evaluate(model, loader, 10, CPU)
+    assert metrics["samples"] == 203
+    with torch.inference_mode():
+        predicted = torch.cat([model(batch.images)[: batch.valid].argmax(1) for batch in loader])
+    labels = torch.cat([batch.labels[: batch.valid] for batch in loader])
+    assert metrics["top1"] == pytest.approx((predicted == labels).double().mean().item(), abs=1e-6)
+
+
+def test_metrics_agree_with_scikit_learn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(997, 12, generator=generator)
+    labels = torch.randint(11, (997,), generator=generator)  # the last class never occurs
+    logits[torch.arange(997), labels] += 1
+    metrics = classification_metrics(12, CPU)
+    for part in range(0, 997, 100):
+        metrics.update(logits[part : part + 100], labels[part : part + 100])
+    found = {name: value.item() for name, value in metrics.compute().items()}
+    predicted, true = logits.argmax(1).numpy(), labels.numpy()
+    precision, recall, f1, _ = sklearn.metrics.precision_recall_fscore_support(
+        true, predicted, average="macro", zero_division=0
+    )
+    expected = {
+        "top1": sklearn.metrics.accuracy_score(true, predicted),
+        "top5": sklearn.metrics.top_k_accuracy_score(true, logits.numpy(), k=5, labels=range(12)),
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
+    }
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_step_is_torchs_sgd_on_the_mean_cross_entropy() -> None:
+    torch.manual_seed(0)
+    model, reference = AlexNet("one_weird_trick", 3, dropout=0), AlexNet("one_weird_trick", 3, dropout=0)
+    reference.load_state_dict(model.state_dict())
+    recipe = RECIPES["demo"]
+    step = TrainStep(model, make_optimizer(model, recipe), recipe, CPU)
+    optimizer = torch.optim.SGD(reference.parameters(), recipe.learning_rate, 0.9, weight_decay=5e-4)
+    images, labels = torch.randn(4, 3, 224, 224), torch.tensor([0, 1, 2, 1])
+    for _ in range(3):
+        loss = torch.nn.functional.cross_entropy(reference(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert step(images, labels).item() == pytest.approx(loss.item(), abs=1e-4)
+
+
+def test_the_paper_net_learns() -> None:
+    """Eight images by heart in 40 steps, on the 0..255 scale its initial weights expect."""
+    torch.manual_seed(0)
+    recipe = RECIPES["paper"]
+    model = AlexNet("paper", 4, dropout=0)
+    step = TrainStep(model, make_optimizer(model, recipe), recipe, CPU)
+    images, labels = torch.randn(8, 3, 224, 224) * 60, torch.arange(8) % 4
+    images += torch.randn(8, 3, 1, 1) * 60
+    losses = [step(images, labels).item() for _ in range(40)]
+    assert losses[-1] < 0.5 * losses[0], losses
+
+
+def test_the_cosine_schedule_warms_up_and_ends_at_zero() -> None:
+    recipe = RECIPES["demo"]
+    schedule = Schedule(recipe, steps_per_epoch=100)
+    rates = [schedule.rate(step) for step in range(100 * recipe.epochs)]
+    assert rates[0] < 0.05 * recipe.learning_rate
+    assert max(rates) == pytest.approx(recipe.learning_rate, rel=0.02)
+    assert rates.index(max(rates)) == pytest.approx(100 * recipe.warmup_epochs, abs=2)
+    assert rates[-1] < 1e-3 * recipe.learning_rate
+
+
+def test_the_plateau_schedule_drops_three_times_and_survives_a_resume() -> None:
+    schedule = Schedule(RECIPES["paper"], steps_per_epoch=10)
+    schedule.observe(0.5)
+    for expected in (0.001, 0.0001, 0.00001, 0.00001):
+        for _ in range(PLATEAU_EPOCHS):
+            resumed = Schedule(RECIPES["paper"], steps_per_epoch=10)
+            resumed.load_state_dict(schedule.state_dict())
+            schedule = resumed
+            schedule.observe(0.5)
+        assert schedule.rate(500) == pytest.approx(expected)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_so() -> None:
+    interval = Interval(CPU)
+    interval.add(torch.tensor(math.nan), 1, 0.0)
+    with pytest.raises(AlexNetError, match="loss became nan: lower --learning-rate"):
+        interval.summary()
+
+
+def test_torch_compile_without_a_compiler_says_so_and_runs_eagerly(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("PATH", "")
+    model = AlexNet("paper", 2)
+    assert compile_model(model, "on", CPU) is model
+    assert "no C compiler" in capsys.readouterr().out.replace("needs a C compiler and none is installed", "no C compiler")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--epochs", "0"], ["epochs", "0"]),
+        (["--batch-size", "x"], ["--batch-size"]),
+        (["--learning-rate", "-1"], ["learning_rate", "-1"]),
+        (["--recipe", "resnet"], ["--recipe"]),
+        (["--epoch", "3"], ["--epochs"]),
+        (["--augment", "mixup"], ["mixup", "paper", "crop_flip"]),
+        (["--log-steps", "0"], ["--log-steps"]),
+        (["--resume", "--overwrite"], ["--resume", "--overwrite"]),
+    ],
+)
+def test_wrong_command_lines_end_with_2(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    (tmp_path / "run").mkdir()
+    done = command("train.py", "--out", tmp_path / "run", *arguments)
+    if "--resume" in arguments:
+        words = ["no run to resume"]
+    assert_refused(done, *words, code=1 if "--resume" in arguments else 2)
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_what_cannot_be_trained_ends_with_1(trained: Path, numbered_shards: Path, demo_shards: Path, tmp_path: Path) -> None:
+    train = ("train.py", "--data", numbered_shards)
+    assert_refused(command(*train, "--out", trained), "holds a run already", "--resume", "--overwrite")
+    assert_refused(command("train.py", "--data", tmp_path / "none", "--out", tmp_path / "a"), "no shards at")
+    assert_refused(command(*train, "--out", tmp_path / "b", "--batch-size", "500"), "lower the batch size")
+    assert_refused(command("train.py", "--out", tmp_path / "c", "--resume"), "no run to resume")
+    evaluate_there = ("tools/evaluate.py", trained / "best.pt", "--data", demo_shards)
+    assert_refused(command(*evaluate_there), "knows 101 classes", "has 10")
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    (copy / "last.pt").write_bytes((trained / "last.pt").read_bytes()[:100_000])
+    assert_refused(command("train.py", "--out", copy, "--resume"), "last.pt cannot be read as a checkpoint")
+
+
+def test_checkpoints_are_refused_where_they_are_not_what_they_claim(tmp_path: Path) -> None:
+    with pytest.raises(AlexNetError, match=r"no checkpoint .*best\.pt"):
+        checkpoint.load(tmp_path / "best.pt")
+    torch.save({"model": {}}, tmp_path / "other.pt")
+    with pytest.raises(AlexNetError, match=r"no checkpoint of train\.py"):
+        checkpoint.load(tmp_path / "other.pt")
+    torch.save({"format": 1, "code": np.ndarray}, tmp_path / "code.pt")
+    with pytest.raises(AlexNetError, match="cannot be read"):
+        checkpoint.load(tmp_path / "code.pt")
+    checkpoint.save(tmp_path / "short.pt", {"variant": "paper", "classes": [["a", "a"]] * 3, "model": {}})
+    with pytest.raises(AlexNetError, match="does not fit its own description"):
+        checkpoint.load_model(tmp_path / "short.pt", CPU)
