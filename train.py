@@ -183,7 +183,7 @@ def environment(device: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
         "cuda": torch.version.cuda,
-        "packages": versions,
+        "packages": versions | {"torch": torch.__version__},
     }
 
 
@@ -218,7 +218,7 @@ def resumed_options(out: Path) -> Options:
     try:
         kept = json.loads(path.read_bytes())
         kept |= {"settings": Recipe(**kept["settings"]), "data": Path(kept["data"]), "out": out}
-        return Options(**kept | {"resume": True, "overwrite": False})
+        return Options(**kept | {"resume": False, "overwrite": False})  # --resume itself is on the command line
     except (ValueError, TypeError, KeyError) as error:
         fail(f"{path} is damaged: {error}")
         raise  # not reached; fail ends the process

@@ -48,6 +48,13 @@ RECIPES = {
     "paper": Recipe("paper", "paper", epochs=90, batch_size=128, learning_rate=0.01, schedule="plateau"),
     # Ten classes of drawings in minutes on two CPU cores.
     "demo": Recipe(
-        "bn", "crop_flip", epochs=6, batch_size=32, learning_rate=0.02, schedule="cosine", warmup_epochs=0.5
+        "bn",
+        "crop_flip",
+        epochs=5,
+        batch_size=32,
+        learning_rate=0.02,
+        schedule="cosine",
+        warmup_epochs=1.5,
+        dropout=0.2,
     ),
 }

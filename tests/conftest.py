@@ -1,8 +1,11 @@
 """Small data made once a session, and commands run as a person would."""
 
+import io
 import os
+import runpy
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,21 @@ def command(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     line = [sys.executable, *map(str, arguments)]
     return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900)
+
+
+def script(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Like ``command``, in this process: for scripts that import torch, which takes seconds."""
+    line = [str(ROOT / str(arguments[0])), *map(str, arguments[1:])]
+    out, errors = io.StringIO(), io.StringIO()
+    code = 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(errors):
+        patch.setattr(sys, "argv", line)
+        patch.chdir(ROOT)
+        try:
+            runpy.run_path(line[0], run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+    return subprocess.CompletedProcess(line, code, out.getvalue(), errors.getvalue())
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], *words: str, code: int = 1) -> None:

@@ -156,7 +156,9 @@ def marked_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """256 images in which red tells the column and green the row, so that a crop tells where it was taken."""
     folder = tmp_path_factory.mktemp("marked")
     ramp = np.arange(256, dtype=np.uint8)
-    image = np.stack([np.tile(ramp, (256, 1)), np.tile(ramp[:, None], (1, 256)), np.full((256, 256), 128, np.uint8)], -1)
+    image = np.stack(
+        [np.tile(ramp, (256, 1)), np.tile(ramp[:, None], (1, 256)), np.full((256, 256), 128, np.uint8)], -1
+    )
     for split, count in (("train", 256), ("val", 1)):
         for name in ("a", "b"):
             (folder / "in" / split / name).mkdir(parents=True)
@@ -215,7 +217,9 @@ def test_without_dali_the_error_names_the_wheel(demo_shards: Path, monkeypatch: 
         next(iter(loader))
 
 
-def test_an_altered_image_ends_the_epoch_with_an_error_that_says_how_to_find_it(demo_shards: Path, tmp_path: Path) -> None:
+def test_an_altered_image_ends_the_epoch_with_an_error_that_says_how_to_find_it(
+    demo_shards: Path, tmp_path: Path
+) -> None:
     copy = shutil.copytree(demo_shards, tmp_path / "copy")
     tar = copy / "train-000000.tar"
     data = bytearray(tar.read_bytes())
@@ -255,6 +259,8 @@ def test_wrong_arguments_are_refused(demo_shards: Path, arguments: dict, error, 
 
 def test_opening_shards_imports_no_network() -> None:
     """The arrows of the design: pipelines never imports alexnet."""
-    program = "import sys, pipelines.dali, pipelines.synthetic, pipelines.preprocess; sys.exit('alexnet' in sys.modules)"
+    program = (
+        "import sys, pipelines.dali, pipelines.synthetic, pipelines.preprocess; sys.exit('alexnet' in sys.modules)"
+    )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", program], env=environment).returncode == 0

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from alexnet.optim import PLATEAU_EPOCHS, Schedule, make_optimizer
 from pipelines import open_loader
 from pipelines.images import read_file
 from pipelines.preprocess import Preparation
-from tests.conftest import NUMBERED_IMAGES, ROOT, assert_refused, command
+from tests.conftest import NUMBERED_IMAGES, ROOT, assert_refused, script
 from tools.sources import find_images
 
 CPU = torch.device("cpu")
@@ -33,7 +34,7 @@ QUICK = ("--batch-size", "50", "--epochs", "2", "--learning-rate", "0.005", "--l
 def trained(numbered_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs of two steps."""
     out = tmp_path_factory.mktemp("runs") / "two"
-    done = command("train.py", "--data", numbered_shards, "--out", out, *QUICK)
+    done = script("train.py", "--data", numbered_shards, "--out", out, *QUICK)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -65,7 +66,7 @@ def test_a_run_killed_and_resumed_ends_as_the_uninterrupted_one(
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    done = command("train.py", "--out", out, "--resume")
+    done = script("train.py", "--out", out, "--resume")
     assert done.returncode == 0, done.stderr
     assert "after epoch 1" in done.stdout
     resumed, uninterrupted = (checkpoint.load(folder / "last.pt") for folder in (out, trained))
@@ -82,21 +83,21 @@ def test_a_checkpoint_loads_into_plain_torch(trained: Path) -> None:
 def test_evaluate_visualize_and_predict_work_on_a_run(
     trained: Path, numbered_shards: Path, demo_images: Path, tmp_path: Path
 ) -> None:
-    done = command("tools/evaluate.py", trained / "best.pt", "--data", numbered_shards)
+    done = script("tools/evaluate.py", trained / "best.pt", "--data", numbered_shards)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((trained / "metrics.json").read_text())
     assert metrics["samples"] == NUMBERED_IMAGES
     logged = max(e["top1"] for e in read_log(trained / "log.jsonl") if e["kind"] == "epoch")
     assert metrics["top1"] == pytest.approx(logged, abs=1e-6), "best.pt is the best epoch"
 
-    done = command("tools/visualize.py", trained / "best.pt", "--data", numbered_shards)
+    done = script("tools/visualize.py", trained / "best.pt", "--data", numbered_shards)
     assert done.returncode == 0, done.stderr
     for name in ("filters", "activations", "curves"):
         assert (trained / "pictures" / f"{name}.png").stat().st_size > 10_000
 
     picture, broken = next((demo_images / "val").rglob("*.JPEG")), tmp_path / "broken.jpg"
     broken.write_text("not a picture")
-    done = command("tools/predict.py", trained / "best.pt", picture, broken)
+    done = script("tools/predict.py", trained / "best.pt", picture, broken)
     assert_refused(done, f"{broken}: it is not an image", "1 of 2 pictures")
     lines = done.stdout.splitlines()
     assert lines[0] == str(picture) and len(lines) == 6, "the good one is answered all the same"
@@ -167,7 +168,7 @@ def test_the_step_is_torchs_sgd_on_the_mean_cross_entropy() -> None:
 def test_the_paper_net_learns() -> None:
     """Eight images by heart in 40 steps, on the 0..255 scale its initial weights expect."""
     torch.manual_seed(0)
-    recipe = RECIPES["paper"]
+    recipe = replace(RECIPES["paper"], learning_rate=0.001)
     model = AlexNet("paper", 4, dropout=0)
     step = TrainStep(model, make_optimizer(model, recipe), recipe, CPU)
     images, labels = torch.randn(8, 3, 224, 224) * 60, torch.arange(8) % 4
@@ -209,7 +210,7 @@ def test_torch_compile_without_a_compiler_says_so_and_runs_eagerly(monkeypatch, 
     monkeypatch.setenv("PATH", "")
     model = AlexNet("paper", 2)
     assert compile_model(model, "on", CPU) is model
-    assert "no C compiler" in capsys.readouterr().out.replace("needs a C compiler and none is installed", "no C compiler")
+    assert "none is installed: running eagerly" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -227,24 +228,26 @@ def test_torch_compile_without_a_compiler_says_so_and_runs_eagerly(monkeypatch, 
 )
 def test_wrong_command_lines_end_with_2(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
     (tmp_path / "run").mkdir()
-    done = command("train.py", "--out", tmp_path / "run", *arguments)
+    done = script("train.py", "--out", tmp_path / "run", *arguments)
     if "--resume" in arguments:
         words = ["no run to resume"]
     assert_refused(done, *words, code=1 if "--resume" in arguments else 2)
     assert not list((tmp_path / "run").iterdir())
 
 
-def test_what_cannot_be_trained_ends_with_1(trained: Path, numbered_shards: Path, demo_shards: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_trained_ends_with_1(
+    trained: Path, numbered_shards: Path, demo_shards: Path, tmp_path: Path
+) -> None:
     train = ("train.py", "--data", numbered_shards)
-    assert_refused(command(*train, "--out", trained), "holds a run already", "--resume", "--overwrite")
-    assert_refused(command("train.py", "--data", tmp_path / "none", "--out", tmp_path / "a"), "no shards at")
-    assert_refused(command(*train, "--out", tmp_path / "b", "--batch-size", "500"), "lower the batch size")
-    assert_refused(command("train.py", "--out", tmp_path / "c", "--resume"), "no run to resume")
+    assert_refused(script(*train, "--out", trained), "holds a run already", "--resume", "--overwrite")
+    assert_refused(script("train.py", "--data", tmp_path / "none", "--out", tmp_path / "a"), "no shards at")
+    assert_refused(script(*train, "--out", tmp_path / "b", "--batch-size", "500"), "lower the batch size")
+    assert_refused(script("train.py", "--out", tmp_path / "c", "--resume"), "no run to resume")
     evaluate_there = ("tools/evaluate.py", trained / "best.pt", "--data", demo_shards)
-    assert_refused(command(*evaluate_there), "knows 101 classes", "has 10")
+    assert_refused(script(*evaluate_there), "knows 101 classes", "has 10")
     copy = shutil.copytree(trained, tmp_path / "copy")
     (copy / "last.pt").write_bytes((trained / "last.pt").read_bytes()[:100_000])
-    assert_refused(command("train.py", "--out", copy, "--resume"), "last.pt cannot be read as a checkpoint")
+    assert_refused(script("train.py", "--out", copy, "--resume"), "last.pt cannot be read as a checkpoint")
 
 
 def test_checkpoints_are_refused_where_they_are_not_what_they_claim(tmp_path: Path) -> None:
