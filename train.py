@@ -24,7 +24,7 @@ import tyro
 from tqdm import tqdm
 
 from alexnet import RECIPES, AlexNet, AlexNetError, Recipe, checkpoint
-from alexnet.engine import TrainStep, compile_model, evaluate
+from alexnet.engine import TrainStep, compile_model, evaluate, find_device
 from alexnet.log import Interval, RunLog
 from alexnet.optim import Schedule, make_optimizer
 from pipelines import AUGMENTS, DataError, Manifest, open_loader
@@ -52,7 +52,8 @@ class Options:
     overwrite: bool = False
     """Replace an earlier run in the run folder."""
     seed: int = 0
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu or cuda."""
     backend: Backend = "auto"
     """What makes the batches; synthetic: from nowhere, to see how fast the network alone is."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -70,15 +71,16 @@ class Options:
 
 
 def train(options: Options) -> None:
-    recipe, device = options.settings, torch.device(options.device)
+    recipe, device = options.settings, find_device(options.device)
+    check_run_folder(options)
     if options.data == DEMO_SHARDS:
         make_demo_shards()
-    prepare_run_folder(options)
     torch.manual_seed(options.seed)
     shared: dict[str, Any] = {"batch_size": recipe.batch_size, "augment": recipe.augment, "device": device}
     train_loader = open_loader(options.data, "train", **shared, backend=options.backend, seed=options.seed)
     val_loader = open_loader(options.data, "val", **shared, backend=options.backend)
     manifest = train_loader.manifest
+    start_run_folder(options, device)
 
     model = AlexNet(recipe.variant, len(manifest.classes), recipe.dropout)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -154,22 +156,24 @@ def restore(options: Options, model: AlexNet, optimizer, schedule: Schedule, tra
     return state
 
 
-def prepare_run_folder(options: Options) -> None:
-    """Make the run folder and write down what runs in it. Raises AlexNetError where it holds another run."""
-    out = options.out
-    earlier = [out / name for name in RUN_FILES if (out / name).exists()]
-    if earlier and not (options.resume or options.overwrite):
-        raise AlexNetError(f"{out} holds a run already: add --resume to go on, --overwrite, or another --out")
+def check_run_folder(options: Options) -> None:
+    """Raises AlexNetError where the run folder holds another run."""
+    if not (options.resume or options.overwrite) and any((options.out / name).exists() for name in RUN_FILES):
+        raise AlexNetError(f"{options.out} holds a run already: add --resume to go on, --overwrite, or another --out")
+
+
+def start_run_folder(options: Options, device: torch.device) -> None:
+    """Make the run folder and write down what runs in it."""
+    options.out.mkdir(parents=True, exist_ok=True)
     if options.overwrite:
-        for path in earlier:
-            path.unlink()
-    out.mkdir(parents=True, exist_ok=True)
-    config = dataclasses.asdict(options) | {"data": str(options.data), "out": str(out)}
-    write_atomically(out / "config.json", json.dumps(config, indent=1).encode())
-    write_atomically(out / "env.json", json.dumps(environment(options.device), indent=1).encode())
+        for name in RUN_FILES:
+            (options.out / name).unlink(missing_ok=True)
+    config = dataclasses.asdict(options) | {"data": str(options.data), "out": str(options.out)}
+    write_atomically(options.out / "config.json", json.dumps(config, indent=1).encode())
+    write_atomically(options.out / "env.json", json.dumps(environment(device), indent=1).encode())
 
 
-def environment(device: str) -> dict[str, Any]:
+def environment(device: torch.device) -> dict[str, Any]:
     """What is needed to repeat a run."""
     packages = ("torch", "torchvision", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "torchmetrics", "pillow")
     versions = {name: metadata.version(name) for name in packages if any(metadata.distributions(name=name))}
@@ -181,7 +185,7 @@ def environment(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "cuda": torch.version.cuda,
         "packages": versions | {"torch": torch.__version__},
     }

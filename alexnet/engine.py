@@ -8,9 +8,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from alexnet.errors import AlexNetError
 from alexnet.metrics import classification_metrics
 from alexnet.model import AlexNet
 from alexnet.recipes import Recipe
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; auto is a GPU where there is one, else the CPU. Raises AlexNetError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise AlexNetError(f"no device {name!r} here ({str(error).splitlines()[0]}): use auto, cpu or cuda") from error
+    return device
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:

@@ -61,7 +61,14 @@ def paper(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn.Sequentia
         nn.ReLU(inplace=True),
         nn.MaxPool2d(3, stride=2),  # N,256,6,6
     )
-    classifier = nn.Sequential(  # N,9216
+    classifier = fully_connected(num_classes, dropout)
+    _initialise_as_paper(features, classifier)
+    return features, classifier
+
+
+def fully_connected(num_classes: int, dropout: float) -> nn.Sequential:
+    """fc6 to fc8 of the paper; section 4.2: dropout on the outputs of the first two."""
+    return nn.Sequential(  # N,9216
         nn.Linear(9216, 4096),  # N,4096
         nn.ReLU(inplace=True),
         nn.Dropout(dropout),
@@ -70,8 +77,6 @@ def paper(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn.Sequentia
         nn.Dropout(dropout),
         nn.Linear(4096, num_classes),  # N,num_classes
     )
-    _initialise_as_paper(features, classifier)
-    return features, classifier
 
 
 def _initialise_as_paper(features: nn.Sequential, classifier: nn.Sequential) -> None:
@@ -137,16 +142,7 @@ def bn(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn.Sequential]:
         nn.ReLU(inplace=True),
         nn.MaxPool2d(3, stride=2),  # N,256,6,6
     )
-    classifier = nn.Sequential(  # N,9216
-        nn.Linear(9216, 4096),  # N,4096
-        nn.ReLU(inplace=True),
-        nn.Dropout(dropout),
-        nn.Linear(4096, 4096),  # N,4096
-        nn.ReLU(inplace=True),
-        nn.Dropout(dropout),
-        nn.Linear(4096, num_classes),  # N,num_classes
-    )
-    return features, classifier
+    return features, fully_connected(num_classes, dropout)
 
 
 VARIANTS: dict[str, Callable[[int, float], tuple[nn.Sequential, nn.Sequential]]] = {

@@ -14,6 +14,7 @@ import torch
 import torchvision
 import webdataset
 
+from alexnet.engine import find_device
 from benchmarks.timing import interleave, summarise
 from pipelines import AUGMENTS, Loader, load_manifest, open_loader
 from tools.terminal import require
@@ -32,7 +33,8 @@ class LoaderOptions:
     """Batches that each candidate makes in a round."""
     rounds: int = 5
     threads: int = os.cpu_count() or 1
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu or cuda."""
     json: Path | None = None
     """Write the result here too."""
 
@@ -43,22 +45,30 @@ class LoaderOptions:
 
 def run_loader(options: LoaderOptions) -> dict:
     """The settings and a row a candidate."""
+    device = find_device(options.device)
     candidates: dict[str, Callable[[], int]] = {LIMIT: decode_alone(options)}
     for augment in AUGMENTS:
         loader = open_loader(
             options.data,
             batch_size=options.batch_size,
             augment=augment,
-            device=options.device,
+            device=device,
             backend="dali",
             threads=options.threads,
         )
         candidates[f"dali, {augment}"] = make_batches(loader, options)
-    synthetic = open_loader(options.data, batch_size=options.batch_size, device=options.device, backend="synthetic")
+    synthetic = open_loader(options.data, batch_size=options.batch_size, device=device, backend="synthetic")
     candidates["synthetic"] = make_batches(synthetic, options)
     rows = summarise(interleave(candidates, options.rounds), LIMIT)
-    settings = {name: getattr(options, name) for name in ("batch_size", "batches", "rounds", "threads", "device")}
-    return {"benchmark": "loader", "unit": "images/s", "data": str(options.data), **settings, "rows": rows}
+    settings = {name: getattr(options, name) for name in ("batch_size", "batches", "rounds", "threads")}
+    return {
+        "benchmark": "loader",
+        "unit": "images/s",
+        "data": str(options.data),
+        "device": str(device),
+        **settings,
+        "rows": rows,
+    }
 
 
 def make_batches(loader: Loader, options: LoaderOptions) -> Callable[[], int]:

@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 
 from alexnet import RECIPES, VARIANTS, AlexNet
-from alexnet.engine import TrainStep, compile_model
+from alexnet.engine import TrainStep, compile_model, find_device
 from alexnet.optim import make_optimizer
 from benchmarks.timing import interleave, summarise
 from tools.terminal import require
@@ -31,7 +31,8 @@ class StepOptions:
     rounds: int = 5
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu or cuda."""
     json: Path | None = None
     """Write the result here too."""
 
@@ -42,16 +43,14 @@ class StepOptions:
 
 def run_step(options: StepOptions) -> dict:
     """The settings and a row a candidate."""
-    device = torch.device(options.device)
+    device = find_device(options.device)
     candidates = {PEER: train_steps(torchvision.models.alexnet(weights=None), options, device)}
     for variant in VARIANTS:
         model = AlexNet(variant).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         candidates[variant] = train_steps(compile_model(model, options.compile, device), options, device)
     rows = summarise(interleave(candidates, options.rounds), PEER)
-    settings = {
-        name: getattr(options, name) for name in ("batch_size", "steps", "rounds", "precision", "compile", "device")
-    }
-    return {"benchmark": "step", "unit": "images/s", **settings, "rows": rows}
+    settings = {name: getattr(options, name) for name in ("batch_size", "steps", "rounds", "precision", "compile")}
+    return {"benchmark": "step", "unit": "images/s", "device": str(device), **settings, "rows": rows}
 
 
 def train_steps(model: nn.Module, options: StepOptions, device: torch.device) -> Callable[[], int]:

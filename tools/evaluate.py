@@ -10,7 +10,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import tyro
 from tqdm import tqdm
 
@@ -29,7 +28,8 @@ class Options:
     """A shard folder."""
     split: str = "val"
     batch_size: int = 128
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu or cuda."""
     backend: Backend = "auto"
 
     def __post_init__(self) -> None:
@@ -37,7 +37,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    device = torch.device(options.device)
+    device = engine.find_device(options.device)
     model, state = checkpoint.load_model(options.checkpoint, device)
     loader = open_loader(
         options.data,

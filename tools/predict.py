@@ -11,6 +11,7 @@ import torch
 import tyro
 
 from alexnet import AlexNet, AlexNetError, checkpoint
+from alexnet.engine import find_device
 from pipelines import DataError
 from pipelines.images import read_file
 from pipelines.preprocess import Preparation
@@ -23,11 +24,12 @@ class Options:
     """best.pt or last.pt of a run."""
     pictures: tyro.conf.Positional[tuple[Path, ...]]
     """Image files."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu or cuda."""
 
 
 def main(options: Options) -> None:
-    device = torch.device(options.device)
+    device = find_device(options.device)
     model, state = checkpoint.load_model(options.checkpoint, device)
     preparation = Preparation(state["augment"], state["image_size"], state["statistics"])
     unreadable = 0
