@@ -27,7 +27,7 @@ demo: $(ENV)
 	$(PY) tools/evaluate.py runs/demo/best.pt
 
 solar: data/solar/shards/manifest.json
-	$(PY) train.py --data data/solar/shards --out runs/solar --epochs 10 --overwrite
+	$(PY) train.py --data data/solar/shards --out runs/solar --epochs 8 --overwrite
 	$(PY) tools/visualize.py runs/solar/best.pt --data data/solar/shards
 	$(PY) tools/evaluate.py runs/solar/best.pt --data data/solar/shards
 

@@ -28,7 +28,7 @@ from alexnet.engine import TrainStep, compile_model, evaluate, find_device
 from alexnet.log import Interval, RunLog
 from alexnet.optim import Schedule, make_optimizer
 from pipelines import AUGMENTS, DataError, Manifest, open_loader
-from pipelines.loader import Backend
+from pipelines.loader import BackendName
 from pipelines.shards import write_atomically
 from tools.terminal import fail, require, run
 
@@ -54,7 +54,7 @@ class Options:
     seed: int = 0
     device: str = "auto"
     """auto (a GPU where there is one), cpu or cuda."""
-    backend: Backend = "auto"
+    backend: BackendName = "auto"
     """What makes the batches; synthetic: from nowhere, to see how fast the network alone is."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto: on a GPU."""

@@ -13,12 +13,22 @@ FORMAT = 1
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` under a temporary name and rename it: a stop leaves the old file or the new one, whole."""
+    """Write ``state`` under a temporary name and rename it: a stop leaves the old file or the new one, whole.
+
+    Raises AlexNetError when it cannot be written.
+    """
     partial = path.with_name(path.name + ".tmp")
-    with partial.open("wb") as file:
-        torch.save({"format": FORMAT} | state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with partial.open("wb") as file:
+            torch.save({"format": FORMAT} | state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as either
+        partial.unlink(missing_ok=True)
+        raise AlexNetError(
+            f"cannot write {path} ({str(error).splitlines()[0]}): free some space, then go on with --resume; "
+            "what was written before stands"
+        ) from error
     partial.replace(path)
 
 

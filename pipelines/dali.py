@@ -3,8 +3,10 @@
 https://docs.nvidia.com/deeplearning/dali/user-guide/docs/
 """
 
+import importlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,11 +22,22 @@ SHUFFLE_BUFFER = 4096  # samples; the shards themselves are in a global permutat
 DECODER_PADDING = 1 << 22  # bytes of memory set aside for an image, so that a large one does not stall the pipeline
 
 
+def require_dali() -> None:
+    """Raises DataError that names the wheel where DALI is missing."""
+    try:
+        importlib.import_module("nvidia.dali")
+    except ImportError as error:
+        raise DataError(
+            "DALI is not installed: pip install nvidia-dali-cuda130 (nvidia-dali-cuda120 for a CUDA 12 driver; "
+            f"Linux only), or ask for another backend ({error})"
+        ) from error
+
+
 class DaliBatches:
     """An endless run of batches, epoch after epoch; each epoch is padded to whole batches with its last sample.
 
     ``checkpoint`` is what an earlier ``DaliBatches`` with the same arguments gave: the next batch is the one that
-    would have come there. Raises DataError where DALI is missing.
+    would have come there.
     """
 
     def __init__(
@@ -38,13 +51,8 @@ class DaliBatches:
         threads: int | None = None,
         checkpoint: bytes | None = None,
     ) -> None:
-        try:
-            from nvidia.dali import pipeline_def
-        except ImportError as error:
-            raise DataError(
-                "DALI is not installed: pip install nvidia-dali-cuda130 (nvidia-dali-cuda120 for a CUDA 12 driver; "
-                f"Linux only), or ask for another backend ({error})"
-            ) from error
+        from nvidia.dali import pipeline_def
+
         self._folder, self._split, self._classes = manifest.folder, split, len(manifest.classes)
         width = manifest.label_width
         self._place_values = torch.tensor([10**place for place in reversed(range(width))])
@@ -81,13 +89,13 @@ class DaliBatches:
         try:
             return step()
         except RuntimeError as error:
-            said = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+            said = " ".join(str(error).rpartition("encountered:")[2].split())  # what stands before is our own code
             raise DataError(
-                f"reading {self._split} from {self._folder} failed: {_advice(self._folder)}. DALI says: {said[:600]}"
+                f"reading {self._split} from {self._folder} failed: {_advice(self._folder)}. DALI says: {said[:500]}"
             ) from error
 
 
-def _advice(folder) -> str:
+def _advice(folder: Path) -> str:
     return f"python tools/shard_imagenet.py --verify {folder} names the shard and the image"
 
 

@@ -11,6 +11,7 @@ from pipelines.shards import DataError
 
 SUFFIXES = {".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF"}
 MAX_PIXELS = 150_000_000  # the largest image of ImageNet has 26 million
+MAX_FILE_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,7 @@ def square(image: Image.Image, size: int) -> Image.Image:
 
 
 def read_file(path: Path) -> Picture:
-    """``read_picture`` of a file; a DataError names it."""
-    try:
-        return read_picture(path.read_bytes(), path.suffix)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+    """``read_picture`` of a file. Raises DataError with the reason, OSError where it cannot be read."""
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise DataError(f"its {path.stat().st_size} bytes are more than the {MAX_FILE_BYTES} allowed")
+    return read_picture(path.read_bytes(), path.suffix)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
 from pipelines.augment import AUGMENTS, Augment
 from pipelines.plan import Plan
@@ -13,8 +13,8 @@ from pipelines.shards import DataError, Manifest, load_manifest
 if TYPE_CHECKING:
     import torch
 
-BACKENDS = ("auto", "dali", "synthetic")
-Backend = Literal["auto", "dali", "synthetic"]
+BackendName = Literal["auto", "dali", "synthetic"]
+BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 
 
 class Batch(NamedTuple):
@@ -26,15 +26,31 @@ class Batch(NamedTuple):
     valid: int
 
 
+class Backend(Protocol):
+    """What makes batches, without end: each epoch padded to ``Plan.padded_batches``."""
+
+    def next(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images N,3,H,W, channels-last, on the device; labels N int64, on the CPU. Raises DataError."""
+
+    def checkpoint(self) -> bytes:
+        """The position after the last batch given out."""
+
+
 class Loader:
     """One iteration is one epoch; the next one is the next epoch, shuffled anew. Made by ``open_loader``."""
 
-    def __init__(self, manifest: Manifest, plan: Plan, open_backend, device: torch.device) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        plan: Plan,
+        open_backend: Callable[[int, bytes | None], Backend],
+        device: torch.device,
+    ) -> None:
         self.manifest, self.plan, self.device = manifest, plan, device
         self.epoch = 0
         self._open_backend = open_backend  # (epoch, checkpoint) -> the backend's batches, from that epoch on
         self._opened_at = 0
-        self._source: Any = None
+        self._source: Backend | None = None
         self._next_batch = 0
         self._resumed = False
 
@@ -50,13 +66,14 @@ class Loader:
         self._resumed = False
         if self._source is None:
             self._source, self._opened_at = self._open_backend(self.epoch, None), self.epoch
+        source = self._source
         while self._next_batch < self.plan.batches:
-            images, labels = self._source.next()
+            images, labels = source.next()
             valid = self.plan.valid(self._next_batch)
             self._next_batch += 1
             yield Batch(images, labels.to(self.device, non_blocking=True), valid)
         for _ in range(self.plan.padded_batches - self.plan.batches):
-            self._source.next()  # the remainder that training leaves out
+            source.next()  # the remainder that training leaves out
         self.epoch += 1
         self._next_batch = 0
 
@@ -84,7 +101,7 @@ def open_loader(
     batch_size: int = 256,
     augment: str | Augment = "crop_flip",
     device: str | torch.device = "cpu",
-    backend: Backend = "auto",
+    backend: BackendName = "auto",
     rank: int = 0,
     world_size: int = 1,
     seed: int = 0,
@@ -123,14 +140,17 @@ def open_loader(
         )
     device = torch.device(device)
 
-    def open_backend(epoch: int, checkpoint: bytes | None):
-        if backend == "synthetic":
-            from pipelines.synthetic import SyntheticBatches
+    if backend == "synthetic":
+        from pipelines.synthetic import SyntheticBatches
 
-            return SyntheticBatches(manifest, plan, chosen, device, seed)
-        from pipelines.dali import DaliBatches
+        return Loader(manifest, plan, lambda *_: SyntheticBatches(manifest, plan, chosen, device, seed), device)
 
-        seed_there = seed * 65536 + epoch  # the loader left an epoch early and begins the next one with a new pipeline
-        return DaliBatches(manifest, split, plan, chosen, device, seed_there, threads, checkpoint)
+    from pipelines.dali import DaliBatches, require_dali
+
+    require_dali()
+
+    def open_backend(epoch: int, checkpoint: bytes | None) -> Backend:
+        """``epoch`` is 0 but where the one before was left early, and a new pipeline begins."""
+        return DaliBatches(manifest, split, plan, chosen, device, seed * 65536 + epoch, threads, checkpoint)
 
     return Loader(manifest, plan, open_backend, device)

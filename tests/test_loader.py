@@ -212,9 +212,8 @@ def test_augments_have_the_scale_that_they_name(demo_shards: Path) -> None:
 
 def test_without_dali_the_error_names_the_wheel(demo_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    loader = open_loader(demo_shards)
     with pytest.raises(DataError, match="pip install nvidia-dali-cuda130"):
-        next(iter(loader))
+        open_loader(demo_shards)
 
 
 def test_an_altered_image_ends_the_epoch_with_an_error_that_says_how_to_find_it(
@@ -225,7 +224,7 @@ def test_an_altered_image_ends_the_epoch_with_an_error_that_says_how_to_find_it(
     data = bytearray(tar.read_bytes())
     data[512:1024] = bytes(512)
     tar.write_bytes(data)
-    with pytest.raises(DataError, match=r"reading train from .* failed: .*--verify"):
+    with pytest.raises(DataError, match=r"reading train from .* failed: .*--verify .* DALI says: nvImageCodec failure"):
         list(open_loader(copy, "train", 32))
 
 

@@ -250,6 +250,14 @@ def test_what_cannot_be_trained_ends_with_1(
     assert_refused(script("train.py", "--out", copy, "--resume"), "last.pt cannot be read as a checkpoint")
 
 
+def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(small_disk: Path) -> None:
+    checkpoint.save(small_disk / "last.pt", {"epoch": 1})
+    with pytest.raises(AlexNetError, match=r"cannot write .*last\.pt .*free some space"):
+        checkpoint.save(small_disk / "last.pt", {"epoch": 2, "weights": torch.zeros(1_000_000)})
+    assert checkpoint.load(small_disk / "last.pt")["epoch"] == 1
+    assert [path.name for path in small_disk.iterdir()] == ["last.pt"]
+
+
 def test_checkpoints_are_refused_where_they_are_not_what_they_claim(tmp_path: Path) -> None:
     with pytest.raises(AlexNetError, match=r"no checkpoint .*best\.pt"):
         checkpoint.load(tmp_path / "best.pt")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from alexnet import AlexNetError, checkpoint, engine
 from pipelines import DataError, open_loader
-from pipelines.loader import Backend
+from pipelines.loader import BackendName
 from pipelines.shards import write_atomically
 from tools.terminal import require, run
 
@@ -30,7 +30,7 @@ class Options:
     batch_size: int = 128
     device: str = "auto"
     """auto (a GPU where there is one), cpu or cuda."""
-    backend: Backend = "auto"
+    backend: BackendName = "auto"
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, f"--batch-size is {self.batch_size}, it starts at 1")

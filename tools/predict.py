@@ -37,7 +37,7 @@ def main(options: Options) -> None:
         try:
             image = preparation.tensor(preparation.view(read_file(path).image))
         except (DataError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {path}: {error}", file=sys.stderr)
             unreadable += 1
             continue
         print(path)

@@ -190,14 +190,14 @@ def finish(options: Options, image: ImageFormat, source: Source, tasks: list[Sha
             raise DataError(f"no image of {split} can be used; the first, {first['source']}: {first['reason']}")
     statistics, mean_image = summarise([task for task in tasks if task.split == options.splits[0]], image.size)
     np.save(options.out / "mean.npy", mean_image)
+    for task, record in zip(tasks, records, strict=True):
+        if not record["shard"]["samples"]:
+            task.tar_path.unlink(missing_ok=True)
+            task.index_path.unlink(missing_ok=True)
     manifest = Manifest(
         options.out, options.seed, image, source.classes, splits, statistics, tuple(repaired), tuple(quarantined)
     )
     manifest.save()
-    for task, record in zip(tasks, records, strict=True):
-        if not record["shard"]["samples"]:
-            (options.out / record["shard"]["path"]).unlink()
-            (options.out / f"{task.name}.idx").unlink()
     shutil.rmtree(options.out / WORK)
     return manifest
 

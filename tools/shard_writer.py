@@ -7,6 +7,7 @@ that a run that was stopped goes on with the shards that have no record.
 import hashlib
 import io
 import json
+import os
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines.images import read_picture, square
+from pipelines.images import read_file, square
 from pipelines.shards import DataError, ImageFormat, Shard, write_atomically
 from tools.sources import Sample
 
@@ -35,6 +36,14 @@ class ShardTask:
     @property
     def split(self) -> str:
         return self.name.rsplit("-", 1)[0]
+
+    @property
+    def tar_path(self) -> Path:
+        return self.out / f"{self.name}.tar"
+
+    @property
+    def index_path(self) -> Path:
+        return self.out / f"{self.name}.idx"
 
     @property
     def record_path(self) -> Path:
@@ -73,14 +82,13 @@ def write_shard(task: ShardTask, progress) -> None:
     """
     repaired, quarantined = [], []
     sums = PixelSums(task.image.size)
-    tar_path, index_path = task.out / f"{task.name}.tar", task.out / f"{task.name}.idx"
-    partial = tar_path.with_suffix(".tar.tmp")
+    partial = task.tar_path.with_suffix(".tar.tmp")
     index = []
     with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in task.samples:
             where = {"split": task.split, "source": sample.source}
             try:
-                picture = read_picture((task.source / sample.source).read_bytes(), Path(sample.source).suffix)
+                picture = read_file(task.source / sample.source)
             except DataError as error:
                 quarantined.append(where | {"reason": str(error)})
             else:
@@ -90,11 +98,12 @@ def write_shard(task: ShardTask, progress) -> None:
                 members = {"jpg": encode(image, task.image.quality), "cls": b"%0*d" % (task.label_width, sample.label)}
                 index.append(" ".join(_add(tar, sample.key, ext, data) for ext, data in members.items()))
             progress(1)
-    write_atomically(index_path, f"v1.2 {len(index)}\n{''.join(line + chr(10) for line in index)}".encode())
+    write_atomically(task.index_path, f"v1.2 {len(index)}\n{''.join(line + chr(10) for line in index)}".encode())
     with partial.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    partial.replace(tar_path)
-    shard = Shard(tar_path.name, len(index), tar_path.stat().st_size, digest)
+        os.fsync(file.fileno())
+    partial.replace(task.tar_path)
+    shard = Shard(task.tar_path.name, len(index), task.tar_path.stat().st_size, digest)
     with task.pixels_path.open("wb") as file:
         np.savez(file, images=sums.images, pixels=sums.pixels, products=sums.products)
     record = {"shard": vars(shard), "repaired": repaired, "quarantined": quarantined}

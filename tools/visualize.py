@@ -35,7 +35,7 @@ class Options:
 
 def main(options: Options) -> None:
     model, state = checkpoint.load_model(options.checkpoint, torch.device("cpu"))
-    image, title = (read_file(options.image).image, options.image.name) if options.image else first_image(options.data)
+    image, title = named_image(options.image) if options.image else first_image(options.data)
     preparation = Preparation(state["augment"], state["image_size"], state["statistics"])
     view = preparation.view(image)
     pictures = {
@@ -46,6 +46,13 @@ def main(options: Options) -> None:
     if log.is_file():
         pictures["curves"] = figures.training_curves(read_log(log))
     save(pictures, options.checkpoint.with_name("pictures"))
+
+
+def named_image(path: Path) -> tuple[Image.Image, str]:
+    try:
+        return read_file(path).image, path.name
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def first_image(data: Path) -> tuple[Image.Image, str]:
