@@ -121,7 +121,11 @@ def one_weird_trick(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn
 
 
 def bn(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn.Sequential]:
-    """Batch normalisation (Ioffe, Szegedy 2015) after each convolution, whose bias it makes superfluous."""
+    """Batch normalisation (Ioffe, Szegedy 2015) after each convolution, whose bias it makes superfluous.
+
+    conv1 starts as small as the paper's. Normalised, its scale changes no output, but the smaller the first noise, the
+    sooner it is forgotten and the kernels show what was learned.
+    """
     features = nn.Sequential(  # N,3,224,224
         nn.Conv2d(3, 64, 11, stride=4, padding=2, bias=False),  # N,64,55,55
         nn.BatchNorm2d(64),
@@ -142,6 +146,9 @@ def bn(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn.Sequential]:
         nn.ReLU(inplace=True),
         nn.MaxPool2d(3, stride=2),  # N,256,6,6
     )
+    conv1 = features[0]
+    assert isinstance(conv1, nn.Conv2d)
+    nn.init.normal_(conv1.weight, std=0.01)
     return features, fully_connected(num_classes, dropout)
 
 

@@ -154,7 +154,7 @@ def write_shards(todo: list[ShardTask], tasks: list[ShardTask], workers: int) ->
                 "a worker process died, of too little memory perhaps: run the same command again, with fewer --workers"
             ) from None
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 _counter: Any = None  # in a worker process: images done by all workers

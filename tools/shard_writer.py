@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines.images import read_file, square
+from pipelines.images import read_picture, square
 from pipelines.shards import DataError, ImageFormat, Shard, write_atomically
 from tools.sources import Sample
 
@@ -88,7 +88,7 @@ def write_shard(task: ShardTask, progress) -> None:
         for sample in task.samples:
             where = {"split": task.split, "source": sample.source}
             try:
-                picture = read_file(task.source / sample.source)
+                picture = read_picture(sample.read(task.source), Path(sample.source).suffix)
             except DataError as error:
                 quarantined.append(where | {"reason": str(error)})
             else:

@@ -6,20 +6,36 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipelines.images import SUFFIXES
+from pipelines.images import MAX_FILE_BYTES, SUFFIXES
 from pipelines.shards import DataError, ImageClass
 
 NAME_FILES = ("LOC_synset_mapping.txt", "synset_words.txt", "words.txt")  # lines "wnid words"; Kaggle, Caffe, WordNet
 MAX_KEY_LENGTH = 80  # a USTAR member's name has 100 bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
-    """One source image: ``key`` names it in its shard, ``source`` is its path below SOURCE."""
+    """One source image: ``key`` names it in its shard, ``source`` tells a person where it comes from.
+
+    Its bytes are the ``size`` bytes at ``offset`` of ``file``, a path below SOURCE; the whole file where size is None.
+    """
 
     key: str
     source: str
     label: int
+    file: str
+    offset: int = 0
+    size: int | None = None
+
+    def read(self, folder: Path) -> bytes:
+        """Raises DataError where there is more than an image has, OSError where the file cannot be read."""
+        path = folder / self.file
+        size = path.stat().st_size if self.size is None else self.size
+        if size > MAX_FILE_BYTES:
+            raise DataError(f"its {size} bytes are more than the {MAX_FILE_BYTES} allowed")
+        with path.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(size)
 
 
 @dataclass(frozen=True)
@@ -74,7 +90,10 @@ def _list_split(folder: Path, split: str, wnids: list[str]) -> list[Sample]:
     ]
     if not paths:
         raise DataError(f"{folder / split} has no images ({', '.join(SUFFIXES)})")
-    samples = [Sample(_key(path.stem), path.relative_to(folder).as_posix(), label) for path, label in paths]
+    samples = []
+    for path, label in paths:
+        source = path.relative_to(folder).as_posix()
+        samples.append(Sample(_key(path.stem), source, label, source))
     return _distinct(samples, wnids)
 
 
