@@ -68,7 +68,7 @@ def save(pictures: dict[str, Figure], folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for name, figure in pictures.items():
         path = folder / f"{name}.png"
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=150, bbox_inches="tight")
         print(path)
 
 
