@@ -3,8 +3,9 @@
     python tools/shard_imagenet.py SOURCE OUT       # SOURCE/train/<class>/*.JPEG, SOURCE/val/<class>/*.JPEG
     python tools/shard_imagenet.py --verify OUT     # read everything again and compare
 
-Images become 256x256 JPEGs (shorter side resized, centre kept) in one seeded global permutation. One that cannot be
-decoded is listed in OUT/manifest.json under "quarantined", and the run goes on. The same command run again after a
+Images become 256x256 JPEGs (shorter side resized, centre kept) in one seeded global permutation, or what --resize and
+--encoding say. One that cannot be decoded is listed in OUT/manifest.json under "quarantined", and the run goes on; one
+that had to be altered to be a plain JPEG that looks as it should, under "repaired". The same command run again after a
 stop continues where it was; the same source, options and seed give the same bytes whatever the number of workers.
 """
 
@@ -22,14 +23,17 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
 from tqdm import tqdm
 
-from pipelines.shards import DataError, ImageFormat, Manifest, Shard, Split, Statistics, write_atomically
-from tools.shard_writer import WORK, PixelSums, ShardTask, write_shard
+from pipelines.images import MAX_PIXELS, PILLOW_MAX_PIXELS
+from pipelines.shards import DataError, ImageFormat, Manifest, Shard, Split, write_atomically
+from tools.image_members import expected_bytes
+from tools.pixel_statistics import measured_samples, summarise
+from tools.shard_writer import WORK, ShardTask, write_shard
 from tools.sources import Source, find_images
 from tools.terminal import require, run
 from tools.verify_shards import verify
@@ -45,6 +49,15 @@ class Options:
     """Re-read a shard folder: sizes, sha256, counts, labels, indices, and that each image decodes."""
     size: int = 256
     """Width and height of the images written, in pixels."""
+    resize: Literal["square", "shorter", "none"] = "square"
+    """square: the shorter side to --size, the centre kept; shorter: the same without the cut; none: the files as they
+    are, if they are healthy baseline JPEGs, checked without decoding them; loaders resize them to --size."""
+    encoding: Literal["jpeg", "raw"] = "jpeg"
+    """raw: pixels that need no decoding, about eight times the size; only with --resize square."""
+    max_pixels: int = MAX_PIXELS
+    """Images whose header claims more are not decoded, but quarantined."""
+    statistics_images: int = 4096
+    """At most how many train images are decoded for the statistics under --resize none; else they are of all."""
     quality: int = 90
     """JPEG quality, 1 to 95."""
     shard_mb: float = 256
@@ -59,6 +72,15 @@ class Options:
     def __post_init__(self) -> None:
         require((self.out is None) == self.verify, "give SOURCE and OUT, or --verify OUT")
         require(32 <= self.size <= 4096, f"--size is {self.size}, it goes from 32 to 4096")
+        require(
+            1 <= self.max_pixels <= PILLOW_MAX_PIXELS,
+            f"--max-pixels is {self.max_pixels}, it goes from 1 to {PILLOW_MAX_PIXELS}, Pillow's own limit",
+        )
+        require(self.statistics_images >= 1, f"--statistics-images is {self.statistics_images}, it starts at 1")
+        require(
+            self.encoding == "jpeg" or self.resize == "square",
+            f"--encoding raw goes with --resize square only, not {self.resize}: raw images need one shape for all",
+        )
         require(1 <= self.quality <= 95, f"--quality is {self.quality}, it goes from 1 to 95")
         require(0.01 <= self.shard_mb <= 1e6, f"--shard-mb is {self.shard_mb}, it goes from 0.01 to 1000000")
         require(self.workers >= 1, f"--workers is {self.workers}, it starts at 1")
@@ -74,7 +96,8 @@ def main(options: Options) -> None:
         return
     assert options.out is not None
     source = find_images(options.source, options.splits, options.seed)
-    image = ImageFormat("jpeg", "square", options.size, options.quality)
+    quality = options.quality if options.encoding == "jpeg" else 0
+    image = ImageFormat(options.encoding, options.resize, options.size, quality)
     tasks = plan(source, options, image)
     with claim(options.out, fingerprint(tasks, options.seed)):
         write_shards([task for task in tasks if not task.record_path.exists()], tasks, options.workers)
@@ -85,14 +108,19 @@ def main(options: Options) -> None:
 def plan(source: Source, options: Options, image: ImageFormat) -> list[ShardTask]:
     """Which sample goes into which shard, at which place: a function of source, seed and options alone."""
     assert options.out is not None
-    sample_bytes = 0.34 * image.size**2 + 1792  # a photograph at quality 90, and three tar headers with their padding
     width = len(str(len(source.classes) - 1))
     tasks = []
     for split, samples in source.splits.items():
+        sample_bytes = expected_bytes(image, samples, options.source) + 1792  # with three tar headers and their padding
+        wanted = options.statistics_images if image.resize == "none" else None
         shards = min(len(samples), math.ceil(len(samples) * sample_bytes / (options.shard_mb * 1e6)))
         for i in range(shards):
-            part = samples[len(samples) * i // shards : len(samples) * (i + 1) // shards]
-            tasks.append(ShardTask(f"{split}-{i:06d}", options.source, options.out, part, image, width))
+            start, stop = len(samples) * i // shards, len(samples) * (i + 1) // shards
+            part, name = samples[start:stop], f"{split}-{i:06d}"
+            measured = range(0)
+            if split == options.splits[0]:
+                measured = measured_samples(start, stop, len(samples), wanted)
+            tasks.append(ShardTask(name, options.source, options.out, part, image, width, measured, options.max_pixels))
     return tasks
 
 
@@ -101,7 +129,14 @@ def fingerprint(tasks: list[ShardTask], seed: int) -> dict:
     samples = hashlib.sha256()
     for task in tasks:
         samples.update(repr((task.name, task.samples)).encode())
-    return {"seed": seed, "image": vars(tasks[0].image), "shards": len(tasks), "samples": samples.hexdigest()}
+    return {
+        "seed": seed,
+        "image": vars(tasks[0].image),
+        "max_pixels": tasks[0].max_pixels,
+        "statistics_images": sum(len(task.measured) for task in tasks),
+        "shards": len(tasks),
+        "samples": samples.hexdigest(),
+    }
 
 
 @contextmanager
@@ -188,8 +223,10 @@ def finish(options: Options, image: ImageFormat, source: Source, tasks: list[Sha
         if not found.samples:
             first = next(entry for entry in quarantined if entry["split"] == split)
             raise DataError(f"no image of {split} can be used; the first, {first['source']}: {first['reason']}")
-    statistics, mean_image = summarise([task for task in tasks if task.split == options.splits[0]], image.size)
-    np.save(options.out / "mean.npy", mean_image)
+    parts = [task.pixels_path for task in tasks if task.split == options.splits[0]]
+    statistics, mean_image = summarise(parts, image.mean_image_size)
+    if mean_image is not None:
+        np.save(options.out / "mean.npy", mean_image)
     for task, record in zip(tasks, records, strict=True):
         if not record["shard"]["samples"]:
             task.tar_path.unlink(missing_ok=True)
@@ -200,29 +237,6 @@ def finish(options: Options, image: ImageFormat, source: Source, tasks: list[Sha
     manifest.save()
     shutil.rmtree(options.out / WORK)
     return manifest
-
-
-def summarise(tasks: list[ShardTask], size: int) -> tuple[Statistics, np.ndarray]:
-    """Statistics of the first split (train) and its mean image, size,size,3 float32; exact but for a last rounding."""
-    sums = PixelSums(size)
-    for task in tasks:
-        with np.load(task.pixels_path, allow_pickle=False) as part:
-            sums.merge(int(part["images"]), part["pixels"], part["products"])
-    n = sums.images * size * size
-    totals = [int(total) for total in sums.pixels.sum(axis=(0, 1))]
-    products = [[int(value) for value in row] for row in sums.products]
-    covariance = np.array([[(n * products[i][j] - totals[i] * totals[j]) / n**2 for j in range(3)] for i in range(3)])
-    values, vectors = np.linalg.eigh(covariance)
-    values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
-    vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), range(3)])  # a sign that does not wander
-    statistics = Statistics(
-        mean_rgb=tuple(total / n for total in totals),
-        std_rgb=tuple(float(value) for value in np.sqrt(np.diag(covariance))),
-        eigenvalues=tuple(float(value) for value in values),
-        eigenvectors=tuple(tuple(float(value) for value in row) for row in vectors),
-        mean_image="mean.npy",
-    )
-    return statistics, (sums.pixels / sums.images).astype(np.float32)
 
 
 def report(manifest: Manifest) -> None:

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from pipelines.images import read_picture
+from pipelines.images import read_member
 from pipelines.shards import DataError, Manifest, Shard, load_manifest
 
 
@@ -68,6 +68,9 @@ def _read(file: BinaryIO, member: tuple[str, str, str, str]) -> bytes:
 def _check_sample(image: bytes, label: bytes, manifest: Manifest) -> None:
     if len(label) != manifest.label_width or not label.isdigit() or int(label) >= len(manifest.classes):
         raise DataError(f"label {label[:20]!r} is not one of 0 to {len(manifest.classes) - 1}")
-    size = read_picture(image, ".jpg").image.size
-    if size != (manifest.image.size, manifest.image.size):
-        raise DataError(f"it has {size[0]} x {size[1]} pixels instead of {manifest.image.size} x {manifest.image.size}")
+    width, height = read_member(image, manifest.image).size
+    size, resize = manifest.image.size, manifest.image.resize
+    if resize == "square" and (width, height) != (size, size):
+        raise DataError(f"it has {width} x {height} pixels instead of {size} x {size}")
+    if resize == "shorter" and min(width, height) != size:
+        raise DataError(f"its shorter side has {min(width, height)} pixels instead of {size}")
