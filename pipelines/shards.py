@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import re
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,9 +125,14 @@ class Manifest:
         write_atomically(self.folder / "manifest.json", json.dumps(content, indent=1).encode() + b"\n")
 
 
+def temporary(path: Path) -> Path:
+    """A name beside ``path`` that no other process writes to."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write ``content`` under a temporary name and rename it: a reader sees the old file or the whole new one."""
-    partial = path.with_name(path.name + ".tmp")
+    partial = temporary(path)
     with partial.open("wb") as file:
         file.write(content)
         file.flush()
@@ -134,7 +140,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     partial.replace(path)
 
 
-def load_manifest(folder: str | Path) -> Manifest:
+def load_manifest(folder: str | Path, check_shards: bool = True) -> Manifest:
     """Read FOLDER/manifest.json and check that each shard is there in full length with its index.
 
     Raises DataError.
@@ -153,9 +159,10 @@ def load_manifest(folder: str | Path) -> Manifest:
         raise DataError(
             f"{path} is damaged ({type(error).__name__}: {error}): make the shards again or restore the file"
         ) from error
-    for split in manifest.splits.values():
-        for shard in split.shards:
-            _check_shard(folder, shard)
+    if check_shards:
+        for split in manifest.splits.values():
+            for shard in split.shards:
+                check_shard(folder, shard)
     return manifest
 
 
@@ -186,8 +193,9 @@ def _parse(folder: Path, content: dict) -> Manifest:
     return manifest
 
 
-def _check_shard(folder: Path, shard: Shard) -> None:
-    remedy = f"restore it, or delete {folder} and shard again"
+def check_shard(folder: Path, shard: Shard) -> None:
+    """Raises DataError unless the shard is there in full length with an index of as many samples."""
+    remedy = "restore it, or write it again with tools/shard_imagenet.py --repair"
     path = folder / shard.path
     if not path.is_file():
         raise DataError(f"shard {path} is missing: {remedy}")

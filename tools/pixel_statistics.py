@@ -1,11 +1,12 @@
 """Mean, deviation and principal colours of the train pixels, gathered shard by shard in whole numbers."""
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from pipelines.shards import DataError, Statistics
+from pipelines.shards import DataError, Statistics, write_atomically
 
 CHUNK_PIXELS = 1 << 16  # multiplied at a time, so that a large image needs no large float copy
 
@@ -36,9 +37,9 @@ class PixelSums:
             self.products += (chunk.T @ chunk).astype(np.int64)
 
     def save(self, path: Path) -> None:
-        with path.open("wb") as file:
-            arrays = {name: value for name, value in vars(self).items() if value is not None}
-            np.savez(file, **arrays)
+        buffer = io.BytesIO()
+        np.savez(buffer, **{name: value for name, value in vars(self).items() if value is not None})
+        write_atomically(path, buffer.getvalue())
 
     def merge(self, path: Path) -> None:
         """Add what another one has saved."""

@@ -6,11 +6,12 @@ that a run that was stopped goes on with the shards that have no record.
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.images import MAX_PIXELS
-from pipelines.shards import DataError, ImageFormat, Shard, write_atomically
+from pipelines.shards import DataError, ImageFormat, Shard, temporary, write_atomically
 from tools.hashed_tar import HashedTar
 from tools.image_members import make_member
 from tools.pixel_statistics import PixelSums
@@ -57,41 +58,51 @@ class ShardTask:
         return self.out / WORK / f"{self.name}.npz"
 
 
-def write_shard(task: ShardTask, progress) -> None:
-    """Write the shard, its index and its record; ``progress(images)`` is called as it goes.
+def write_shard(task: ShardTask, note: Callable[[int, dict[str, str] | None], None] | None = None) -> None:
+    """Write the shard, its index and its record; ``note`` is told of each sample's bytes, and its entry if quarantined.
 
-    An image that cannot be decoded is left out and noted in the record. Raises OSError when the disk does.
+    An image that cannot be used is left out and noted in the record. Raises OSError when the disk does.
     """
     repaired: list[dict[str, str]] = []
     quarantined: list[dict[str, str]] = []
     sums = PixelSums(task.image.mean_image_size)
-    partial = task.tar_path.with_suffix(".tar.tmp")
+    source_bytes = 0
+    partial = temporary(task.tar_path)
     index = []
     with partial.open("wb") as file:
         tar = HashedTar(file)
         for place, sample in enumerate(task.samples):
-            where = {"split": task.split, "source": sample.source}
+            data, bad = b"", None
             try:
-                index.append(_add_sample(tar, task, sample, sums if place in task.measured else None, repaired))
+                data = sample.read(task.source)
+                index.append(_add_sample(tar, task, sample, data, sums if place in task.measured else None, repaired))
             except DataError as error:
-                quarantined.append(where | {"reason": str(error)})
-            progress(1)
+                bad = {"split": task.split, "source": sample.source, "reason": str(error)}
+                quarantined.append(bad)
+            source_bytes += len(data)
+            if note:
+                note(len(data), bad)
         tar.end()
         os.fsync(file.fileno())
     write_atomically(task.index_path, f"v1.2 {len(index)}\n{''.join(line + chr(10) for line in index)}".encode())
     partial.replace(task.tar_path)
     shard = Shard(task.tar_path.name, len(index), task.tar_path.stat().st_size, tar.digest)
     sums.save(task.pixels_path)
-    record = {"shard": vars(shard), "repaired": repaired, "quarantined": quarantined}
+    found = {"repaired": repaired, "quarantined": quarantined}
+    record = {"shard": vars(shard), "source_bytes": source_bytes} | found
     write_atomically(task.record_path, json.dumps(record).encode())
 
 
 def _add_sample(
-    tar: HashedTar, task: ShardTask, sample: Sample, sums: PixelSums | None, repaired: list[dict[str, str]]
+    tar: HashedTar,
+    task: ShardTask,
+    sample: Sample,
+    data: bytes,
+    sums: PixelSums | None,
+    repaired: list[dict[str, str]],
 ) -> str:
     """Append the sample's members; returns its line of the index. Raises DataError where it cannot be used."""
-    data, suffix = sample.read(task.source), Path(sample.source).suffix
-    member = make_member(data, suffix, task.image, task.max_pixels, sums is not None)
+    member = make_member(data, Path(sample.source).suffix, task.image, task.max_pixels, sums is not None)
     repaired += [{"split": task.split, "source": sample.source, "action": action} for action in member.repairs]
     if sums is not None and member.pixels is not None:
         sums.add(member.pixels)

@@ -2,6 +2,7 @@
 
 import hashlib
 import multiprocessing
+import signal
 import tarfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -10,26 +11,38 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from pipelines.images import read_member
-from pipelines.shards import DataError, Manifest, Shard, load_manifest
+from pipelines.shards import DataError, Manifest, Shard, check_shard, load_manifest
 
 
 def verify(folder: Path, workers: int) -> None:
     """Raises DataError that lists each shard that is not what the manifest says, and why."""
-    manifest = load_manifest(folder)
-    shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    arguments = [(folder / shard.path, shard, manifest) for shard in shards]
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        found = list(
-            tqdm(pool.map(_problem, *zip(*arguments, strict=True)), total=len(shards), unit=" shards", desc="verify")
-        )
-    problems = [f"{folder / shard.path}: {problem}" for shard, problem in zip(shards, found, strict=True) if problem]
+    manifest = load_manifest(folder, check_shards=False)
+    shards = sum(len(split.shards) for split in manifest.splits.values())
+    problems = find_problems(manifest, workers)
     if problems:
-        raise DataError("\n  ".join([f"{len(problems)} of {len(shards)} shards are wrong: shard again", *problems]))
+        lines = [f"{folder / path}: {problem}" for path, problem in problems.items()]
+        remedy = "write them again with the command that made them and --repair"
+        raise DataError("\n  ".join([f"{len(problems)} of {shards} shards are wrong: {remedy}", *lines]))
     samples = sum(split.samples for split in manifest.splits.values())
-    print(f"{folder}: {samples} images in {len(shards)} shards, all as the manifest says")
+    print(f"{folder}: {samples} images in {shards} shards, all as the manifest says")
 
 
-def _problem(path: Path, shard: Shard, manifest: Manifest) -> str | None:
+def find_problems(manifest: Manifest, workers: int) -> dict[str, str]:
+    """What is wrong with which shard, by its name."""
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    spawn, quit_at_once = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_DFL)
+    with ProcessPoolExecutor(workers, spawn, signal.signal, quit_at_once) as pool:
+        found = pool.map(_problem, shards, [manifest] * len(shards))
+        shown = tqdm(found, total=len(shards), unit=" shards", desc="verify")
+        return {shard.path: problem for shard, problem in zip(shards, shown, strict=True) if problem}
+
+
+def _problem(shard: Shard, manifest: Manifest) -> str | None:
+    path = manifest.folder / shard.path
+    try:
+        check_shard(manifest.folder, shard)
+    except DataError as error:
+        return str(error)
     with path.open("rb") as file:
         same = hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
     try:
