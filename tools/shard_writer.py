@@ -70,11 +70,10 @@ def write_shard(task: ShardTask, progress) -> None:
     with partial.open("wb") as file:
         tar = HashedTar(file)
         for place, sample in enumerate(task.samples):
-            where = {"split": task.split, "source": sample.source}
             try:
                 index.append(_add_sample(tar, task, sample, sums if place in task.measured else None, repaired))
             except DataError as error:
-                quarantined.append(where | {"reason": str(error)})
+                quarantined.append({"split": task.split, "source": sample.source, "reason": str(error)})
             progress(1)
         tar.end()
         os.fsync(file.fileno())
@@ -90,8 +89,8 @@ def _add_sample(
     tar: HashedTar, task: ShardTask, sample: Sample, sums: PixelSums | None, repaired: list[dict[str, str]]
 ) -> str:
     """Append the sample's members; returns its line of the index. Raises DataError where it cannot be used."""
-    data, suffix = sample.read(task.source), Path(sample.source).suffix
-    member = make_member(data, suffix, task.image, task.max_pixels, sums is not None)
+    suffix = os.path.splitext(sample.source)[1]  # noqa: PTH122  a tenth of the time of Path.suffix
+    member = make_member(sample.read(task.source), suffix, task.image, task.max_pixels, sums is not None)
     repaired += [{"split": task.split, "source": sample.source, "action": action} for action in member.repairs]
     if sums is not None and member.pixels is not None:
         sums.add(member.pixels)
