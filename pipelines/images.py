@@ -19,11 +19,12 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipelines.exif import orientation
-from pipelines.jpeg import BROKEN_EXIF, FIRST_PICTURE, TURNED, YCCK
+from pipelines.jpeg import TURNED, YCCK
+from pipelines.jpeg_header import BROKEN_EXIF, FIRST_PICTURE
 from pipelines.shards import DataError, ImageFormat
 
 SUFFIXES = {".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF"}
-FORMATS = (*dict.fromkeys(SUFFIXES.values()), "MPO", "TIFF")  # never EPS, which would start another program
+FORMATS = (*dict.fromkeys(SUFFIXES.values()), "TIFF")  # never EPS, which would start another program
 MAX_PIXELS = 150_000_000  # the largest image of ImageNet has 26 million
 PILLOW_MAX_PIXELS = 178_956_970  # beyond it Pillow refuses, whatever we allow
 MAX_FILE_BYTES = 1 << 28

@@ -102,7 +102,8 @@ def _add_sample(
     repaired: list[dict[str, str]],
 ) -> str:
     """Append the sample's members; returns its line of the index. Raises DataError where it cannot be used."""
-    member = make_member(data, Path(sample.source).suffix, task.image, task.max_pixels, sums is not None)
+    suffix = os.path.splitext(sample.source)[1]  # noqa: PTH122  a tenth of the time of Path.suffix
+    member = make_member(data, suffix, task.image, task.max_pixels, sums is not None)
     repaired += [{"split": task.split, "source": sample.source, "action": action} for action in member.repairs]
     if sums is not None and member.pixels is not None:
         sums.add(member.pixels)

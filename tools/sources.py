@@ -1,6 +1,7 @@
 """Where images come from: SOURCE/{train,val}/<wnid>/*.JPEG, the layout of ImageNet and of Imagenette."""
 
 import hashlib
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -29,13 +30,11 @@ class Sample:
 
     def read(self, folder: Path) -> bytes:
         """Raises DataError where there is more than an image has, OSError where the file cannot be read."""
-        path = folder / self.file
-        size = path.stat().st_size if self.size is None else self.size
-        if size > MAX_FILE_BYTES:
-            raise DataError(f"its {size} bytes are more than the {MAX_FILE_BYTES} allowed")
-        with path.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(size)
+        with open(f"{folder}/{self.file}", "rb", buffering=0) as file:  # noqa: PTH123  half the time of Path.open
+            size = os.fstat(file.fileno()).st_size if self.size is None else self.size
+            if size > MAX_FILE_BYTES:
+                raise DataError(f"its {size} bytes are more than the {MAX_FILE_BYTES} allowed")
+            return os.pread(file.fileno(), size, self.offset)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,178 @@
+"""Shards of each --resize and --encoding: what they hold, and that loaders read them alike."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+
+from pipelines import Augment, DataError, load_manifest, open_loader
+from pipelines.images import read_file
+from tests.conftest import NUMBERED_IMAGES, assert_refused, command, shard
+from tests.test_images import PLAIN, USABLE
+from tools.sources import find_images
+from tools.verify_shards import verify
+from tools.visualize import first_image
+
+TOOL = "tools/shard_imagenet.py"
+MODES = {
+    "square": {},
+    "raw": {"encoding": "raw"},
+    "shorter": {"resize": "shorter"},
+    "none": {"resize": "none"},
+}
+PLAIN_VIEW = Augment(crop="center", flip=False, scaled=False)
+
+
+@pytest.fixture(scope="session")
+def modes(demo_images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same images, sharded in each mode."""
+    folder = tmp_path_factory.mktemp("modes")
+    source = folder / "images"
+    for split, count in (("train", 8), ("val", 3)):
+        for of_class in sorted((demo_images / split).iterdir()):
+            (source / split / of_class.name).mkdir(parents=True)
+            for path in sorted(of_class.iterdir())[:count]:
+                shutil.copy(path, source / split / of_class.name)
+    made = {name: shard(source, folder / name, shard_mb=1, **options) for name, options in MODES.items()}
+    return made | {"source": source}
+
+
+def views(folder: Path) -> torch.Tensor:
+    """The centres of the val images, on the 0..255 scale, each once."""
+    mean = torch.tensor(load_manifest(folder).statistics.mean_rgb)[:, None, None]
+    batches = list(open_loader(folder, "val", 8, PLAIN_VIEW))
+    return torch.cat([batch.images[: batch.valid] for batch in batches]) + mean
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_every_mode_is_verified_shown_and_loaded(modes: dict[str, Path], name: str) -> None:
+    verify(modes[name], workers=1)
+    image, _ = first_image(modes[name])
+    assert image.mode == "RGB" and min(image.size) >= 200
+    assert len(views(modes[name])) == 30
+    batch = next(iter(open_loader(modes[name], "train", 32, "paper")))
+    assert batch.images.shape == (32, 3, 224, 224)
+
+
+@pytest.mark.parametrize("name", ["raw", "none"])
+def test_every_mode_gives_the_same_bytes_whatever_the_number_of_workers(
+    modes: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    again = shard(modes["source"], tmp_path / "again", shard_mb=1, workers=1, **MODES[name])
+    for path in modes[name].iterdir():
+        assert path.read_bytes() == (again / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize(("name", "mean_error", "median_error"), [("raw", 3, 2), ("shorter", 4, 3), ("none", 4, 3)])
+def test_every_mode_shows_the_network_the_same_picture(
+    modes: dict[str, Path], name: str, mean_error: float, median_error: float
+) -> None:
+    """Raw lacks only the loss of quality 90. Shorter and none may place the centre half a pixel beside, and none is
+    decoded once, and resized by DALI's bicubic filter instead of Pillow's."""
+    error = (views(modes[name]) - views(modes["square"])).abs()
+    assert error.mean() < mean_error and error.median() <= median_error
+
+
+def test_raw_pixels_are_those_that_were_measured(modes: dict[str, Path]) -> None:
+    """The mean image of raw shards is that of their train images, and statistics do not depend on the encoding."""
+    shards = sorted(str(path) for path in modes["raw"].glob("train-*.tar"))
+    total = np.zeros((256, 256, 3))
+    for sample in webdataset.WebDataset(shards, shardshuffle=False).decode():
+        total += sample["npy"]
+    np.testing.assert_allclose(np.load(modes["raw"] / "mean.npy"), total / 80, rtol=1e-6)
+    assert load_manifest(modes["raw"]).statistics == load_manifest(modes["square"]).statistics
+
+
+def test_statistics_without_a_mean_image(modes: dict[str, Path]) -> None:
+    for name in ("shorter", "none"):
+        statistics = load_manifest(modes[name]).statistics
+        assert statistics.mean_image is None and not (modes[name] / "mean.npy").exists()
+        assert statistics.images == 80
+        wanted = load_manifest(modes["square"]).statistics.mean_rgb
+        np.testing.assert_allclose(statistics.mean_rgb, wanted, atol=12)  # with the sides that square cuts off
+
+
+def test_none_keeps_the_bytes_of_healthy_files(modes: dict[str, Path]) -> None:
+    """Some of the demo's files are progressive."""
+    samples = {s.key: s.source for s in find_images(modes["source"], ("train",), 0).splits["train"]}
+    repaired = {e["source"]: e["action"] for e in load_manifest(modes["none"]).repaired if e["split"] == "train"}
+    assert 0 < len(repaired) < 20 and set(repaired.values()) == {"progressive to baseline"}
+    for tar in sorted(modes["none"].glob("train-*.tar")):
+        for sample in webdataset.WebDataset(str(tar), shardshuffle=False):
+            source = samples[sample["__key__"]]
+            assert (sample["jpg"] == (modes["source"] / source).read_bytes()) == (source not in repaired)
+
+
+def test_none_measures_as_many_images_as_it_is_told(modes: dict[str, Path], tmp_path: Path) -> None:
+    few = load_manifest(shard(modes["source"], tmp_path / "few", resize="none", statistics_images=20)).statistics
+    again = load_manifest(
+        shard(modes["source"], tmp_path / "again", resize="none", statistics_images=20, shard_mb=0.3, workers=2)
+    ).statistics
+    assert few == again and few.images == 20, "whatever the shards"
+
+
+@pytest.mark.parametrize("resize", ["square", "shorter", "none"])
+def test_damaged_files_are_listed_and_the_rest_is_loaded(tmp_path: Path, resize: str) -> None:
+    source = tmp_path / "in"
+    for split in ("train", "val"):
+        (source / split / "a").mkdir(parents=True)
+        for number, (data, *_) in enumerate(USABLE.values()):
+            (source / split / "a" / f"{number}.JPEG").write_bytes(data)
+        (source / split / "a" / "bad.JPEG").write_bytes(PLAIN[:-40])
+    manifest = load_manifest(shard(source, tmp_path / "out", resize=resize, max_pixels=1_000_000))
+    assert [Path(entry["source"]).name for entry in manifest.quarantined] == ["bad.JPEG"] * 2
+    listed = {(Path(e["source"]).stem, e["action"]) for e in manifest.repaired if e["split"] == "val"}
+    wanted = {
+        (str(number), action)
+        for number, (_, when_resized, when_not, _) in enumerate(USABLE.values())
+        for action in ((when_not or []) if resize == "none" else when_resized)
+    }
+    assert listed == wanted
+    verify(tmp_path / "out", workers=1)
+    assert len(views(tmp_path / "out")) == len(USABLE)
+
+
+@pytest.mark.parametrize("name", ["raw", "shorter", "none"])
+def test_every_mode_evaluates_each_image_once(numbered_images: Path, tmp_path: Path, name: str) -> None:
+    """The images are PNGs of 48 x 40: under none they become JPEGs and are enlarged by the loader."""
+    out = shard(numbered_images, tmp_path / "out", shard_mb=1, **MODES[name])
+    batches = [batch for rank in range(2) for batch in open_loader(out, "val", 8, rank=rank, world_size=2)]
+    labels = [label for batch in batches for label in batch.labels[: batch.valid].tolist()]
+    assert sorted(labels) == list(range(NUMBERED_IMAGES))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--encoding", "raw", "--resize", "none"], "one shape for all"),
+        (["--encoding", "raw", "--resize", "shorter"], "one shape for all"),
+        (["--resize", "stretch"], "stretch"),
+        (["--max-pixels", "999999999999"], "--max-pixels"),
+        (["--statistics-images", "0"], "--statistics-images"),
+    ],
+)
+def test_modes_that_make_no_sense_end_with_2(tmp_path: Path, arguments: list[str], words: str) -> None:
+    assert_refused(command(TOOL, tmp_path, tmp_path / "out", *arguments), words, code=2)
+
+
+def test_a_manifest_of_an_unknown_mode_is_refused(modes: dict[str, Path], tmp_path: Path) -> None:
+    copy = shutil.copytree(modes["raw"], tmp_path / "copy")
+    path = copy / "manifest.json"
+    content = json.loads(path.read_text())
+    content["image"]["encoding"] = "qoi"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="qoi images"):
+        load_manifest(copy)
+
+
+def test_the_bound_of_pixels_is_an_option(tmp_path: Path, modes: dict[str, Path]) -> None:
+    sizes = [read_file(path).image.size for path in (modes["source"] / "train").rglob("*.JPEG")]
+    bound = sorted(width * height for width, height in sizes)[40]
+    manifest = load_manifest(shard(modes["source"], tmp_path / "out", max_pixels=bound))
+    small = sum(width * height <= bound for width, height in sizes)
+    assert manifest.split("train").samples == small < 80
+    assert all(f"more than the {bound} allowed" in entry["reason"] for entry in manifest.quarantined)
