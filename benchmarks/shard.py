@@ -2,28 +2,24 @@
 
     python -m benchmarks.corpus data/corpus && python -m benchmarks shard --data data/corpus [--peers]
 
-Every candidate is a whole run on the train images, its processes' start included. The peers are scripts under
+Every candidate is a whole run on the train images, from the start of Python to its end. Under --resize none as large a
+share of the images is decoded for the statistics as of ImageNet's. The peers are scripts under
 benchmarks/peers that do the same work, each in its own format; benchmarks/peers/requirements.txt says what they need.
 """
 
-import io
-import multiprocessing
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-
-from PIL import Image, ImageOps
 
 from benchmarks.timing import interleave, summarise
 from pipelines import DataError
 from tools.terminal import require
 
+STATISTICS_SHARE = 4096 / 1_281_167
 ROOT = Path(__file__).parents[1]
 COPY, MEMORY = "plain copy (the limit of none)", "decode, resize, encode (the limit of square)"
 
@@ -51,6 +47,8 @@ def run_shard(options: ShardOptions) -> dict:
     files = sorted(path for path in (options.data / "train").rglob("*") if path.is_file())
     if not files:
         raise DataError(f"no images below {options.data / 'train'}: python -m benchmarks.corpus {options.data}")
+    folders = [str(options.data), "{out}", str(options.workers)]
+    statistics = max(1, round(len(files) * STATISTICS_SHARE))
     tool = [
         "tools/shard_imagenet.py",
         str(options.data),
@@ -61,17 +59,16 @@ def run_shard(options: ShardOptions) -> dict:
         str(options.workers),
     ]
     limited_by_copy: dict[str, Callable[[], int]] = {
-        COPY: in_processes(copy_file, files, options.workers),
-        "shard --resize none": command([*tool, "--resize", "none"], len(files)),
+        COPY: command(["benchmarks/shard_limits.py", "copy", *folders], len(files)),
+        "shard --resize none": command([*tool, "--resize", "none", "--statistics-images", str(statistics)], len(files)),
     }
     limited_by_memory: dict[str, Callable[[], int]] = {
-        MEMORY: in_processes(work_in_memory, files, options.workers),
+        MEMORY: command(["benchmarks/shard_limits.py", "memory", *folders], len(files)),
         "shard --resize square": command(tool, len(files)),
     }
     if options.peers:
         for name in ("webdataset", "litdata"):
-            script = [f"benchmarks/peers/shard_{name}.py", str(options.data), "{out}", str(options.workers)]
-            limited_by_memory[f"peer: {name}"] = command(script, len(files))
+            limited_by_memory[f"peer: {name}"] = command([f"benchmarks/peers/shard_{name}.py", *folders], len(files))
     rates = interleave(limited_by_copy | limited_by_memory, options.rounds)
     rows = [
         row
@@ -97,28 +94,3 @@ def command(arguments: list[str], images: int) -> Callable[[], int]:
         return images
 
     return take
-
-
-def in_processes(work: Callable[[Path, Path], None], files: list[Path], workers: int) -> Callable[[], int]:
-    """``work`` on each file and a folder to write to, by so many new processes."""
-
-    def take() -> int:
-        with (
-            tempfile.TemporaryDirectory(dir=ROOT / "data") as folder,
-            ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool,
-        ):
-            for _ in pool.map(work, files, [Path(folder)] * len(files), chunksize=64):
-                pass
-        return len(files)
-
-    return take
-
-
-def copy_file(path: Path, folder: Path) -> None:
-    shutil.copyfile(path, folder / path.name)
-
-
-def work_in_memory(path: Path, folder: Path) -> None:
-    """What must be done to an image, with the libraries that sharding uses; the result is thrown away."""
-    image = ImageOps.fit(Image.open(path).convert("RGB"), (256, 256), Image.Resampling.BICUBIC)
-    image.save(io.BytesIO(), "JPEG", quality=90, subsampling="4:2:0")
