@@ -1,6 +1,6 @@
 """Write a folder of images as webdataset tar shards, once, for every loader and every run after it.
 
-    python tools/shard_imagenet.py SOURCE OUT       # SOURCE/train/<class>/*.JPEG, SOURCE/val/<class>/*.JPEG
+    python tools/shard_imagenet.py SOURCE OUT       # ImageNet as it ships: archives, folders, Kaggle or parquet
     python tools/shard_imagenet.py --verify OUT     # read everything again and compare
 
 Images become 256x256 JPEGs (shorter side resized, centre kept) in one seeded global permutation. One that cannot be
@@ -14,15 +14,17 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -38,7 +40,7 @@ from tools.verify_shards import verify
 @dataclass(frozen=True)
 class Options:
     source: tyro.conf.Positional[Path]
-    """The folder with train/ and val/; with --verify, the shard folder."""
+    """The folder with ImageNet's archives, train/ and val/, ILSVRC/ or parquet files; with --verify, the shards."""
     out: tyro.conf.Positional[Path | None] = None
     """The shard folder to make."""
     verify: bool = False
@@ -54,7 +56,15 @@ class Options:
     seed: int = 0
     """Of the order of the train images."""
     splits: tuple[str, ...] = ("train", "val")
-    """Folders below SOURCE to shard."""
+    """The splits of SOURCE to shard."""
+    layout: Literal["auto", "official", "folders", "kaggle", "parquet"] = "auto"
+    """How SOURCE holds the images, where looking at it does not tell."""
+    md5: bool = False
+    """First compare ImageNet's official archives with their published md5."""
+    classes: str | None = None
+    """A subset: a file with a wnid a line, or N for the first N classes. Labels are ranks within it."""
+    per_class: int | None = None
+    """Only so many train images of each class, drawn by the seed."""
 
     def __post_init__(self) -> None:
         require((self.out is None) == self.verify, "give SOURCE and OUT, or --verify OUT")
@@ -66,6 +76,11 @@ class Options:
             bool(self.splits) and all(split.isascii() and split.isalpha() and split.islower() for split in self.splits),
             f"--splits is {' '.join(self.splits)!r}, it takes folder names of small letters",
         )
+        require(self.per_class is None or self.per_class >= 1, f"--per-class is {self.per_class}, it starts at 1")
+        require(
+            self.classes is None or not re.fullmatch(r"-?\d+", self.classes) or int(self.classes) >= 1,
+            f"--classes is {self.classes}, it starts at 1",
+        )
 
 
 def main(options: Options) -> None:
@@ -73,11 +88,20 @@ def main(options: Options) -> None:
         verify(options.source, options.workers)
         return
     assert options.out is not None
-    source = find_images(options.source, options.splits, options.seed)
+    source = find_images(
+        options.source,
+        options.splits,
+        options.seed,
+        layout=options.layout,
+        md5=options.md5,
+        classes=options.classes,
+        per_class=options.per_class,
+    )
     image = ImageFormat("jpeg", "square", options.size, options.quality)
     tasks = plan(source, options, image)
     with claim(options.out, fingerprint(tasks, options.seed)):
-        write_shards([task for task in tasks if not task.record_path.exists()], tasks, options.workers)
+        todo = [task for task in tasks if not task.record_path.exists()]
+        write_shards(spooled(todo, source), tasks, options.workers)
         manifest = finish(options, image, source, tasks)
     report(manifest)
 
@@ -100,8 +124,20 @@ def fingerprint(tasks: list[ShardTask], seed: int) -> dict:
     """What must be equal for an unfinished run to be continued."""
     samples = hashlib.sha256()
     for task in tasks:
-        samples.update(repr((task.name, task.samples)).encode())
+        lines = [
+            f"{key}\t{s}\t{label}\t{file}\t{offset}\t{size}\n" for key, s, label, file, offset, size in task.samples
+        ]
+        samples.update(f"{task.name}\n{''.join(lines)}".encode(errors="surrogateescape"))
     return {"seed": seed, "image": vars(tasks[0].image), "shards": len(tasks), "samples": samples.hexdigest()}
+
+
+def spooled(tasks: list[ShardTask], source: Source) -> list[ShardTask]:
+    """The tasks with samples that can be read by offset; under the lock, where the source has to be copied for that."""
+    if source.spool is None or not tasks:
+        return tasks
+    work = tasks[0].out / WORK / "spool"
+    placed = iter(source.spool([sample for task in tasks for sample in task.samples], work))
+    return [replace(task, source=work, samples=tuple(islice(placed, len(task.samples)))) for task in tasks]
 
 
 @contextmanager
