@@ -25,7 +25,9 @@ def _classes(folder: Path, split: str) -> list[str]:
         raise DataError(f"no folder {folder}: make it, or leave {split} out with --splits")
     wnids = class_folders(folder)
     if not wnids:
-        raise DataError(f"{folder} has no class folders: expected {folder}/<class>/*.JPEG")
+        raise DataError(
+            f"{folder} has no class folders: expected {folder}/<class>/*.JPEG (of Kaggle's, name what holds ILSVRC/)"
+        )
     return wnids
 
 

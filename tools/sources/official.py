@@ -82,6 +82,7 @@ def _locate_train(path: Path, devkit: Devkit) -> tuple[set[str], Images]:
             classes.add(wnid)
             images += [(wnid, m) for m in _images(members(file, f"{path}/{inner.name}", inner.offset, inner.size))]
             bar.update(inner.offset + inner.size - bar.n)
+        bar.update(bar.total - bar.n)
     return classes, images
 
 
@@ -91,6 +92,7 @@ def _locate_val(path: Path, devkit: Devkit) -> tuple[set[str], Images]:
         for member in _images(members(file, str(path))):
             found.append(member)
             bar.update(member.offset + member.size - bar.n)
+        bar.update(bar.total - bar.n)
     found.sort(key=lambda member: basename(member.name))
     if len(found) != len(devkit.val_wnids):
         raise DataError(
