@@ -23,7 +23,7 @@ MD5 = {
     "ILSVRC2012_devkit_t12.tar.gz": "fa75699e90414af021442c21a62c3abf",
 }
 
-Images = list[tuple[str, Member]]  # wnid, where it lies
+Images = dict[str, list[Member]]  # by wnid
 
 
 def found(folder: Path, splits: tuple[str, ...]) -> bool:
@@ -33,10 +33,10 @@ def found(folder: Path, splits: tuple[str, ...]) -> bool:
 def listing(folder: Path, splits: tuple[str, ...]) -> Listing:
     _check_presence(folder, splits)
     devkit = read_devkit(folder / DEVKIT)
-    locate: dict[str, Callable[[Path, Devkit], tuple[set[str], Images]]] = {"train": _locate_train, "val": _locate_val}
+    locate: dict[str, Callable[[Path, Devkit], Images]] = {"train": _locate_train, "val": _locate_val}
     located = {split: locate[split](folder / ARCHIVES[split], devkit) for split in splits}
-    wnids = ranked({split: classes for split, (classes, _) in located.items()}, folder)
-    samples = {split: _samples(ARCHIVES[split], located.pop(split)[1], wnids) for split in splits}
+    wnids = ranked(located, folder)
+    samples = {split: _samples(ARCHIVES[split], located[split], wnids) for split in splits}
     return Listing(wnids, {wnid: devkit.words[wnid] for wnid in wnids}, samples)
 
 
@@ -67,9 +67,8 @@ def _bytes_bar(what: str, size: int) -> tqdm:
     return tqdm(total=size, unit="B", unit_scale=True, desc=what)
 
 
-def _locate_train(path: Path, devkit: Devkit) -> tuple[set[str], Images]:
-    classes: set[str] = set()
-    images: Images = []
+def _locate_train(path: Path, devkit: Devkit) -> Images:
+    images: Images = {}
     with open_at_random(path) as file, _bytes_bar(f"locate {path.name}", path.stat().st_size) as bar:
         for inner in members(file, str(path)):
             wnid = basename(inner.name).removesuffix(".tar")
@@ -77,16 +76,15 @@ def _locate_train(path: Path, devkit: Devkit) -> tuple[set[str], Images]:
                 raise DataError(
                     f"{path} holds {inner.name}, which is no tar of a class in {DEVKIT}: download both again"
                 )
-            if wnid in classes:
+            if wnid in images:
                 raise DataError(f"{path} holds {inner.name} twice: download it again")
-            classes.add(wnid)
-            images += [(wnid, m) for m in _images(members(file, f"{path}/{inner.name}", inner.offset, inner.size))]
+            images[wnid] = list(_images(members(file, f"{path}/{inner.name}", inner.offset, inner.size)))
             bar.update(inner.offset + inner.size - bar.n)
         bar.update(bar.total - bar.n)
-    return classes, images
+    return images
 
 
-def _locate_val(path: Path, devkit: Devkit) -> tuple[set[str], Images]:
+def _locate_val(path: Path, devkit: Devkit) -> Images:
     found = []
     with open_at_random(path) as file, _bytes_bar(f"locate {path.name}", path.stat().st_size) as bar:
         for member in _images(members(file, str(path))):
@@ -99,7 +97,10 @@ def _locate_val(path: Path, devkit: Devkit) -> tuple[set[str], Images]:
             f"{path} has {len(found)} images, but {path.parent / DEVKIT} has the labels of {len(devkit.val_wnids)}: "
             "download both again"
         )
-    return set(devkit.val_wnids), list(zip(devkit.val_wnids, found, strict=True))
+    images: Images = {}
+    for wnid, member in zip(devkit.val_wnids, found, strict=True):
+        images.setdefault(wnid, []).append(member)
+    return images
 
 
 def basename(name: str) -> str:
@@ -111,12 +112,14 @@ def _images(found: Iterator[Member]) -> Iterator[Member]:
 
 
 def _samples(archive: str, images: Images, wnids: list[str]) -> list[Sample]:
-    if not images:
-        raise DataError(f"{archive} has no images: download it again")
     rank = {wnid: label for label, wnid in enumerate(wnids)}
     folders = {wnid: f"{archive}/{wnid}.tar" if archive == ARCHIVES["train"] else archive for wnid in wnids}
     samples = []
-    for wnid, (name, offset, size) in images:
-        key, source = key_of(stem_of(basename(name))), f"{folders[wnid]}/{name}"
-        samples.append(Sample(key, source, rank[wnid], archive, offset, size))
+    while images:  # emptied on the way, for the sake of memory
+        wnid, found = images.popitem()
+        for name, offset, size in found:
+            key, source = key_of(stem_of(basename(name))), f"{folders[wnid]}/{name}"
+            samples.append(Sample(key, source, rank[wnid], archive, offset, size))
+    if not samples:
+        raise DataError(f"{archive} has no images: download it again")
     return samples
