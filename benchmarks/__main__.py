@@ -1,5 +1,6 @@
-"""Measure how fast batches are made, or how fast the networks train on batches from nowhere.
+"""Measure how fast shards are written, batches are made, and the networks train on batches from nowhere.
 
+python -m benchmarks shard --data IMAGES [--peers] [--json FILE]
 python -m benchmarks loader --data SHARDS [--json FILE]
 python -m benchmarks step [--json FILE]
 """
@@ -15,24 +16,37 @@ import tyro
 
 from alexnet import AlexNetError
 from benchmarks.loader import LoaderOptions, run_loader
+from benchmarks.shard import ShardOptions, run_shard
 from benchmarks.step import StepOptions, run_step
 from pipelines import DataError
 from pipelines.shards import write_atomically
 from tools.terminal import run
 
 Command = (
-    Annotated[LoaderOptions, tyro.conf.subcommand("loader")] | Annotated[StepOptions, tyro.conf.subcommand("step")]
+    Annotated[LoaderOptions, tyro.conf.subcommand("loader")]
+    | Annotated[StepOptions, tyro.conf.subcommand("step")]
+    | Annotated[ShardOptions, tyro.conf.subcommand("shard")]
 )
 
 
-def main(options: LoaderOptions | StepOptions) -> None:
-    result = run_loader(options) if isinstance(options, LoaderOptions) else run_step(options)
-    print(f"{'':<28}{'images/s':>10}{'least':>10}{'most':>10}{'ratio':>8}")
+def main(options: LoaderOptions | StepOptions | ShardOptions) -> None:
+    result = measure(options)
+    print(f"{'':<48}{'images/s':>10}{'least':>10}{'most':>10}{'ratio':>8}")
     for row in result["rows"]:
-        print(f"{row['name']:<28}{row['median']:>10}{row['least']:>10}{row['most']:>10}{row['ratio']:>8}")
+        print(f"{row['name']:<48}{row['median']:>10}{row['least']:>10}{row['most']:>10}{row['ratio']:>8}")
     if options.json:
         write_atomically(options.json, json.dumps(machine() | result, indent=1).encode() + b"\n")
         print(f"written to {options.json}")
+
+
+def measure(options: LoaderOptions | StepOptions | ShardOptions) -> dict:
+    match options:
+        case LoaderOptions():
+            return run_loader(options)
+        case StepOptions():
+            return run_step(options)
+        case ShardOptions():
+            return run_shard(options)
 
 
 def machine() -> dict[str, object]:

@@ -13,7 +13,7 @@ import torch
 
 from pipelines.augment import Augment, lighting_matrix
 from pipelines.plan import Plan
-from pipelines.shards import DataError, Manifest
+from pipelines.shards import DataError, ImageFormat, Manifest
 
 if TYPE_CHECKING:
     from nvidia.dali import Pipeline
@@ -104,10 +104,10 @@ def _graph(manifest: Manifest, split: str, augment: Augment, plan: Plan, gpu: bo
     from nvidia.dali import fn, types
 
     paths = [str(manifest.folder / shard.path) for shard in manifest.split(split).shards]
-    jpegs, digits = fn.readers.webdataset(  # type: ignore[misc]
+    encoded, digits = fn.readers.webdataset(  # type: ignore[misc]
         paths=paths,
         index_paths=[path.removesuffix("tar") + "idx" for path in paths],
-        ext=["jpg", "cls"],
+        ext=[manifest.image.extension, "cls"],
         missing_component_behavior="error",
         random_shuffle=plan.training,
         initial_fill=SHUFFLE_BUFFER,
@@ -117,13 +117,9 @@ def _graph(manifest: Manifest, split: str, augment: Augment, plan: Plan, gpu: bo
         pad_last_batch=True,
         name="reader",
     )
-    images = fn.decoders.image(  # H,W,3
-        jpegs,
-        device="mixed" if gpu else "cpu",
-        output_type=types.RGB,
-        device_memory_padding=DECODER_PADDING if gpu else None,
-        host_memory_padding=DECODER_PADDING if gpu else None,
-    )
+    images = _decoded(encoded, manifest.image, gpu)  # H,W,3
+    if manifest.image.resize == "none":  # any size: the shorter side as in shards that were resized
+        images = fn.resize(images, resize_shorter=manifest.image.size, interp_type=types.INTERP_CUBIC, antialias=True)
     mean, std = augment.mean_and_std(manifest.statistics)
     random_crop = augment.crop == "random"
     images = fn.crop_mirror_normalize(  # size,size,3
@@ -138,6 +134,21 @@ def _graph(manifest: Manifest, split: str, augment: Augment, plan: Plan, gpu: bo
         output_layout="HWC",
     )
     return images, digits
+
+
+def _decoded(encoded, image: ImageFormat, gpu: bool):
+    from nvidia.dali import fn, types
+
+    if image.encoding == "raw":
+        pixels = fn.reshape(fn.decoders.numpy(encoded), layout="HWC")
+        return pixels.gpu() if gpu else pixels
+    return fn.decoders.image(
+        encoded,
+        device="mixed" if gpu else "cpu",
+        output_type=types.RGB,
+        device_memory_padding=DECODER_PADDING if gpu else None,
+        host_memory_padding=DECODER_PADDING if gpu else None,
+    )
 
 
 def _lit(mean: tuple[float, ...], augment: Augment, manifest: Manifest):

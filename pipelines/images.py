@@ -1,65 +1,98 @@
-"""A picture from outside, as plain RGB pixels: the one place where image files that nobody checked are opened."""
+"""A picture from outside, as plain RGB pixels: the one place where image files that nobody checked are opened.
+
+What decoders disagree on, and what is done here:
+
+- Grey, palettes and single bits are expanded; transparency is laid on white; 16 bits are scaled to 8.
+- CMYK and YCCK are taken as inverted, as Adobe writes them and Pillow, TensorFlow and libvips read them.
+- Colour profiles (ICC) are ignored, as torchvision, TensorFlow and DALI do: the numbers are taken as sRGB.
+- The picture is turned as its EXIF block says; an EXIF block that cannot be read says nothing.
+- Of several pictures in a file (MPO, animations) the first counts.
+"""
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pipelines.shards import DataError
+from pipelines.exif import orientation
+from pipelines.jpeg import BROKEN_EXIF, FIRST_PICTURE, TURNED, YCCK
+from pipelines.shards import DataError, ImageFormat
 
 SUFFIXES = {".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF"}
+FORMATS = (*dict.fromkeys(SUFFIXES.values()), "MPO", "TIFF")  # never EPS, which would start another program
 MAX_PIXELS = 150_000_000  # the largest image of ImageNet has 26 million
+PILLOW_MAX_PIXELS = 178_956_970  # beyond it Pillow refuses, whatever we allow
 MAX_FILE_BYTES = 1 << 28
+WEB_PAGE = re.compile(rb"\s*<(!doctype|html|\?xml|svg)", re.IGNORECASE)
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An RGB image, and what had to be repaired to make it one."""
+    """An RGB image, the format its file had, and what had to be repaired to make it a plain one."""
 
     image: Image.Image
+    format: str
     repairs: tuple[str, ...]
 
 
-def read_picture(data: bytes, suffix: str) -> Picture:
-    """Decode a whole image file to RGB, turned as its EXIF orientation says.
+def read_picture(data: bytes, suffix: str, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Decode a whole image file to RGB, turned as its EXIF block says.
 
-    ``suffix`` is the one of its name (``.JPEG``), to notice what is called otherwise than it is.
-    Raises DataError with the reason when it cannot be decoded, or has more than MAX_PIXELS pixels.
+    ``suffix`` is the one of its name (``.JPEG``), to notice what is called otherwise than it is. ``repairs`` has that
+    and what changes how the picture looks. Raises DataError with the reason when it cannot be decoded, or when its
+    header claims more than ``max_pixels``; nothing is allocated for it then.
     """
     if not data:
         raise DataError("it is empty")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on broken EXIF and large images
         try:
-            image = Image.open(io.BytesIO(data))
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"its {image.width} x {image.height} pixels are more than the {MAX_PIXELS} allowed")
-            image.load()
-            return _repair(image, suffix)
+            return _decode(data, suffix, max_pixels)
         except DataError:
             raise
+        except Image.DecompressionBombError as error:
+            raise too_large(int(re.findall(r"\d+", str(error))[0]), max_pixels) from None
         except UnidentifiedImageError:
-            raise DataError("it is not an image") from None
+            raise DataError(_what_it_is(data)) from None
         except Exception as error:  # decoders raise anything on damaged files
             raise DataError(f"it cannot be decoded: {error}") from error
 
 
-def _repair(image: Image.Image, suffix: str) -> Picture:
-    repairs = []
-    if image.format and image.format != SUFFIXES.get(suffix.lower()):
-        repairs.append(f"{image.format} named {suffix}")
+def read_member(data: bytes, image: ImageFormat) -> Image.Image:
+    """An image of a shard. Raises DataError."""
+    if image.encoding == "raw":
+        return _read_raw(data)
+    return read_picture(data, ".jpg", PILLOW_MAX_PIXELS).image
+
+
+def _read_raw(data: bytes) -> Image.Image:
     try:
-        upright = ImageOps.exif_transpose(image)
-    except Exception:  # a broken EXIF block says nothing of orientation
-        upright = image
-        repairs.append("broken EXIF ignored")
-    if upright.size != image.size or image.getexif().get(0x0112, 1) not in (0, 1):
-        repairs.append("turned as EXIF says")
-    if image.mode not in ("RGB", "L", "1", "P"):
-        repairs.append(f"{image.mode} to RGB")
-    return Picture(upright.convert("RGB"), tuple(repairs))
+        pixels = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"it is not a whole array: {error}") from error
+    if not isinstance(pixels, np.ndarray) or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        raise DataError("it is not an array of H,W,3 uint8")
+    return Image.fromarray(pixels)
+
+
+def read_file(path: Path) -> Picture:
+    """``read_picture`` of a file. Raises DataError with the reason, OSError where it cannot be read."""
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise DataError(f"its {path.stat().st_size} bytes are more than the {MAX_FILE_BYTES} allowed")
+    return read_picture(path.read_bytes(), path.suffix)
 
 
 def square(image: Image.Image, size: int) -> Image.Image:
@@ -70,8 +103,73 @@ def square(image: Image.Image, size: int) -> Image.Image:
     return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
 
 
-def read_file(path: Path) -> Picture:
-    """``read_picture`` of a file. Raises DataError with the reason, OSError where it cannot be read."""
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise DataError(f"its {path.stat().st_size} bytes are more than the {MAX_FILE_BYTES} allowed")
-    return read_picture(path.read_bytes(), path.suffix)
+def shorter(image: Image.Image, size: int) -> Image.Image:
+    """Resize so that the shorter side is ``size`` and the sides keep their ratio. The same filter as ``square``."""
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def misnamed(found: str, suffix: str) -> tuple[str, ...]:
+    """What to say of a file of the format ``found``, where its name says another."""
+    return () if found == SUFFIXES.get(suffix.lower()) else (f"{found} named {suffix}",)
+
+
+def too_large(pixels: int, max_pixels: int) -> DataError:
+    return DataError(f"its {pixels} pixels are more than the {max_pixels} allowed")
+
+
+def _decode(data: bytes, suffix: str, max_pixels: int) -> Picture:
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.width * image.height > max_pixels:
+        raise too_large(image.width * image.height, max_pixels)
+    image.load()
+    several = getattr(image, "is_animated", False)
+    found = "JPEG" if image.format == "MPO" else str(image.format)
+    repairs = [*misnamed(found, suffix), *([FIRST_PICTURE] if several else [])]
+    upright = _turn(image, repairs)
+    return Picture(_to_rgb(upright, repairs), found, tuple(repairs))
+
+
+def _turn(image: Image.Image, repairs: list[str]) -> Image.Image:
+    if "exif" not in image.info:
+        return image
+    try:
+        turn = orientation(image.info["exif"])
+    except ValueError:
+        repairs.append(BROKEN_EXIF)
+        return image
+    if turn == 1:
+        return image
+    repairs.append(TURNED)
+    return image.transpose(TURNS[turn])
+
+
+def _to_rgb(image: Image.Image, repairs: list[str]) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        repairs.append("16 bits scaled to 8")
+        values = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise DataError(f"its pixels are of mode {image.mode}, of which nobody knows what is white")
+    if image.has_transparency_data:
+        return _on_white(image.convert("RGBA"), repairs)
+    if image.mode not in ("RGB", "L", "1", "P"):
+        ycck = image.mode == "CMYK" and image.info.get("adobe_transform") == YCCK
+        repairs.append(f"{'YCCK' if ycck else image.mode} to RGB")
+    return image.convert("RGB")
+
+
+def _on_white(image: Image.Image, repairs: list[str]) -> Image.Image:
+    if image.getchannel("A").getextrema() == (255, 255):
+        return image.convert("RGB")
+    repairs.append("transparency laid on white")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _what_it_is(data: bytes) -> str:
+    if WEB_PAGE.match(data[:1000]):
+        return "it is a web page or XML, not an image"
+    if data[:3] == b"\xff\xd8\xff":
+        return "it cannot be decoded: its JPEG header is damaged or cut off"
+    return "it is not an image"

@@ -8,10 +8,13 @@ import dataclasses
 import json
 import os
 import re
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 FORMAT = 1
+ENCODINGS = ("jpeg", "raw")
+RESIZES = ("square", "shorter", "none")
 SHARD_NAME = re.compile(r"[a-z]+-\d{6}\.tar")
 MAX_MANIFEST_BYTES = 1 << 30
 
@@ -44,20 +47,44 @@ class ImageClass:
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """How the images were written: ``encoding`` jpeg, ``resize`` square, ``size`` in pixels, JPEG ``quality``."""
+    """How the images were written.
+
+    ``encoding``: ``jpeg``, or ``raw`` for ``.npy`` members of H,W,3 uint8 (only with ``square``: one shape for all).
+    ``resize`` and ``size``, in pixels: ``square``, all are size x size; ``shorter``, their shorter side is size and
+    the other at least that; ``none``, they are as they came, and size is what loaders make of the shorter side.
+    ``quality`` is that of the JPEGs that were encoded: all of them, or under ``none`` the repaired; 0 for ``raw``.
+    """
 
     encoding: str
     resize: str
     size: int
     quality: int
 
+    def __post_init__(self) -> None:
+        if self.encoding not in ENCODINGS or self.resize not in RESIZES:
+            raise ValueError(f"{self.encoding} images resized {self.resize} are none that this version reads")
+        if self.encoding == "raw" and self.resize != "square":
+            raise ValueError("raw images must be square, so that all have one shape")
+
+    @property
+    def extension(self) -> str:
+        """Of the members."""
+        return "npy" if self.encoding == "raw" else "jpg"
+
+    @property
+    def mean_image_size(self) -> int | None:
+        """Width and height of the mean image; None where there is none, as sizes differ."""
+        return self.size if self.resize == "square" else None
+
 
 @dataclass(frozen=True)
 class Statistics:
-    """Over every pixel of the train images, before encoding, on the 0..255 scale.
+    """Over every pixel of ``images`` train images, before encoding, on the 0..255 scale.
+
+    Those are all train images, but for ``resize`` none, which decodes only a random few of them.
 
     ``eigenvalues`` (descending) and ``eigenvectors[channel][component]`` are those of the RGB covariance;
-    ``mean_image`` names the file with the per-pixel mean (size,size,3 float32).
+    ``mean_image`` names the file with the per-pixel mean (size,size,3 float32), where images are square.
     """
 
     mean_rgb: tuple[float, ...]
@@ -65,6 +92,7 @@ class Statistics:
     eigenvalues: tuple[float, ...]
     eigenvectors: tuple[tuple[float, ...], ...]
     mean_image: str | None
+    images: int = 0  # 0: not noted
 
 
 @dataclass(frozen=True)
@@ -97,9 +125,14 @@ class Manifest:
         write_atomically(self.folder / "manifest.json", json.dumps(content, indent=1).encode() + b"\n")
 
 
+def temporary(path: Path) -> Path:
+    """A name beside ``path`` that no other process writes to."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write ``content`` under a temporary name and rename it: a reader sees the old file or the whole new one."""
-    partial = path.with_name(path.name + ".tmp")
+    partial = temporary(path)
     with partial.open("wb") as file:
         file.write(content)
         file.flush()
@@ -107,7 +140,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     partial.replace(path)
 
 
-def load_manifest(folder: str | Path) -> Manifest:
+def load_manifest(folder: str | Path, check_shards: bool = True) -> Manifest:
     """Read FOLDER/manifest.json and check that each shard is there in full length with its index.
 
     Raises DataError.
@@ -126,9 +159,10 @@ def load_manifest(folder: str | Path) -> Manifest:
         raise DataError(
             f"{path} is damaged ({type(error).__name__}: {error}): make the shards again or restore the file"
         ) from error
-    for split in manifest.splits.values():
-        for shard in split.shards:
-            _check_shard(folder, shard)
+    if check_shards:
+        for split in manifest.splits.values():
+            for shard in split.shards:
+                check_shard(folder, shard)
     return manifest
 
 
@@ -159,8 +193,9 @@ def _parse(folder: Path, content: dict) -> Manifest:
     return manifest
 
 
-def _check_shard(folder: Path, shard: Shard) -> None:
-    remedy = f"restore it, or delete {folder} and shard again"
+def check_shard(folder: Path, shard: Shard) -> None:
+    """Raises DataError unless the shard is there in full length with an index of as many samples."""
+    remedy = "restore it, or write it again with tools/shard_imagenet.py --repair"
     path = folder / shard.path
     if not path.is_file():
         raise DataError(f"shard {path} is missing: {remedy}")

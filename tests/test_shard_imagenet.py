@@ -3,12 +3,14 @@
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from PIL import Image
 from pipelines import DataError, load_manifest
 from pipelines.images import read_file, square
 from tests.conftest import ROOT, assert_refused, command, shard
+from tools.shard_folder import claim
 from tools.shard_imagenet import Options
 from tools.sources import find_images
 from tools.verify_shards import verify
@@ -43,8 +46,11 @@ def few_images(demo_images: Path, tmp_path: Path) -> Path:
     return source
 
 
-def test_bytes_do_not_depend_on_the_number_of_workers(demo_images: Path, demo_shards: Path, tmp_path: Path) -> None:
-    assert digests(shard(demo_images, tmp_path / "again", shard_mb=2, workers=1)) == digests(demo_shards)
+@pytest.mark.parametrize("workers", [1, 5])
+def test_bytes_do_not_depend_on_the_number_of_workers(
+    demo_images: Path, demo_shards: Path, tmp_path: Path, workers: int
+) -> None:
+    assert digests(shard(demo_images, tmp_path / "again", shard_mb=2, workers=workers)) == digests(demo_shards)
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
@@ -63,6 +69,78 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     with pytest.raises(DataError, match=r"another plan .*seed was 0, is 1"):
         shard(demo_images, tmp_path / "out", shard_mb=2, seed=1)
     assert digests(shard(demo_images, tmp_path / "out", shard_mb=2)) == digests(demo_shards)
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_change_no_byte(demo_images: Path, demo_shards: Path, tmp_path: Path) -> None:
+    rng = random.Random(0)
+    line = [sys.executable, TOOL, demo_images, tmp_path / "out", "--shard-mb", "2", "--workers", "2"]
+    kills = 0
+    while kills < 20:
+        process = subprocess.Popen(line, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE)
+        try:
+            process.wait(rng.uniform(0.2, 2.5))
+            shutil.rmtree(tmp_path / "out")  # it was done before it could be killed: begin anew
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            kills += 1
+    if not (tmp_path / "out" / "manifest.json").exists():
+        assert command(*line[1:]).returncode == 0
+    assert digests(tmp_path / "out") == digests(demo_shards)
+
+
+def test_a_cluster_writes_the_same_bytes_though_a_worker_is_killed(
+    demo_images: Path, demo_shards: Path, tmp_path: Path
+) -> None:
+    distributed = pytest.importorskip("distributed")
+    environment = {"PYTHONPATH": str(ROOT), "DISTRIBUTED__WORKER__DAEMON": "False"}
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True, env=environment
+    ) as cluster:
+        arguments = (TOOL, demo_images, tmp_path / "out", "--shard-mb", "2", "--cluster", cluster.scheduler_address)
+        with ThreadPoolExecutor(1) as pool:
+            run = pool.submit(command, *arguments)
+            deadline = time.monotonic() + 60
+            while not list((tmp_path / "out").glob("*.tmp")) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            os.kill(cluster.workers[0].pid, signal.SIGKILL)
+            done = run.result()
+    assert done.returncode == 0, done.stderr
+    assert digests(tmp_path / "out") == digests(demo_shards)
+
+
+def test_no_scheduler_and_no_dask_are_said(few_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="no Dask scheduler answers at tcp"):
+        shard(few_images, tmp_path / "out", cluster="tcp://127.0.0.1:9")
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(DataError, match="pip install distributed"):
+        shard(few_images, tmp_path / "out", cluster="tcp://127.0.0.1:9")
+
+
+def test_too_many_bad_images_end_the_run_which_a_larger_allowance_continues(few_images: Path, tmp_path: Path) -> None:
+    victims = sorted((few_images / "train").rglob("*.JPEG"))[:2]
+    for path in victims:
+        path.write_text("<html>")
+    assert_refused(command(TOOL, few_images, tmp_path / "out"), "more than 0 of 16", victims[0].name, "--max-bad")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    done = command(TOOL, few_images, tmp_path / "out", "--max-bad", "0.2")
+    assert done.returncode == 0, done.stderr
+    assert load_manifest(tmp_path / "out").split("train").samples == 10
+
+
+def test_repair_writes_only_the_wrong_shards_again(demo_images: Path, demo_shards: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(demo_shards, tmp_path / "copy")
+    flip_byte_in_image(copy)
+    (copy / "train-000000.tar").unlink()
+    kept = (copy / "train-000002.tar").stat().st_ino
+    wrong_seed = command(TOOL, demo_images, copy, "--shard-mb", "2", "--seed", "1", "--repair")
+    assert_refused(wrong_seed, "the source or the options differ", "nothing was changed")
+    done = command(TOOL, demo_images, copy, "--shard-mb", "2", "--repair")
+    assert done.returncode == 0, done.stderr
+    assert "2 shards written again" in done.stdout
+    assert digests(copy) == digests(demo_shards)
+    assert (copy / "train-000002.tar").stat().st_ino == kept
 
 
 def test_train_is_a_global_permutation_drawn_from_the_seed(demo_images: Path) -> None:
@@ -132,7 +210,7 @@ def test_images_that_cannot_be_decoded_are_quarantined_and_the_run_goes_on(few_i
     victims[0].write_bytes(whole[: len(whole) // 2])
     victims[1].write_bytes(b"")
     victims[2].write_text("<html>404</html>")
-    done = command(TOOL, few_images, tmp_path / "out")
+    done = command(TOOL, few_images, tmp_path / "out", "--max-bad", "0.2")
     assert done.returncode == 0, done.stderr
     assert "quarantined: 3" in done.stdout
     manifest = load_manifest(tmp_path / "out")
@@ -186,7 +264,7 @@ def test_stems_that_occur_twice_or_hold_dots_become_distinct_keys(tmp_path: Path
 )
 def test_bad_sources_and_targets_are_refused(few_images: Path, tmp_path: Path, prepare, words: list[str]) -> None:
     prepare(few_images, tmp_path / "out")
-    assert_refused(command(TOOL, few_images, tmp_path / "out"), *words)
+    assert_refused(command(TOOL, few_images, tmp_path / "out", "--max-bad", "1"), *words)
     assert not (tmp_path / "out" / "train-000000.tar").exists() or not (tmp_path / "out" / "manifest.json").exists()
 
 
@@ -214,8 +292,6 @@ def test_a_full_disk_ends_the_run_and_leaves_nothing_that_looks_whole(demo_image
 
 
 def test_two_runs_into_one_folder_exclude_each_other(few_images: Path, tmp_path: Path) -> None:
-    from tools.shard_imagenet import claim
-
     with claim(tmp_path / "out", {}):
         assert_refused(command(TOOL, few_images, tmp_path / "out"), "another run is writing")
 

@@ -180,7 +180,7 @@ def shard_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".tar", ".idx", ".npy")}
 
 
-@pytest.mark.parametrize("options", [{}, {"classes": "3", "per_class": 2, "seed": 5}], ids=["all", "subset"])
+@pytest.mark.parametrize("options", [{}, {"classes": "3", "per_class": 2, "seed": 5}, {"resize": "none"}])
 def test_the_four_layouts_give_the_same_shards_byte_for_byte(laid_out, tmp_path: Path, options: dict) -> None:
     shards = {}
     for layout in LAYOUTS:
@@ -465,17 +465,17 @@ def test_a_spool_goes_on_where_it_was_and_holds_only_what_is_asked_for(laid_out,
     source = found(folder)
     assert source.spool is not None
     images = {name: data for files in few["train"].values() for name, data in files.items()}
-    placed = source.spool(samples, work)
+    placed = source.spool.copy(samples, work)
     assert [sample.read(work) for sample in placed] == [images[f"{sample.key}.JPEG"] for sample in samples]
     total = sum(path.stat().st_size for path in work.glob("*.bin"))
     assert total == sum(len(images[f"{sample.key}.JPEG"]) for sample in samples)
     before = {path.name: path.stat().st_mtime_ns for path in work.iterdir()}
     victim = sorted(work.glob("*.npy"))[1]
     victim.unlink()
-    assert source.spool(samples, work) == placed
+    assert source.spool.copy(samples, work) == placed
     again = {path.name for path in work.iterdir() if path.stat().st_mtime_ns != before[path.name]}
     assert again == {victim.name, victim.with_suffix(".bin").name}
-    everything = source.spool(source.splits["train"], work)
+    everything = source.spool.copy(source.splits["train"], work)
     assert {sample.read(work) for sample in everything} == set(images.values())
 
 
@@ -485,7 +485,7 @@ def test_a_spool_says_when_the_disk_is_too_small(laid_out, tmp_path: Path, monke
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
     assert source.spool is not None
     with pytest.raises(DataError, match="make room"):
-        source.spool(source.splits["train"], tmp_path / "spool")
+        source.spool.copy(source.splits["train"], tmp_path / "spool")
 
 
 def test_damage_inside_a_parquet_file_is_found_while_spooling(laid_out, tmp_path: Path) -> None:
@@ -497,7 +497,7 @@ def test_damage_inside_a_parquet_file_is_found_while_spooling(laid_out, tmp_path
     source = found(folder)
     assert source.spool is not None
     with pytest.raises(DataError, match=r"train-00000-of-00003\.parquet is no parquet file, or a damaged one"):
-        source.spool(source.splits["train"], tmp_path / "spool")
+        source.spool.copy(source.splits["train"], tmp_path / "spool")
 
 
 @pytest.mark.parametrize(("layout", "wheel"), [("official", "scipy"), ("parquet", "pyarrow")])
@@ -512,7 +512,8 @@ PLAN = """
 import resource
 from pathlib import Path
 from pipelines.shards import ImageClass, ImageFormat
-from tools.shard_imagenet import Options, fingerprint, plan
+from tools.shard_imagenet import Options, plan
+from tools.shard_folder import fingerprint
 from tools.sources import Source, sample, selection
 
 archive = "ILSVRC2012_img_train.tar"
@@ -524,7 +525,7 @@ for label, wnid in enumerate(wnids):
         key = sample.key_of(sample.stem_of(name))
         samples.append(sample.Sample(key, f"{archive}/{wnid}.tar/{name}", label, archive, offset, 109_000 + n))
 samples = selection.ordered(selection.distinct(samples, wnids), "train", 0)
-source = Source(tuple(ImageClass(wnid, wnid) for wnid in wnids), {"train": tuple(samples)})
+source = Source(Path(), tuple(ImageClass(wnid, wnid) for wnid in wnids), {"train": tuple(samples)})
 tasks = plan(source, Options(Path("in"), Path("out")), ImageFormat("jpeg", "square", 256, 90))
 assert sum(len(task.samples) for task in tasks) == 1_281_000
 fingerprint(tasks, 0)

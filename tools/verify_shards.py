@@ -2,6 +2,7 @@
 
 import hashlib
 import multiprocessing
+import signal
 import tarfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -9,27 +10,39 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from pipelines.images import read_picture
-from pipelines.shards import DataError, Manifest, Shard, load_manifest
+from pipelines.images import read_member
+from pipelines.shards import DataError, Manifest, Shard, check_shard, load_manifest
 
 
 def verify(folder: Path, workers: int) -> None:
     """Raises DataError that lists each shard that is not what the manifest says, and why."""
-    manifest = load_manifest(folder)
-    shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    arguments = [(folder / shard.path, shard, manifest) for shard in shards]
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        found = list(
-            tqdm(pool.map(_problem, *zip(*arguments, strict=True)), total=len(shards), unit=" shards", desc="verify")
-        )
-    problems = [f"{folder / shard.path}: {problem}" for shard, problem in zip(shards, found, strict=True) if problem]
+    manifest = load_manifest(folder, check_shards=False)
+    shards = sum(len(split.shards) for split in manifest.splits.values())
+    problems = find_problems(manifest, workers)
     if problems:
-        raise DataError("\n  ".join([f"{len(problems)} of {len(shards)} shards are wrong: shard again", *problems]))
+        lines = [f"{folder / path}: {problem}" for path, problem in problems.items()]
+        remedy = "write them again with the command that made them and --repair"
+        raise DataError("\n  ".join([f"{len(problems)} of {shards} shards are wrong: {remedy}", *lines]))
     samples = sum(split.samples for split in manifest.splits.values())
-    print(f"{folder}: {samples} images in {len(shards)} shards, all as the manifest says")
+    print(f"{folder}: {samples} images in {shards} shards, all as the manifest says")
 
 
-def _problem(path: Path, shard: Shard, manifest: Manifest) -> str | None:
+def find_problems(manifest: Manifest, workers: int) -> dict[str, str]:
+    """What is wrong with which shard, by its name."""
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    spawn, quit_at_once = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_DFL)
+    with ProcessPoolExecutor(workers, spawn, signal.signal, quit_at_once) as pool:
+        found = pool.map(_problem, shards, [manifest] * len(shards))
+        shown = tqdm(found, total=len(shards), unit=" shards", desc="verify")
+        return {shard.path: problem for shard, problem in zip(shards, shown, strict=True) if problem}
+
+
+def _problem(shard: Shard, manifest: Manifest) -> str | None:
+    path = manifest.folder / shard.path
+    try:
+        check_shard(manifest.folder, shard)
+    except DataError as error:
+        return str(error)
     with path.open("rb") as file:
         same = hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
     try:
@@ -68,6 +81,9 @@ def _read(file: BinaryIO, member: tuple[str, str, str, str]) -> bytes:
 def _check_sample(image: bytes, label: bytes, manifest: Manifest) -> None:
     if len(label) != manifest.label_width or not label.isdigit() or int(label) >= len(manifest.classes):
         raise DataError(f"label {label[:20]!r} is not one of 0 to {len(manifest.classes) - 1}")
-    size = read_picture(image, ".jpg").image.size
-    if size != (manifest.image.size, manifest.image.size):
-        raise DataError(f"it has {size[0]} x {size[1]} pixels instead of {manifest.image.size} x {manifest.image.size}")
+    width, height = read_member(image, manifest.image).size
+    size, resize = manifest.image.size, manifest.image.resize
+    if resize == "square" and (width, height) != (size, size):
+        raise DataError(f"it has {width} x {height} pixels instead of {size} x {size}")
+    if resize == "shorter" and min(width, height) != size:
+        raise DataError(f"its shorter side has {min(width, height)} pixels instead of {size}")

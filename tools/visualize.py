@@ -18,7 +18,7 @@ from PIL import Image
 from alexnet import AlexNetError, checkpoint, figures
 from alexnet.log import read_log
 from pipelines import DataError, load_manifest
-from pipelines.images import read_file, read_picture
+from pipelines.images import read_file, read_member
 from pipelines.preprocess import Preparation
 from tools.terminal import run
 
@@ -61,14 +61,14 @@ def first_image(data: Path) -> tuple[Image.Image, str]:
     shard = data / manifest.split("val").shards[0].path
     sample = next(iter(webdataset.WebDataset(str(shard), shardshuffle=False)))
     name = manifest.classes[int(sample["cls"])].name
-    return read_picture(sample["jpg"], ".jpg").image, f"{sample['__key__']}: {name}"
+    return read_member(sample[manifest.image.extension], manifest.image), f"{sample['__key__']}: {name}"
 
 
 def save(pictures: dict[str, Figure], folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for name, figure in pictures.items():
         path = folder / f"{name}.png"
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=150, bbox_inches="tight")
         print(path)
 
 

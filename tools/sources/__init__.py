@@ -6,7 +6,7 @@ same order, whatever the layout.
 """
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +24,16 @@ LAYOUTS = {"official": official, "folders": folders, "kaggle": kaggle, "parquet"
 class Source:
     """``spool``, where it is there, makes the samples readable: see ``Spool``."""
 
+    folder: Path
     classes: tuple[ImageClass, ...]
     splits: dict[str, tuple[Sample, ...]]
     spool: Spool | None = None
+
+    def sizes(self, samples: Sequence[Sample]) -> list[int]:
+        """Bytes of a few samples."""
+        if self.spool:
+            return self.spool.sizes(samples)
+        return [(self.folder / s.file).stat().st_size if s.size is None else s.size for s in samples]
 
 
 def find_images(
@@ -53,7 +60,7 @@ def find_images(
             raise DataError(f"--md5 checks the archives of image-net.org, but {folder} holds the layout {name}")
         official.check_md5(folder, splits)
     with _no_garbage_collection():
-        return _select(LAYOUTS[name].listing(folder, splits), seed, classes, per_class)
+        return _select(folder, LAYOUTS[name].listing(folder, splits), seed, classes, per_class)
 
 
 @contextmanager
@@ -80,7 +87,7 @@ def _recognise(folder: Path, splits: tuple[str, ...]) -> str:
     return names[0]
 
 
-def _select(listing: Listing, seed: int, classes: str | None, per_class: int | None) -> Source:
+def _select(folder: Path, listing: Listing, seed: int, classes: str | None, per_class: int | None) -> Source:
     wnids = listing.wnids
     found = {split: selection.distinct(samples, wnids) for split, samples in listing.splits.items()}
     if classes is not None:
@@ -91,4 +98,4 @@ def _select(listing: Listing, seed: int, classes: str | None, per_class: int | N
     if per_class is not None and "train" in found:
         found["train"] = selection.first_of_each_class(found["train"], per_class, wnids)
     taken = tuple(ImageClass(wnid, listing.words.get(wnid, wnid)) for wnid in wnids)
-    return Source(taken, {split: tuple(samples) for split, samples in found.items()}, listing.spool)
+    return Source(folder, taken, {split: tuple(samples) for split, samples in found.items()}, listing.spool)

@@ -1,21 +1,20 @@
 """Hugging Face's parquet files, ``train-00000-of-00294.parquet`` and ``validation-...``, in SOURCE or SOURCE/data.
 
 A parquet file gives up an image only together with its whole row group, and the global permutation wants images from
-everywhere at once. So names and labels are read first, which is quick, and ``spool`` then copies the chosen images,
-in one sequential pass, into plain files that are read by offset: as much disk as the images have bytes, about 150 GB
+everywhere at once. So names and labels are read first, which is quick; then, in one sequential pass, ``ParquetSpool``
+copies the chosen images into plain files that are read by offset: as much disk as the images have bytes, about 150 GB
 for all of ImageNet, under OUT/.work/spool until the shards are done.
 """
 
 import re
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path, PurePosixPath
 
 from pipelines.shards import DataError
 from tools.sources.parquet_classes import Row, class_names, rank_labels
 from tools.sources.sample import Listing, Sample, key_of, stem_of
-from tools.sources.spool import open_parquet, readable, spool
+from tools.sources.spool import ParquetSpool, open_parquet, readable
 
 LOOKED_FOR = "train-*.parquet and validation-*.parquet, there or in data/"
 SPLIT_NAMES = {"val": "val|valid|validation"}
@@ -36,7 +35,7 @@ def listing(folder: Path, splits: tuple[str, ...]) -> Listing:
             raise DataError(f"{files[split][0]} and its like have no rows: download {split} again")
     classes = rank_labels(folder, rows, class_names(files[splits[0]][0]))
     samples = {split: [_sample(row, classes.rank[row.label]) for row in rows.pop(split)] for split in splits}
-    return Listing(classes.wnids, classes.words, samples, partial(spool, folder))
+    return Listing(classes.wnids, classes.words, samples, ParquetSpool(folder))
 
 
 def _sample(row: Row, label: int) -> Sample:

@@ -3,10 +3,10 @@
 import importlib
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from pipelines.images import MAX_FILE_BYTES, SUFFIXES
 from pipelines.shards import DataError
@@ -41,8 +41,14 @@ class Sample(NamedTuple):
             return file.read(size)
 
 
-Spool = Callable[[Sequence[Sample], Path], list[Sample]]
-"""Copies the samples' bytes into plain files under a folder; returns the samples as found there, in the same order."""
+class Spool(Protocol):
+    """For a source that cannot be read by offset."""
+
+    def copy(self, samples: Sequence[Sample], work: Path) -> list[Sample]:
+        """Copy the samples' bytes into plain files below ``work``; return the samples as found there, in this order."""
+
+    def sizes(self, samples: Sequence[Sample]) -> list[int]:
+        """Bytes of a few samples."""
 
 
 @dataclass(frozen=True)

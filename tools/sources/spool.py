@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,33 @@ from tools.sources.sample import Sample, load_extra
 BATCH_ROWS = 64
 
 
-def spool(folder: Path, samples: Sequence[Sample], work: Path) -> list[Sample]:
-    """Copy the samples' images below ``work``; return the samples as found there. Raises DataError, OSError."""
+@dataclass(frozen=True)
+class ParquetSpool:
+    """A ``Spool``. Both methods raise DataError, and ``copy`` OSError when the disk does."""
+
+    folder: Path
+
+    def copy(self, samples: Sequence[Sample], work: Path) -> list[Sample]:
+        return _spool(self.folder, samples, work)
+
+    def sizes(self, samples: Sequence[Sample]) -> list[int]:
+        found: dict[tuple[str, int], int] = {}
+        for file, wanted in _rows(samples).items():
+            parquet = open_parquet(self.folder / file)
+            chosen = np.isin(np.arange(parquet.metadata.num_rows), wanted)
+            found |= {(file, row): len(data) for row, data in _images(parquet, self.folder / file, chosen)}
+        return [found[sample.file, sample.offset] for sample in samples]
+
+
+def _rows(samples: Sequence[Sample]) -> dict[str, list[int]]:
     rows: dict[str, list[int]] = {}
     for sample in samples:
         rows.setdefault(sample.file, []).append(sample.offset)
+    return rows
+
+
+def _spool(folder: Path, samples: Sequence[Sample], work: Path) -> list[Sample]:
+    rows = _rows(samples)
     work.mkdir(parents=True, exist_ok=True)
     places = {file: _finished(work / Path(file).name, wanted) for file, wanted in rows.items()}
     todo = [file for file in rows if places[file] is None]

@@ -1,0 +1,98 @@
+"""Photographs to measure with, in ImageNet's layout: random views of those that scikit-image and scikit-learn ship.
+
+    python -m benchmarks.corpus data/corpus --images 4000
+
+About 110 KB each at 500x375, 4:2:0 JPEG, as ImageNet's are; the same seed gives the same files.
+"""
+
+import multiprocessing
+import os
+import random
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import tyro
+from PIL import Image
+from tqdm import tqdm
+
+from pipelines import DataError
+from tools.terminal import require, run
+
+PHOTOGRAPHS = {
+    "skimage": (
+        "astronaut.png",
+        "chelsea.png",
+        "coffee.png",
+        "motorcycle_left.png",
+        "ihc.png",
+        "hubble_deep_field.jpg",
+        "retina.jpg",
+    ),
+    "sklearn": ("china.jpg", "flower.jpg"),
+}
+FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Options:
+    out: tyro.conf.Positional[Path]
+    """Folder to make, with train/ and val/."""
+    images: int = 4000
+    """Of which a tenth are for val."""
+    width: int = 500
+    height: int = 375
+    quality: int = 98
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.images >= 10 * CLASSES, f"--images is {self.images}, it starts at {10 * CLASSES}")
+        require(1 <= self.quality <= 100, f"--quality is {self.quality}, it goes from 1 to 100")
+        require(min(self.width, self.height) >= 16, "--width and --height start at 16")
+
+
+def main(options: Options) -> None:
+    if options.out.exists():
+        raise DataError(f"{options.out} is there already: choose another folder, or delete it first")
+    sources = photographs()
+    for split in ("train", "val"):
+        for number in range(CLASSES):
+            (options.out / split / f"c{number}").mkdir(parents=True)
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        views = pool.map(partial(save_view, options, sources), range(options.images), chunksize=16)
+        total = sum(tqdm(views, total=options.images, unit=" images", desc="corpus"))
+    print(f"{options.images} views, {total / options.images / 1000:.1f} KB each")
+
+
+def photographs() -> list[Path]:
+    """Raises DataError where a package is missing."""
+    found = []
+    for package, names in PHOTOGRAPHS.items():
+        spec = find_spec(package)
+        if spec is None or spec.origin is None:
+            raise DataError("the photographs come with two packages: pip install scikit-image scikit-learn")
+        found += [Path(spec.origin).parent / FOLDERS[package] / name for name in names]
+    return found
+
+
+def save_view(options: Options, sources: list[Path], number: int) -> int:
+    """Cut a view out of a photograph and write it; its size in bytes."""
+    rng = random.Random(f"{options.seed}/{number}")
+    with Image.open(rng.choice(sources)) as photograph:
+        image = photograph.convert("RGB")
+    width = min(image.width, image.height * options.width / options.height) * rng.uniform(0.6, 1)
+    height = width * options.height / options.width
+    left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
+    box = (left, top, left + width, top + height)
+    view = image.resize((options.width, options.height), Image.Resampling.BICUBIC, box)
+    split = "val" if number % 10 == 9 else "train"
+    path = options.out / split / f"c{number // 10 % CLASSES}" / f"{number:06d}.JPEG"
+    view.save(path, quality=options.quality, subsampling="4:2:0")
+    return path.stat().st_size
+
+
+if __name__ == "__main__":
+    run(main, Options, __doc__)

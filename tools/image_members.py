@@ -1,0 +1,94 @@
+"""What becomes of one source image: the bytes of its shard member, by ``--resize`` and ``--encoding``."""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from pipelines.images import misnamed, read_picture, shorter, square, too_large
+from pipelines.jpeg import Jpeg, inspect, without_cuts
+from pipelines.shards import DataError, ImageFormat
+from tools.sources import Sample
+
+JPEG_MAX_SIDE = 65_500  # of libjpeg
+USUAL_BYTES_A_PIXEL = 0.34  # a photograph at quality 90
+SAMPLES_LOOKED_AT = 256  # to tell how large files are that will be copied
+
+
+@dataclass(frozen=True)
+class Member:
+    """``data`` for the shard; ``pixels`` H,W,3 uint8 before encoding, where they were asked for or are there anyway."""
+
+    data: bytes
+    repairs: tuple[str, ...]
+    pixels: np.ndarray | None
+
+
+def make_member(data: bytes, suffix: str, image: ImageFormat, max_pixels: int, want_pixels: bool) -> Member:
+    """Raises DataError with the reason where the image cannot be used."""
+    if image.resize == "none":
+        return _as_it_is(data, suffix, image, max_pixels, want_pixels)
+    picture = read_picture(data, suffix, max_pixels)
+    _check_ratio(*picture.image.size, image, max_pixels)
+    resized = (square if image.resize == "square" else shorter)(picture.image, image.size)
+    encoded = encode_raw(resized) if image.encoding == "raw" else encode_jpeg(resized, image.quality)
+    return Member(encoded, picture.repairs, np.asarray(resized))
+
+
+def _as_it_is(data: bytes, suffix: str, image: ImageFormat, max_pixels: int, want_pixels: bool) -> Member:
+    """A healthy upright baseline JPEG, colour or grey, is copied, without being decoded unless pixels are wanted."""
+    jpeg = inspect(data)
+    if jpeg.obstacles:
+        return _written_anew(data, suffix, image, max_pixels, jpeg)
+    if jpeg.width * jpeg.height > max_pixels:
+        raise too_large(jpeg.width * jpeg.height, max_pixels)
+    _check_ratio(jpeg.width, jpeg.height, image, max_pixels)
+    repairs = (*misnamed("JPEG", suffix), *dict.fromkeys(why for _, _, why in jpeg.cuts))
+    pixels = np.asarray(read_picture(data, suffix, max_pixels).image) if want_pixels else None
+    return Member(without_cuts(data, jpeg), repairs, pixels)
+
+
+def _written_anew(data: bytes, suffix: str, image: ImageFormat, max_pixels: int, jpeg: Jpeg) -> Member:
+    picture = read_picture(data, suffix, max_pixels)
+    _check_ratio(*picture.image.size, image, max_pixels)
+    if picture.format == "JPEG":
+        found = (*jpeg.obstacles, *(why for _, _, why in jpeg.cuts))
+    else:
+        found = () if misnamed(picture.format, suffix) else (f"{picture.format} to JPEG",)
+    repairs = tuple(dict.fromkeys((*picture.repairs, *found)))
+    return Member(encode_jpeg(picture.image, image.quality), repairs, np.asarray(picture.image))
+
+
+def _check_ratio(width: int, height: int, image: ImageFormat, max_pixels: int) -> None:
+    """Whether it stays within bounds when its shorter side becomes ``image.size``, here or in a loader."""
+    longer = image.size * max(width, height) / min(width, height)
+    if image.resize != "square" and (longer > JPEG_MAX_SIDE or longer * image.size > max_pixels):
+        raise DataError(f"its {width} x {height} pixels are too elongated for a shorter side of {image.size}")
+
+
+def encode_jpeg(image: Image.Image, quality: int) -> bytes:
+    """A baseline 4:2:0 JPEG, without comments, EXIF or colour profile."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, subsampling="4:2:0", comment=b"")
+    return buffer.getvalue()
+
+
+def encode_raw(image: Image.Image) -> bytes:
+    """H,W,3 uint8 as numpy's format 1.0, which DALI reads too."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.asarray(image), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def expected_bytes(
+    image: ImageFormat, samples: Sequence[Sample], sizes: Callable[[Sequence[Sample]], list[int]]
+) -> float:
+    """About how large a member will be; for files that are copied the mean of some of them, evenly spread."""
+    if image.encoding == "raw":
+        return 3.0 * image.size**2 + 128
+    if image.resize != "none":
+        return USUAL_BYTES_A_PIXEL * image.size**2 * (1.0 if image.resize == "square" else 1.35)
+    some = samples[:: -(-len(samples) // SAMPLES_LOOKED_AT)]
+    return sum(sizes(some)) / len(some)

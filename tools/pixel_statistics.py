@@ -1,0 +1,85 @@
+"""Mean, deviation and principal colours of the train pixels, gathered shard by shard in whole numbers."""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.shards import DataError, Statistics, write_atomically
+
+CHUNK_PIXELS = 1 << 16  # multiplied at a time, so that a large image needs no large float copy
+
+
+class PixelSums:
+    """Sums over pixels in whole numbers, so that no order of adding changes a digit.
+
+    ``size`` is that of square images, whose sum is kept for the mean image; None where sizes differ.
+    """
+
+    def __init__(self, size: int | None) -> None:
+        self.images = 0
+        self.count = 0  # pixels
+        self.totals = np.zeros(3, np.int64)  # sum of r, g, b over images and pixels
+        self.products = np.zeros((3, 3), np.int64)  # sum of r*r, r*g, ...
+        self.image = None if size is None else np.zeros((size, size, 3), np.int64)  # sum over images
+
+    def add(self, pixels: np.ndarray) -> None:
+        """``pixels`` H,W,3 uint8. The float64 product of a chunk of bytes is exact: it stays below 2**53."""
+        self.images += 1
+        if self.image is not None:
+            self.image += pixels
+        flat = pixels.reshape(-1, 3)
+        self.count += len(flat)
+        for start in range(0, len(flat), CHUNK_PIXELS):
+            chunk = flat[start : start + CHUNK_PIXELS].astype(np.float64)
+            self.totals += (np.ones(len(chunk)) @ chunk).astype(np.int64)
+            self.products += (chunk.T @ chunk).astype(np.int64)
+
+    def save(self, path: Path) -> None:
+        buffer = io.BytesIO()
+        np.savez(buffer, **{name: value for name, value in vars(self).items() if value is not None})
+        write_atomically(path, buffer.getvalue())
+
+    def merge(self, path: Path) -> None:
+        """Add what another one has saved."""
+        with np.load(path, allow_pickle=False) as part:
+            for name, value in vars(self).items():
+                if value is not None:
+                    setattr(self, name, value + part[name])
+
+
+def measured_samples(start: int, stop: int, total: int, wanted: int | None) -> range:
+    """Which samples of a shard, counted from its first, the statistics are taken from.
+
+    The shard has ``start`` to ``stop`` of ``total`` samples, which stand in a random order already: evenly spread
+    ones are a random choice. At most ``wanted`` of all are taken, more than half of that where there are as many;
+    every one where ``wanted`` is None.
+    """
+    step = 1 if wanted is None else max(1, -(-total // wanted))
+    return range(-start % step, stop - start, step)
+
+
+def summarise(parts: Iterable[Path], size: int | None) -> tuple[Statistics, np.ndarray | None]:
+    """The statistics of all ``parts`` and the mean image, size,size,3 float32; exact but for a last rounding."""
+    sums = PixelSums(size)
+    for part in parts:
+        sums.merge(part)
+    if not sums.images:
+        raise DataError("none of the images chosen for the statistics can be used: raise --statistics-images")
+    n = int(sums.count)
+    totals = [int(total) for total in sums.totals]
+    products = [[int(value) for value in row] for row in sums.products]
+    covariance = np.array([[(n * products[i][j] - totals[i] * totals[j]) / n**2 for j in range(3)] for i in range(3)])
+    values, vectors = np.linalg.eigh(covariance)
+    values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
+    vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), range(3)])  # a sign that does not wander
+    statistics = Statistics(
+        mean_rgb=tuple(total / n for total in totals),
+        std_rgb=tuple(float(value) for value in np.sqrt(np.diag(covariance))),
+        eigenvalues=tuple(float(value) for value in values),
+        eigenvectors=tuple(tuple(float(value) for value in row) for row in vectors),
+        mean_image=None if sums.image is None else "mean.npy",
+        images=int(sums.images),
+    )
+    return statistics, None if sums.image is None else (sums.image / sums.images).astype(np.float32)
