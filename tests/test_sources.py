@@ -479,6 +479,17 @@ def test_a_spool_goes_on_where_it_was_and_holds_only_what_is_asked_for(laid_out,
     assert {sample.read(work) for sample in everything} == set(images.values())
 
 
+def test_a_shard_is_repaired_from_parquet(laid_out, tmp_path: Path) -> None:
+    folder, out = laid_out("parquet"), tmp_path / "out"
+    options = {"size": SIZE, "shard_mb": 0.02, "workers": 1}
+    shards = shard_bytes(shard(folder, out, **options))
+    victim = out / "train-000001.tar"
+    victim.write_bytes(victim.read_bytes().replace(b"JFIF", b"JUNK"))
+    shard(folder, out, repair=True, **options)
+    assert shard_bytes(out) == shards
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
 def test_a_spool_says_when_the_disk_is_too_small(laid_out, tmp_path: Path, monkeypatch) -> None:
     source = found(laid_out("parquet"))
     usage = shutil.disk_usage(tmp_path)
