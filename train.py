@@ -196,7 +196,7 @@ def make_demo_shards() -> None:
     if not DEMO_IMAGES.is_dir():
         call("tools/make_demo.py", str(DEMO_IMAGES))
     if not (DEMO_SHARDS / "manifest.json").is_file():
-        call("tools/shard_imagenet.py", str(DEMO_IMAGES), str(DEMO_SHARDS), "--shard-mb", "6")
+        call("tools/shard_imagenet.py", str(DEMO_IMAGES), str(DEMO_SHARDS))
 
 
 def call(script: str, *arguments: str) -> None:

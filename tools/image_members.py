@@ -1,9 +1,8 @@
 """What becomes of one source image: the bytes of its shard member, by ``--resize`` and ``--encoding``."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -83,11 +82,13 @@ def encode_raw(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def expected_bytes(image: ImageFormat, samples: Sequence[Sample], folder: Path) -> float:
+def expected_bytes(
+    image: ImageFormat, samples: Sequence[Sample], sizes: Callable[[Sequence[Sample]], list[int]]
+) -> float:
     """About how large a member will be; for files that are copied the mean of some of them, evenly spread."""
     if image.encoding == "raw":
         return 3.0 * image.size**2 + 128
     if image.resize != "none":
         return USUAL_BYTES_A_PIXEL * image.size**2 * (1.0 if image.resize == "square" else 1.35)
     some = samples[:: -(-len(samples) // SAMPLES_LOOKED_AT)]
-    return sum((folder / s.file).stat().st_size if s.size is None else s.size for s in some) / len(some)
+    return sum(sizes(some)) / len(some)

@@ -21,7 +21,10 @@ def fingerprint(tasks: Sequence[ShardTask], seed: int) -> dict[str, Any]:
     """What must be equal for an unfinished run to be continued."""
     samples = hashlib.sha256()
     for task in tasks:
-        samples.update(repr((task.name, task.samples)).encode())
+        lines = [
+            f"{key}\t{s}\t{label}\t{file}\t{offset}\t{size}\n" for key, s, label, file, offset, size in task.samples
+        ]
+        samples.update(f"{task.name}\n{''.join(lines)}".encode(errors="surrogateescape"))
     return {
         "seed": seed,
         "image": vars(tasks[0].image),

@@ -1,6 +1,6 @@
 """Write a folder of images as webdataset tar shards, once, for every loader and every run after it.
 
-    python tools/shard_imagenet.py SOURCE OUT       # SOURCE/train/<class>/*.JPEG, SOURCE/val/<class>/*.JPEG
+    python tools/shard_imagenet.py SOURCE OUT       # ImageNet as it ships: archives, folders, Kaggle or parquet
     python tools/shard_imagenet.py --verify OUT     # read everything again and compare
 
 Images become 256x256 JPEGs (shorter side resized, centre kept) in one seeded global permutation, or what --resize and
@@ -12,9 +12,11 @@ stop continues where it was; the same source, options and seed give the same byt
 import json
 import math
 import os
+import re
 import shutil
 import time
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -32,10 +34,13 @@ from tools.terminal import require, run
 from tools.verify_shards import find_problems, verify
 
 
+SPREAD_SHARDS, SPREAD_SAMPLES = 16, 128  # a small set is cut into so many shards, of at least so many samples
+
+
 @dataclass(frozen=True)
 class Options:
     source: tyro.conf.Positional[Path]
-    """The folder with train/ and val/; with --verify, the shard folder."""
+    """The folder with ImageNet's archives, train/ and val/, ILSVRC/ or parquet files; with --verify, the shards."""
     out: tyro.conf.Positional[Path | None] = None
     """The shard folder to make."""
     verify: bool = False
@@ -54,7 +59,7 @@ class Options:
     quality: int = 90
     """JPEG quality, 1 to 95."""
     shard_mb: float = 256
-    """About how many megabytes a shard has."""
+    """About how many megabytes a shard has; fewer in a small set, so that there is work for 16 processes."""
     workers: int = os.cpu_count() or 1
     """Processes. They do not change the bytes."""
     cluster: str | None = None
@@ -66,7 +71,15 @@ class Options:
     seed: int = 0
     """Of the order of the train images."""
     splits: tuple[str, ...] = ("train", "val")
-    """Folders below SOURCE to shard."""
+    """The splits of SOURCE to shard."""
+    layout: Literal["auto", "official", "folders", "kaggle", "parquet"] = "auto"
+    """How SOURCE holds the images, where looking at it does not tell."""
+    md5: bool = False
+    """First compare ImageNet's official archives with their published md5."""
+    classes: str | None = None
+    """A subset: a file with a wnid a line, or N for the first N classes. Labels are ranks within it."""
+    per_class: int | None = None
+    """Only so many train images of each class, drawn by the seed."""
 
     def __post_init__(self) -> None:
         require((self.out is None) == self.verify, "give SOURCE and OUT, or --verify OUT")
@@ -88,6 +101,9 @@ class Options:
             bool(self.splits) and all(split.isascii() and split.isalpha() and split.islower() for split in self.splits),
             f"--splits is {' '.join(self.splits)!r}, it takes folder names of small letters",
         )
+        require(self.per_class is None or self.per_class >= 1, f"--per-class is {self.per_class}, it starts at 1")
+        number = self.classes is not None and re.fullmatch(r"-?[0-9]+", self.classes)
+        require(not number or int(number[0]) >= 1, f"--classes is {self.classes}, it starts at 1")
 
 
 def main(options: Options) -> None:
@@ -96,15 +112,23 @@ def main(options: Options) -> None:
         return
     assert options.out is not None
     start = time.monotonic()
-    source = find_images(options.source, options.splits, options.seed)
+    source = find_images(
+        options.source,
+        options.splits,
+        options.seed,
+        layout=options.layout,
+        md5=options.md5,
+        classes=options.classes,
+        per_class=options.per_class,
+    )
     quality = options.quality if options.encoding == "jpeg" else 0
     image = ImageFormat(options.encoding, options.resize, options.size, quality)
     tasks = plan(source, options, image)
     if options.repair:
-        repair(options, tasks)
+        repair(options, source, tasks)
         return
     with claim(options.out, fingerprint(tasks, options.seed)):
-        write_shards(options, tasks)
+        write_shards(options, source, tasks)
         source_bytes = finish(options.out, options.seed, source, tasks)
     report(load_manifest(options.out), source_bytes, time.monotonic() - start)
 
@@ -115,9 +139,10 @@ def plan(source: Source, options: Options, image: ImageFormat) -> list[ShardTask
     width = len(str(len(source.classes) - 1))
     tasks = []
     for split, samples in source.splits.items():
-        sample_bytes = expected_bytes(image, samples, options.source) + 1792  # with three tar headers and their padding
+        sample_bytes = expected_bytes(image, samples, source.sizes) + 1792  # with three tar headers and their padding
         wanted = options.statistics_images if image.resize == "none" else None
-        shards = min(len(samples), math.ceil(len(samples) * sample_bytes / (options.shard_mb * 1e6)))
+        shards = math.ceil(len(samples) * sample_bytes / (options.shard_mb * 1e6))
+        shards = min(len(samples), max(shards, min(SPREAD_SHARDS, len(samples) // SPREAD_SAMPLES)))
         for i in range(shards):
             start, stop = len(samples) * i // shards, len(samples) * (i + 1) // shards
             part, name = samples[start:stop], f"{split}-{i:06d}"
@@ -128,9 +153,18 @@ def plan(source: Source, options: Options, image: ImageFormat) -> list[ShardTask
     return tasks
 
 
-def write_shards(options: Options, tasks: list[ShardTask]) -> None:
+def spooled(tasks: list[ShardTask], source: Source) -> list[ShardTask]:
+    """The tasks with samples that can be read by offset; under the lock, where the source has to be copied for that."""
+    if source.spool is None or not tasks:
+        return tasks
+    work = tasks[0].out / WORK / "spool"
+    placed = iter(source.spool.copy([sample for task in tasks for sample in task.samples], work))
+    return [replace(task, source=work, samples=tuple(islice(placed, len(task.samples)))) for task in tasks]
+
+
+def write_shards(options: Options, source: Source, tasks: list[ShardTask]) -> None:
     """Write those that have no record yet. Raises DataError, OSError."""
-    todo = [task for task in tasks if not task.record_path.exists()]
+    todo = spooled([task for task in tasks if not task.record_path.exists()], source)
     earlier = [json.loads(task.record_path.read_bytes()) for task in tasks if task.record_path.exists()]
     total, left = (sum(len(task.samples) for task in some) for some in (tasks, todo))
     progress = Progress(total, total - left, options.max_bad)
@@ -145,7 +179,7 @@ def write_shards(options: Options, tasks: list[ShardTask]) -> None:
         progress.close()
 
 
-def repair(options: Options, tasks: list[ShardTask]) -> None:
+def repair(options: Options, source: Source, tasks: list[ShardTask]) -> None:
     """Write the shards that are wrong again, beside them, and put them in place if they are what the manifest says.
 
     Raises DataError, with every shard left as it was, where another source or other options made the folder.
@@ -160,7 +194,7 @@ def repair(options: Options, tasks: list[ShardTask]) -> None:
         raise DataError(f"{options.out} was made with other options: it has shards that these do not make")
     shutil.rmtree(scratch, ignore_errors=True)
     (scratch / WORK).mkdir(parents=True)
-    write_shards(options, todo)
+    write_shards(options, source, todo)
     for task in todo:
         record = json.loads(task.record_path.read_bytes())
         if record["shard"] != vars(expected[task.tar_path.name]):
