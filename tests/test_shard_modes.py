@@ -123,7 +123,7 @@ def test_damaged_files_are_listed_and_the_rest_is_loaded(tmp_path: Path, resize:
         for number, (data, *_) in enumerate(USABLE.values()):
             (source / split / "a" / f"{number}.JPEG").write_bytes(data)
         (source / split / "a" / "bad.JPEG").write_bytes(PLAIN[:-40])
-    manifest = load_manifest(shard(source, tmp_path / "out", resize=resize, max_pixels=1_000_000))
+    manifest = load_manifest(shard(source, tmp_path / "out", resize=resize, max_pixels=1_000_000, max_bad=1))
     assert [Path(entry["source"]).name for entry in manifest.quarantined] == ["bad.JPEG"] * 2
     listed = {(Path(e["source"]).stem, e["action"]) for e in manifest.repaired if e["split"] == "val"}
     wanted = {
@@ -172,7 +172,7 @@ def test_a_manifest_of_an_unknown_mode_is_refused(modes: dict[str, Path], tmp_pa
 def test_the_bound_of_pixels_is_an_option(tmp_path: Path, modes: dict[str, Path]) -> None:
     sizes = [read_file(path).image.size for path in (modes["source"] / "train").rglob("*.JPEG")]
     bound = sorted(width * height for width, height in sizes)[40]
-    manifest = load_manifest(shard(modes["source"], tmp_path / "out", max_pixels=bound))
+    manifest = load_manifest(shard(modes["source"], tmp_path / "out", max_pixels=bound, max_bad=1))
     small = sum(width * height <= bound for width, height in sizes)
     assert manifest.split("train").samples == small < 80
     assert all(f"more than the {bound} allowed" in entry["reason"] for entry in manifest.quarantined)

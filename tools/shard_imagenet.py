@@ -33,7 +33,6 @@ from tools.sources import Source, find_images
 from tools.terminal import require, run
 from tools.verify_shards import find_problems, verify
 
-
 SPREAD_SHARDS, SPREAD_SAMPLES = 16, 128  # a small set is cut into so many shards, of at least so many samples
 
 
