@@ -57,8 +57,6 @@ def run_loader(options: LoaderOptions) -> dict:
             threads=options.threads,
         )
         candidates[f"dali, {augment}"] = make_batches(loader, options)
-    synthetic = open_loader(options.data, batch_size=options.batch_size, device=device, backend="synthetic")
-    candidates["synthetic"] = make_batches(synthetic, options)
     rows = summarise(interleave(candidates, options.rounds), LIMIT)
     settings = {name: getattr(options, name) for name in ("batch_size", "batches", "rounds", "threads")}
     return {
