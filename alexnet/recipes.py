@@ -19,7 +19,7 @@ class Recipe:
     schedule: Literal["plateau", "cosine"]
     """plateau: a tenth, three times, when the validation error stops improving. cosine: down to zero."""
     warmup_epochs: float = 0.0
-    """Over which the rate rises from zero."""
+    """Over which the rate rises from zero; a shorter run ends on the way up."""
     momentum: float = 0.9
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
@@ -32,7 +32,7 @@ class Recipe:
             "epochs": (1, 10_000),
             "batch_size": (2, 1_000_000),
             "learning_rate": (0.0, 100.0),
-            "warmup_epochs": (0.0, self.epochs),
+            "warmup_epochs": (0.0, 10_000.0),
             "momentum": (0.0, 0.999),
             "weight_decay": (0.0, 1.0),
             "label_smoothing": (0.0, 0.9),

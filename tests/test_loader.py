@@ -138,6 +138,16 @@ def test_a_resumed_loader_gives_the_batches_that_would_have_come(demo_shards: Pa
         assert torch.equal(images, expected_images) and torch.equal(labels, expected_labels)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_loaders_state_can_be_kept_in_a_checkpoint(demo_shards: Path, tmp_path: Path, backend) -> None:
+    loader = open_loader(demo_shards, "train", 32, backend=backend)
+    next(iter(loader))
+    torch.save(loader.state_dict(), tmp_path / "state.pt")
+    resumed = open_loader(demo_shards, "train", 32, backend=backend)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert len(list(resumed)) == len(loader) - 1
+
+
 def test_an_epoch_left_early_is_followed_by_a_whole_new_one(numbered_shards: Path) -> None:
     loader = open_loader(numbered_shards, "train", 8)
     first = next(iter(loader)).labels.tolist()

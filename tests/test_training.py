@@ -190,6 +190,12 @@ def test_the_cosine_schedule_warms_up_and_ends_at_zero() -> None:
     assert rates[-1] < 1e-3 * recipe.learning_rate
 
 
+def test_a_run_shorter_than_its_warm_up_rises_to_its_end() -> None:
+    schedule = Schedule(replace(RECIPES["demo"], epochs=1), steps_per_epoch=10)
+    rates = [schedule.rate(step) for step in range(10)]
+    assert rates == sorted(rates) and 0 < rates[0] < rates[-1] < RECIPES["demo"].learning_rate
+
+
 def test_the_plateau_schedule_drops_three_times_and_survives_a_resume() -> None:
     schedule = Schedule(RECIPES["paper"], steps_per_epoch=10)
     schedule.observe(0.5)
