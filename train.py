@@ -92,7 +92,7 @@ def train(options: Options) -> None:
     log = RunLog(options.out / "log.jsonl")
 
     for epoch in range(first_epoch, recipe.epochs):
-        model.train()
+        compiled.train()
         interval = Interval(device)
         batches = tqdm(train_loader, f"epoch {epoch + 1}/{recipe.epochs}", unit=" steps", dynamic_ncols=True)
         asked = time.perf_counter()
