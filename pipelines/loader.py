@@ -121,15 +121,11 @@ def open_loader(
 
     if backend not in BACKENDS:
         raise ValueError(f"no backend {backend!r}, only {', '.join(BACKENDS)}")
-    if isinstance(augment, str) and augment not in AUGMENTS:
-        raise ValueError(f"no augment {augment!r}, only {', '.join(AUGMENTS)}")
     if batch_size < 1 or not 0 <= rank < world_size:
         raise ValueError(f"batch_size {batch_size} of rank {rank} of {world_size} is out of range")
     manifest = load_manifest(folder)
     training = split == "train" if training is None else training
-    chosen = AUGMENTS[augment] if isinstance(augment, str) else augment
-    if not training:
-        chosen = chosen.for_evaluation()
+    chosen = _chosen(augment, training)
     if chosen.size > manifest.image.size:
         raise DataError(f"{folder} has images of {manifest.image.size} pixels, too small for crops of {chosen.size}")
     plan = Plan(manifest.split(split).samples, batch_size, rank, world_size, training)
@@ -154,3 +150,11 @@ def open_loader(
         return DaliBatches(manifest, split, plan, chosen, device, seed * 65536 + epoch, threads, checkpoint)
 
     return Loader(manifest, plan, open_backend, device)
+
+
+def _chosen(augment: str | Augment, training: bool) -> Augment:
+    if isinstance(augment, str):
+        if augment not in AUGMENTS:
+            raise ValueError(f"no augment {augment!r}, only {', '.join(AUGMENTS)}")
+        augment = AUGMENTS[augment]
+    return augment if training else augment.for_evaluation()
