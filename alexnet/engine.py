@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +25,11 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """bf16 where the recipe, or on "auto" the device, wants it."""
-    enabled = precision == "bf16" or (precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+def forward(model: nn.Module, images: Tensor, precision: str, device: torch.device) -> Tensor:
+    """Logits, float32, computed under bf16 autocast where the recipe, or on "auto" the device, wants it."""
+    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        return model(images if bf16 else images.float()).float()  # loaders give float16 on a GPU
 
 
 class TrainStep:
@@ -42,9 +42,8 @@ class TrainStep:
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """``images`` N,3,224,224 channels-last, ``labels`` N int64; the mean loss, a scalar."""
-        with autocast(self._recipe.precision, self._device):
-            logits = self._model(images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self._recipe.label_smoothing)
+        logits = forward(self._model, images, self._recipe.precision, self._device)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self._recipe.label_smoothing)
         loss.backward()
         self._optimizer.step()
         self._optimizer.zero_grad()
@@ -60,9 +59,8 @@ def evaluate(
     metrics = classification_metrics(num_classes, device)
     samples = 0
     for images, labels, valid in batches:
-        with autocast(precision, device):
-            logits = model(images)
-        metrics.update(logits[:valid].float(), labels[:valid])
+        logits = forward(model, images, precision, device)
+        metrics.update(logits[:valid], labels[:valid])
         samples += valid
     values = {name: value.item() for name, value in metrics.compute().items()}  # waits for the GPU
     return values | {"samples": samples}

@@ -168,6 +168,14 @@ def test_the_step_is_torchs_sgd_on_the_mean_cross_entropy() -> None:
         assert step(images, labels).item() == pytest.approx(loss.item(), abs=1e-4)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_either_precision_takes_the_half_precision_images_of_a_gpu_loader(precision: str) -> None:
+    model = AlexNet("one_weird_trick", 3, dropout=0)
+    recipe = replace(RECIPES["demo"], precision=precision)
+    step = TrainStep(model, make_optimizer(model, recipe), recipe, CPU)
+    assert step(torch.randn(2, 3, 224, 224).half(), torch.tensor([0, 1])).dtype == torch.float32
+
+
 def test_the_paper_net_learns() -> None:
     """Eight images by heart in 40 steps, on the 0..255 scale its initial weights expect."""
     torch.manual_seed(0)

@@ -73,7 +73,7 @@ def write_on_this_machine(tasks: Sequence[ShardTask], workers: int, progress: Pr
                 done, futures = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
                 while not bad.empty():
                     progress.quarantine(bad.get())
-                progress.show(counts[0], counts[1])
+                progress.show(*counts.get_obj())  # without the lock: a killed worker may hold it
                 for future in done:
                     future.result()
         except BrokenProcessPool:
