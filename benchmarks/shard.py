@@ -67,8 +67,13 @@ def run_shard(options: ShardOptions) -> dict:
         "shard --resize square": command(tool, len(files)),
     }
     if options.peers:
-        for name in ("webdataset", "litdata"):
-            limited_by_memory[f"peer: {name}"] = command([f"benchmarks/peers/shard_{name}.py", *folders], len(files))
+        peers = {
+            "webdataset, Pillow": ["shard_webdataset.py", *folders],
+            "litdata, Pillow": ["shard_litdata.py", *folders],
+            "webdataset, the libraries used here": ["shard_webdataset.py", *folders, "fast"],
+        }
+        for name, (script, *arguments) in peers.items():
+            limited_by_memory[f"peer: {name}"] = command([f"benchmarks/peers/{script}", *arguments], len(files))
     rates = interleave(limited_by_copy | limited_by_memory, options.rounds)
     rows = [
         row

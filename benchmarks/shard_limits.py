@@ -1,16 +1,18 @@
 """What bounds sharding: the same files copied, or decoded, resized and encoded in memory, by as many processes.
 
-python benchmarks/shard_limits.py copy|memory SOURCE OUT WORKERS
+python -m benchmarks.shard_limits copy|memory SOURCE OUT WORKERS
 """
 
-import io
 import multiprocessing
+import os
 import shutil
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from PIL import Image, ImageOps
+import simplejpeg
+
+from pipelines.resize import square
 
 
 def copy(path: Path, folder: Path) -> None:
@@ -18,15 +20,16 @@ def copy(path: Path, folder: Path) -> None:
 
 
 def memory(path: Path, folder: Path) -> None:
-    """What must be done to an image, with the library that sharding uses; the result is thrown away."""
-    image = ImageOps.fit(Image.open(path).convert("RGB"), (256, 256), Image.Resampling.BICUBIC)
-    image.save(io.BytesIO(), "JPEG", quality=90, subsampling="4:2:0")
+    """What must be done to an image, with the libraries that sharding uses; the result is thrown away."""
+    pixels = simplejpeg.decode_jpeg(path.read_bytes(), fastdct=False, fastupsample=False)
+    simplejpeg.encode_jpeg(square(pixels, 256), 90, "RGB", "420", fastdct=False)
 
 
 def main() -> None:
     work, source, out, workers = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
     out.mkdir(parents=True)
     files = sorted((source / "train").rglob("*.JPEG"))
+    os.environ["OMP_NUM_THREADS"] = "1"  # of each process: they share the cores already
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         for _ in pool.map({"copy": copy, "memory": memory}[work], files, [out] * len(files), chunksize=64):
             pass

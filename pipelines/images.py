@@ -1,6 +1,7 @@
 """A picture from outside, as plain RGB pixels: the one place where image files that nobody checked are opened.
 
-What decoders disagree on, and what is done here:
+A healthy baseline JPEG goes straight to libjpeg-turbo, in a tenth less time and with the same pixels; Pillow has the
+rest. What decoders disagree on, and what is done here:
 
 - Grey, palettes and single bits are expanded; transparency is laid on white; 16 bits are scaled to 8.
 - CMYK and YCCK are taken as inverted, as Adobe writes them and Pillow, TensorFlow and libvips read them.
@@ -16,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
 
 from pipelines.exif import orientation
-from pipelines.jpeg import TURNED, YCCK
+from pipelines.jpeg import TURNED, YCCK, inspect
 from pipelines.jpeg_header import BROKEN_EXIF, FIRST_PICTURE
 from pipelines.shards import DataError, ImageFormat
 
@@ -42,9 +44,9 @@ TURNS = {
 
 @dataclass(frozen=True)
 class Picture:
-    """An RGB image, the format its file had, and what had to be repaired to make it a plain one."""
+    """``pixels`` H,W,3 uint8, the format the file had, and what had to be repaired to make it a plain one."""
 
-    image: Image.Image
+    pixels: np.ndarray
     format: str
     repairs: tuple[str, ...]
 
@@ -58,6 +60,9 @@ def read_picture(data: bytes, suffix: str, max_pixels: int = MAX_PIXELS) -> Pict
     """
     if not data:
         raise DataError("it is empty")
+    pixels = _decode_healthy(data, max_pixels)
+    if pixels is not None:
+        return Picture(pixels, "JPEG", misnamed("JPEG", suffix))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on broken EXIF and large images
         try:
@@ -72,21 +77,21 @@ def read_picture(data: bytes, suffix: str, max_pixels: int = MAX_PIXELS) -> Pict
             raise DataError(f"it cannot be decoded: {error}") from error
 
 
-def read_member(data: bytes, image: ImageFormat) -> Image.Image:
-    """An image of a shard. Raises DataError."""
+def read_member(data: bytes, image: ImageFormat) -> np.ndarray:
+    """An image of a shard, H,W,3 uint8. Raises DataError."""
     if image.encoding == "raw":
         return _read_raw(data)
-    return read_picture(data, ".jpg", PILLOW_MAX_PIXELS).image
+    return read_picture(data, ".jpg", PILLOW_MAX_PIXELS).pixels
 
 
-def _read_raw(data: bytes) -> Image.Image:
+def _read_raw(data: bytes) -> np.ndarray:
     try:
         pixels = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise DataError(f"it is not a whole array: {error}") from error
     if not isinstance(pixels, np.ndarray) or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise DataError("it is not an array of H,W,3 uint8")
-    return Image.fromarray(pixels)
+    return pixels
 
 
 def read_file(path: Path) -> Picture:
@@ -94,21 +99,6 @@ def read_file(path: Path) -> Picture:
     if path.stat().st_size > MAX_FILE_BYTES:
         raise DataError(f"its {path.stat().st_size} bytes are more than the {MAX_FILE_BYTES} allowed")
     return read_picture(path.read_bytes(), path.suffix)
-
-
-def square(image: Image.Image, size: int) -> Image.Image:
-    """Resize so that the shorter side is ``size`` and keep the centre ``size`` x ``size``, as the paper's section 2.
-
-    Pillow's antialiased bicubic filter, the crop and the resize in one pass.
-    """
-    return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-
-
-def shorter(image: Image.Image, size: int) -> Image.Image:
-    """Resize so that the shorter side is ``size`` and the sides keep their ratio. The same filter as ``square``."""
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def misnamed(found: str, suffix: str) -> tuple[str, ...]:
@@ -120,6 +110,17 @@ def too_large(pixels: int, max_pixels: int) -> DataError:
     return DataError(f"its {pixels} pixels are more than the {max_pixels} allowed")
 
 
+def _decode_healthy(data: bytes, max_pixels: int) -> np.ndarray | None:
+    """H,W,3 uint8; None where the structure of the file gives any reason to look closer."""
+    jpeg = inspect(data)
+    if jpeg.obstacles or jpeg.cuts or jpeg.width * jpeg.height > max_pixels:
+        return None
+    try:
+        return simplejpeg.decode_jpeg(data, fastdct=False, fastupsample=False)
+    except ValueError:  # it warned of damaged data
+        return None
+
+
 def _decode(data: bytes, suffix: str, max_pixels: int) -> Picture:
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.width * image.height > max_pixels:
@@ -129,7 +130,7 @@ def _decode(data: bytes, suffix: str, max_pixels: int) -> Picture:
     found = "JPEG" if image.format == "MPO" else str(image.format)
     repairs = [*misnamed(found, suffix), *([FIRST_PICTURE] if several else [])]
     upright = _turn(image, repairs)
-    return Picture(_to_rgb(upright, repairs), found, tuple(repairs))
+    return Picture(np.array(_to_rgb(upright, repairs)), found, tuple(repairs))
 
 
 def _turn(image: Image.Image, repairs: list[str]) -> Image.Image:

@@ -4,10 +4,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from pipelines.augment import AUGMENTS
-from pipelines.images import square
+from pipelines.resize import square
 from pipelines.shards import Statistics
 
 
@@ -19,12 +18,12 @@ class Preparation:
         mean, std = self._augment.mean_and_std(Statistics(**statistics))
         self._mean, self._std = np.array(mean, np.float32), np.array(std, np.float32)
 
-    def view(self, image: Image.Image) -> Image.Image:
-        """The part of an RGB image that the network sees, size x size pixels."""
+    def view(self, pixels: np.ndarray) -> np.ndarray:
+        """The part of an H,W,3 uint8 image that the network sees, size,size,3."""
         edge = (self._image_size - self._augment.size) // 2
-        return square(image, self._image_size).crop((edge, edge, edge + self._augment.size, edge + self._augment.size))
+        inner = slice(edge, edge + self._augment.size)
+        return square(pixels, self._image_size)[inner, inner]
 
-    def tensor(self, view: Image.Image) -> torch.Tensor:
+    def tensor(self, view: np.ndarray) -> torch.Tensor:
         """What the network is given: 3,size,size float32, normalised, channels-last."""
-        pixels = (np.asarray(view, np.float32) - self._mean) / self._std
-        return torch.from_numpy(pixels).permute(2, 0, 1)
+        return torch.from_numpy((view - self._mean) / self._std).permute(2, 0, 1)

@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 import wds2idx
 import webdataset
+from datasets import load_dataset
 from PIL import Image
 
 from pipelines import DataError, load_manifest
-from pipelines.images import read_file, square
+from pipelines.images import read_file
+from pipelines.resize import square
 from tests.conftest import ROOT, assert_refused, command, shard
 from tools.shard_folder import claim
 from tools.shard_imagenet import Options
@@ -166,6 +168,14 @@ def test_tars_are_plain_ustar_without_traces_of_this_machine(demo_shards: Path) 
     assert (demo_shards / "train-000000.tar").read_bytes()[257:263] == b"ustar\0"
 
 
+def test_hugging_face_datasets_reads_the_shards(demo_images: Path, demo_shards: Path, tmp_path: Path) -> None:
+    source = find_images(demo_images, ("val",), 0).splits["val"]
+    shards = sorted(str(path) for path in demo_shards.glob("val-*.tar"))
+    samples = list(load_dataset("webdataset", data_files=shards, split="train", streaming=True, cache_dir=tmp_path))
+    assert [(sample["__key__"], sample["cls"]) for sample in samples] == [(s.key, s.label) for s in source]
+    assert {sample["jpg"].size for sample in samples} == {(256, 256)}
+
+
 def test_images_are_resized_as_the_paper_did(demo_images: Path, demo_shards: Path) -> None:
     manifest = load_manifest(demo_shards)
     samples = {sample.key: sample for sample in find_images(demo_images, ("val",), 0).splits["val"]}
@@ -174,7 +184,7 @@ def test_images_are_resized_as_the_paper_did(demo_images: Path, demo_shards: Pat
         (demo_shards.parent / "one.jpg").write_bytes(entry["jpg"])
         written = Image.open(demo_shards.parent / "one.jpg")
         assert (written.size, written.mode) == ((256, 256), "RGB")
-        wanted = square(read_file(demo_images / samples[entry["__key__"]].source).image, 256)
+        wanted = square(read_file(demo_images / samples[entry["__key__"]].source).pixels, 256)
         error = np.abs(np.asarray(written, np.int16) - np.asarray(wanted, np.int16)).mean()
         assert error < 6, "quality 90 with halved chroma stays close to the pixels"
     assert manifest.quarantined == ()
@@ -183,7 +193,7 @@ def test_images_are_resized_as_the_paper_did(demo_images: Path, demo_shards: Pat
 def test_statistics_are_those_of_the_pixels(demo_shards: Path, demo_images: Path) -> None:
     manifest = load_manifest(demo_shards)
     source = find_images(demo_images, ("train",), 0)
-    images = [np.asarray(square(read_file(demo_images / s.source).image, 256)) for s in source.splits["train"]]
+    images = [square(read_file(demo_images / s.source).pixels, 256) for s in source.splits["train"]]
     total = np.zeros((256, 256, 3))
     for image in images:
         total += image

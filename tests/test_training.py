@@ -113,7 +113,7 @@ def test_predict_prepares_a_picture_as_the_loader_does(demo_shards: Path, demo_i
     preparation = Preparation("crop_flip", 256, vars(loader.manifest.statistics))
     images = next(iter(loader)).images
     for sample, image in zip(find_images(demo_images, ("val",), 0).splits["val"], images, strict=False):
-        ours = preparation.tensor(preparation.view(read_file(demo_images / sample.source).image))
+        ours = preparation.tensor(preparation.view(read_file(demo_images / sample.source).pixels))
         assert (ours - image).abs().mean() < 0.1, "of a deviation: what JPEG at quality 90 loses"
 
 

@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+import simplejpeg
 
-from pipelines.images import misnamed, read_picture, shorter, square, too_large
+from pipelines.images import misnamed, read_picture, too_large
 from pipelines.jpeg import Jpeg, inspect, without_cuts
+from pipelines.resize import shorter, square
 from pipelines.shards import DataError, ImageFormat
 from tools.sources import Sample
 
@@ -31,10 +32,10 @@ def make_member(data: bytes, suffix: str, image: ImageFormat, max_pixels: int, w
     if image.resize == "none":
         return _as_it_is(data, suffix, image, max_pixels, want_pixels)
     picture = read_picture(data, suffix, max_pixels)
-    _check_ratio(*picture.image.size, image, max_pixels)
-    resized = (square if image.resize == "square" else shorter)(picture.image, image.size)
+    _check_ratio(picture.pixels.shape, image, max_pixels)
+    resized = (square if image.resize == "square" else shorter)(picture.pixels, image.size)
     encoded = encode_raw(resized) if image.encoding == "raw" else encode_jpeg(resized, image.quality)
-    return Member(encoded, picture.repairs, np.asarray(resized))
+    return Member(encoded, picture.repairs, resized)
 
 
 def _as_it_is(data: bytes, suffix: str, image: ImageFormat, max_pixels: int, want_pixels: bool) -> Member:
@@ -44,41 +45,40 @@ def _as_it_is(data: bytes, suffix: str, image: ImageFormat, max_pixels: int, wan
         return _written_anew(data, suffix, image, max_pixels, jpeg)
     if jpeg.width * jpeg.height > max_pixels:
         raise too_large(jpeg.width * jpeg.height, max_pixels)
-    _check_ratio(jpeg.width, jpeg.height, image, max_pixels)
+    _check_ratio((jpeg.height, jpeg.width), image, max_pixels)
     repairs = (*misnamed("JPEG", suffix), *dict.fromkeys(why for _, _, why in jpeg.cuts))
-    pixels = np.asarray(read_picture(data, suffix, max_pixels).image) if want_pixels else None
+    pixels = read_picture(data, suffix, max_pixels).pixels if want_pixels else None
     return Member(without_cuts(data, jpeg), repairs, pixels)
 
 
 def _written_anew(data: bytes, suffix: str, image: ImageFormat, max_pixels: int, jpeg: Jpeg) -> Member:
     picture = read_picture(data, suffix, max_pixels)
-    _check_ratio(*picture.image.size, image, max_pixels)
+    _check_ratio(picture.pixels.shape, image, max_pixels)
     if picture.format == "JPEG":
         found = (*jpeg.obstacles, *(why for _, _, why in jpeg.cuts))
     else:
         found = () if misnamed(picture.format, suffix) else (f"{picture.format} to JPEG",)
     repairs = tuple(dict.fromkeys((*picture.repairs, *found)))
-    return Member(encode_jpeg(picture.image, image.quality), repairs, np.asarray(picture.image))
+    return Member(encode_jpeg(picture.pixels, image.quality), repairs, picture.pixels)
 
 
-def _check_ratio(width: int, height: int, image: ImageFormat, max_pixels: int) -> None:
+def _check_ratio(shape: tuple[int, ...], image: ImageFormat, max_pixels: int) -> None:
     """Whether it stays within bounds when its shorter side becomes ``image.size``, here or in a loader."""
+    height, width = shape[:2]
     longer = image.size * max(width, height) / min(width, height)
     if image.resize != "square" and (longer > JPEG_MAX_SIDE or longer * image.size > max_pixels):
         raise DataError(f"its {width} x {height} pixels are too elongated for a shorter side of {image.size}")
 
 
-def encode_jpeg(image: Image.Image, quality: int) -> bytes:
-    """A baseline 4:2:0 JPEG, without comments, EXIF or colour profile."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality, subsampling="4:2:0", comment=b"")
-    return buffer.getvalue()
+def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
+    """A baseline 4:2:0 JPEG of H,W,3 uint8, without comments, EXIF or colour profile."""
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, "RGB", "420", fastdct=False)
 
 
-def encode_raw(image: Image.Image) -> bytes:
+def encode_raw(pixels: np.ndarray) -> bytes:
     """H,W,3 uint8 as numpy's format 1.0, which DALI reads too."""
     buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.asarray(image), version=(1, 0), allow_pickle=False)
+    np.lib.format.write_array(buffer, pixels, version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
 
 

@@ -4,12 +4,12 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from pipelines.shards import DataError, Statistics, write_atomically
 
 PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))  # of channels
-CHUNK_PIXELS = 1 << 13  # multiplied at a time: stays in the cache, and OpenBLAS starts no threads below 10,000
 
 
 class PixelSums:
@@ -23,20 +23,24 @@ class PixelSums:
         self.count = 0  # pixels
         self.totals = np.zeros(3, np.int64)  # sum of r, g, b over images and pixels
         self.products = np.zeros((3, 3), np.int64)  # sum of r*r, r*g, ..., the upper triangle
-        self.image = None if size is None else np.zeros((size, size, 3), np.int64)  # sum over images
+        self.image = None if size is None else np.zeros((size, size, 3))  # sum over images: whole numbers too
 
     def add(self, pixels: np.ndarray) -> None:
-        """``pixels`` H,W,3 uint8. The float64 product of a chunk of bytes is exact: it stays below 2**53."""
+        """``pixels`` H,W,3 uint8.
+
+        OpenCV gives whole numbers as floats, far below 2**53, so exactly; ``round`` is for those of its builds that
+        take a root and square it again.
+        """
         self.images += 1
         if self.image is not None:
-            self.image += pixels
-        flat = pixels.reshape(-1, 3)
-        self.count += len(flat)
-        for start in range(0, len(flat), CHUNK_PIXELS):
-            planes = np.ascontiguousarray(flat[start : start + CHUNK_PIXELS].T).astype(np.float64)  # 3,N
-            self.totals += planes.sum(axis=1).astype(np.int64)
-            for i, j in PAIRS:  # dot products: BLAS takes three times as long for a product of so narrow matrices
-                self.products[i, j] += int(planes[i] @ planes[j])
+            cv2.accumulate(pixels, self.image)
+        self.count += pixels.shape[0] * pixels.shape[1]
+        self.totals += np.array(cv2.sumElems(pixels)[:3], np.int64)
+        planes = cv2.split(pixels)
+        squares = [round(cv2.norm(plane, cv2.NORM_L2SQR)) for plane in planes]
+        for i, j in PAIRS:  # |a - b|^2 = a^2 + b^2 - 2ab, and OpenCV has a fast |a - b|^2
+            apart = round(cv2.norm(planes[i], planes[j], cv2.NORM_L2SQR)) if i != j else 0
+            self.products[i, j] += (squares[i] + squares[j] - apart) // 2
 
     def save(self, path: Path) -> None:
         buffer = io.BytesIO()

@@ -35,7 +35,7 @@ def main(options: Options) -> None:
     unreadable = 0
     for path in options.pictures:
         try:
-            image = preparation.tensor(preparation.view(read_file(path).image))
+            image = preparation.tensor(preparation.view(read_file(path).pixels))
         except (DataError, OSError) as error:
             print(f"error: {path}: {error}", file=sys.stderr)
             unreadable += 1

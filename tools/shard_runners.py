@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -95,6 +96,7 @@ _bad: Any = None
 def _start_worker(counts: Any, bad: Any) -> None:
     global _counts, _bad
     _counts, _bad = counts, bad
+    os.environ["OMP_NUM_THREADS"] = "1"  # torch, once it is imported, resizes on the worker's own core
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker without a traceback
 
 

@@ -81,7 +81,7 @@ def _read(file: BinaryIO, member: tuple[str, str, str, str]) -> bytes:
 def _check_sample(image: bytes, label: bytes, manifest: Manifest) -> None:
     if len(label) != manifest.label_width or not label.isdigit() or int(label) >= len(manifest.classes):
         raise DataError(f"label {label[:20]!r} is not one of 0 to {len(manifest.classes) - 1}")
-    width, height = read_member(image, manifest.image).size
+    height, width = read_member(image, manifest.image).shape[:2]
     size, resize = manifest.image.size, manifest.image.resize
     if resize == "square" and (width, height) != (size, size):
         raise DataError(f"it has {width} x {height} pixels instead of {size} x {size}")

@@ -13,7 +13,6 @@ import torch
 import tyro
 import webdataset
 from matplotlib.figure import Figure
-from PIL import Image
 
 from alexnet import AlexNetError, checkpoint, figures
 from alexnet.log import read_log
@@ -40,7 +39,7 @@ def main(options: Options) -> None:
     view = preparation.view(image)
     pictures = {
         "filters": figures.conv1_filters(model),
-        "activations": figures.activation_maps(model, preparation.tensor(view)[None], np.asarray(view) / 255, title),
+        "activations": figures.activation_maps(model, preparation.tensor(view)[None], view / 255, title),
     }
     log = options.checkpoint.with_name("log.jsonl")
     if log.is_file():
@@ -48,14 +47,14 @@ def main(options: Options) -> None:
     save(pictures, options.checkpoint.with_name("pictures"))
 
 
-def named_image(path: Path) -> tuple[Image.Image, str]:
+def named_image(path: Path) -> tuple[np.ndarray, str]:
     try:
-        return read_file(path).image, path.name
+        return read_file(path).pixels, path.name
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 
 
-def first_image(data: Path) -> tuple[Image.Image, str]:
+def first_image(data: Path) -> tuple[np.ndarray, str]:
     """The first image of the split val, and what it shows."""
     manifest = load_manifest(data)
     shard = data / manifest.split("val").shards[0].path
