@@ -16,6 +16,7 @@ import sys
 import time
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -207,7 +208,7 @@ def call(script: str, *arguments: str) -> None:
 
 def defaults(arguments: list[str]) -> Options:
     """What the command line starts from: the named recipe, or on --resume the run's own configuration."""
-    chosen = dict(zip(arguments, [*arguments[1:], ""], strict=True))
+    chosen = dict(pairwise([*arguments, ""]))
     chosen |= dict(argument.split("=", 1) for argument in arguments if argument.startswith("--") and "=" in argument)
     if "--resume" in arguments:
         return resumed_options(Path(chosen.get("--out", "runs/demo")))

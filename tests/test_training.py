@@ -25,6 +25,7 @@ from pipelines.images import read_file
 from pipelines.preprocess import Preparation
 from tests.conftest import NUMBERED_IMAGES, ROOT, assert_refused, command, script
 from tools.sources import find_images
+from train import defaults
 
 CPU = torch.device("cpu")
 QUICK = ("--batch-size", "50", "--epochs", "2", "--learning-rate", "0.005", "--log-steps", "1")
@@ -287,3 +288,9 @@ def test_checkpoints_are_refused_where_they_are_not_what_they_claim(tmp_path: Pa
     checkpoint.save(tmp_path / "short.pt", {"variant": "paper", "classes": [["a", "a"]] * 3, "model": {}})
     with pytest.raises(AlexNetError, match="does not fit its own description"):
         checkpoint.load_model(tmp_path / "short.pt", CPU)
+
+
+def test_a_bare_command_line_is_the_demo_and_a_recipe_is_its_fields_unless_they_are_given() -> None:
+    assert defaults([]).settings == RECIPES["demo"] and str(defaults([]).out) == "runs/demo"
+    for arguments in (["--recipe", "paper"], ["--epochs", "3", "--recipe=paper"], ["--recipe", "paper", "--resume=x"]):
+        assert defaults(arguments).settings == RECIPES["paper"] and str(defaults(arguments).out) == "runs/paper"
