@@ -95,6 +95,27 @@ AUGMENTS = {
     "crop_flip": Augment(),
 }
 
+RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
+YIQ_TO_RGB = np.array([[1, 0.956, 0.621], [1, -0.272, -0.647], [1, -1.107, 1.705]])
+
+
+def colour_matrix(brightness, contrast, saturation, hue) -> np.ndarray:
+    """...,3,4 float64: three rows that make of R, G, B and 1 the jittered R, G and B, before they are cut off.
+
+    The first three arguments are factors, ``hue`` is in turns of the circle; each a number, or an array of one an
+    image. The formula and its rounded matrices are those of DALI's ``color_twist`` (color_twist.h).
+    """
+    brightness, contrast, saturation, hue = np.broadcast_arrays(brightness, contrast, saturation, hue)
+    chroma = np.zeros((*hue.shape, 3, 3))  # turns and stretches I and Q
+    chroma[..., 0, 0] = 1
+    chroma[..., 1, 1] = chroma[..., 2, 2] = saturation * np.cos(2 * np.pi * hue)
+    chroma[..., 1, 2] = saturation * np.sin(2 * np.pi * hue)
+    chroma[..., 2, 1] = -chroma[..., 1, 2]
+    matrix = np.empty((*hue.shape, 3, 4))
+    matrix[..., :3] = (brightness * contrast)[..., None, None] * (YIQ_TO_RGB @ chroma @ RGB_TO_YIQ)
+    matrix[..., 3] = (128 * (1 - contrast) * brightness)[..., None]
+    return matrix
+
 
 def load_mean_image(manifest: Manifest) -> np.ndarray:
     """size,size,3 float32: the per-pixel mean of the train images. Raises DataError where there is none."""
