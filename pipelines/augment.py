@@ -5,8 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from pipelines.shards import DataError, Manifest, Statistics
+
+RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
 
 
 @dataclass(frozen=True)
@@ -95,27 +98,6 @@ AUGMENTS = {
     "crop_flip": Augment(),
 }
 
-RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
-YIQ_TO_RGB = np.array([[1, 0.956, 0.621], [1, -0.272, -0.647], [1, -1.107, 1.705]])
-
-
-def colour_matrix(brightness, contrast, saturation, hue) -> np.ndarray:
-    """...,3,4 float64: three rows that make of R, G, B and 1 the jittered R, G and B, before they are cut off.
-
-    The first three arguments are factors, ``hue`` is in turns of the circle; each a number, or an array of one an
-    image. The formula and its rounded matrices are those of DALI's ``color_twist`` (color_twist.h).
-    """
-    brightness, contrast, saturation, hue = np.broadcast_arrays(brightness, contrast, saturation, hue)
-    chroma = np.zeros((*hue.shape, 3, 3))  # turns and stretches I and Q
-    chroma[..., 0, 0] = 1
-    chroma[..., 1, 1] = chroma[..., 2, 2] = saturation * np.cos(2 * np.pi * hue)
-    chroma[..., 1, 2] = saturation * np.sin(2 * np.pi * hue)
-    chroma[..., 2, 1] = -chroma[..., 1, 2]
-    matrix = np.empty((*hue.shape, 3, 4))
-    matrix[..., :3] = (brightness * contrast)[..., None, None] * (YIQ_TO_RGB @ chroma @ RGB_TO_YIQ)
-    matrix[..., 3] = (128 * (1 - contrast) * brightness)[..., None]
-    return matrix
-
 
 def load_mean_image(manifest: Manifest) -> np.ndarray:
     """size,size,3 float32: the per-pixel mean of the train images. Raises DataError where there is none."""
@@ -142,3 +124,22 @@ def lighting_matrix(statistics: Statistics) -> tuple[tuple[float, ...], ...]:
     """
     deviations = [math.sqrt(value) for value in statistics.eigenvalues]
     return tuple(tuple(v * d for v, d in zip(row, deviations, strict=True)) for row in statistics.eigenvectors)
+
+
+def colour_matrix(
+    brightness: npt.ArrayLike, contrast: npt.ArrayLike, saturation: npt.ArrayLike, hue: npt.ArrayLike
+) -> tuple[np.ndarray, np.ndarray]:
+    """Jitter of these factors as ``clip(matrix @ rgb + offset, 0, 255)``: matrix 3,3 and offset 3, float64.
+
+    As DALI's ``color_twist`` (dali/operators/image/color/color_twist.h): saturation scales and hue, in turns, rotates
+    the chroma of YIQ; contrast is taken about 128; brightness scales what comes out. Of N factors each: N,3,3 and N,3.
+    """
+    brightness, contrast, saturation, hue = np.broadcast_arrays(brightness, contrast, saturation, hue)
+    twist = np.zeros((*hue.shape, 3, 3))
+    twist[..., 0, 0] = 1
+    twist[..., 1, 1] = twist[..., 2, 2] = saturation * np.cos(2 * np.pi * hue)
+    twist[..., 1, 2] = saturation * np.sin(2 * np.pi * hue)
+    twist[..., 2, 1] = -twist[..., 1, 2]
+    gain = (brightness * contrast)[..., None, None]
+    matrix = gain * (np.linalg.inv(RGB_TO_YIQ) @ twist @ RGB_TO_YIQ)
+    return matrix, np.repeat((brightness * (1 - contrast) * 128.0)[..., None], 3, axis=-1)

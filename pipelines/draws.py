@@ -45,7 +45,8 @@ def draw(seed: int, epoch: int, augment: Augment, first: int, count: int) -> Dra
 def _jitter(uniform: np.ndarray, jitter: Jitter) -> np.ndarray:
     spread = np.array([jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue])
     centre = np.array([1, 1, 1, 0])
-    return colour_matrix(*(centre + spread * (2 * uniform - 1)).T)
+    matrix, offset = colour_matrix(*(centre + spread * (2 * uniform - 1)).T)
+    return np.concatenate([matrix, offset[:, :, None]], axis=2)
 
 
 def _normal(uniform: np.ndarray) -> np.ndarray:

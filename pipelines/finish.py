@@ -40,13 +40,14 @@ class Finish:
         if self._images is None:
             np.add(source, row, out=flat)
         else:
-            np.subtract(pixels, self._part(*self._images, *view), out=out)
+            np.subtract(pixels, self._part(self._images, view), out=out)
             if self._lit:
                 flat += row
         if (self._scale != 1).any():
             flat *= np.tile(self._scale, width)
 
-    def _part(self, image: np.ndarray, mirrored: np.ndarray, top: int, left: int, flipped: bool) -> np.ndarray:
+    def _part(self, images: tuple[np.ndarray, np.ndarray], view: tuple[int, int, bool]) -> np.ndarray:
+        (image, mirrored), (top, left, flipped) = images, view
         if flipped:
             image, left = mirrored, image.shape[1] - self._size - left
         return image[top : top + self._size, left : left + self._size]

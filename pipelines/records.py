@@ -101,17 +101,21 @@ class Records:
     def _line(self, number: int, row: int) -> bytes:
         """Of the index, which is read at the first call for a shard, by whichever thread that is."""
         if number not in self._lines:
-            path = (self._manifest.folder / self._shards[number].path).with_suffix(".idx")
-            text = path.read_bytes() if path.is_file() else b""
-            ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
-            if len(ends) != self._shards[number].samples + 1 or text[-1:] != b"\n":
-                raise DataError(
-                    f"index {path} does not list the {self._shards[number].samples} samples of its shard: restore it, "
-                    "or write it again with tools/shard_imagenet.py --repair"
-                )
-            self._lines[number] = text, memoryview(ends)  # whose numbers are quicker than numpy's
+            self._lines[number] = self._index(number)
         text, ends = self._lines[number]
         return text[ends[row] + 1 : ends[row + 1]]
+
+    def _index(self, number: int) -> tuple[bytes, memoryview]:
+        """The text, and where its lines end."""
+        path = (self._manifest.folder / self._shards[number].path).with_suffix(".idx")
+        text = path.read_bytes() if path.is_file() else b""
+        ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
+        if len(ends) != self._shards[number].samples + 1 or text[-1:] != b"\n":
+            raise DataError(
+                f"index {path} does not list the {self._shards[number].samples} samples of its shard: restore it, or "
+                "write it again with tools/shard_imagenet.py --repair"
+            )
+        return text, memoryview(ends.data)  # whose numbers are quicker than numpy's
 
     def _read(self, number: int, start: int, end: int) -> bytes:
         path = self._manifest.folder / self._shards[number].path

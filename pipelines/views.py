@@ -1,7 +1,6 @@
 """What the network sees of a sample, still uint8: decoded, cropped, resized, flipped and jittered, in this order."""
 
 import io
-import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -33,8 +32,8 @@ class Views:
     def __init__(self, manifest: Manifest, augment: Augment) -> None:
         self._image, self._augment = manifest.image, augment
         self._decoder = Decoder()
+        _prepare_opencv()
         self._raw_header = _raw_header(manifest.image.size) if manifest.image.encoding == "raw" else b""
-        self._own = threading.local()
 
     def paint(
         self, record: Record, shape: Sequence[float], flip: bool, jitter: np.ndarray | None, out: np.ndarray
@@ -103,23 +102,23 @@ class Views:
         return self._decoder.part(record.data, height, width, box, self._augment.size)
 
     def _put(self, pixels: np.ndarray, flip: bool, out: np.ndarray) -> None:
-        """Resize where it is needed, and flip, into ``out``."""
+        """Flip and resize, where it is needed, into ``out``, which is in no cache: so it is written only once."""
         import cv2
 
-        size = self._augment.size
-        if pixels.shape[:2] != (size, size):
-            resized = self._scratch() if flip else out
-            cv2.resize(pixels, (size, size), dst=resized, interpolation=cv2.INTER_LINEAR)
-            pixels = resized
         if flip:
-            cv2.flip(pixels, 1, dst=out)
-        elif pixels is not out:
+            pixels = cv2.flip(pixels, 1)
+        if pixels.shape == out.shape:
             np.copyto(out, pixels)
+        else:
+            cv2.resize(pixels, out.shape[:2], dst=out, interpolation=cv2.INTER_LINEAR)
 
-    def _scratch(self) -> np.ndarray:
-        if not hasattr(self._own, "pixels"):
-            self._own.pixels = np.empty((self._augment.size, self._augment.size, 3), np.uint8)
-        return self._own.pixels
+
+def _prepare_opencv() -> None:
+    """Its quicker linear filter, which is also the nearer to the exact one (at most 0.51 off, instead of 0.76)."""
+    import cv2
+
+    if hasattr(cv2, "ipp"):  # builds for x86
+        cv2.ipp.setUseIPP_NotExact(True)
 
 
 def _recolour(images: np.ndarray, matrix: np.ndarray) -> None:
