@@ -1,7 +1,9 @@
 """The CPU loader: right pixels whatever the shards hold, any resume, named errors, no thread and no byte too many."""
 
 import hashlib
+import io
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -17,7 +19,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as transforms
 
@@ -28,9 +29,12 @@ from pipelines.crops import Box, resized_box
 from pipelines.decode import Decoder
 from pipelines.draws import draw, order_of
 from pipelines.finish import Finish, OnDevice
+from pipelines.images import read_member
 from pipelines.plan import Plan
 from pipelines.records import Records
+from pipelines.shards import Shard, Split
 from tests.conftest import NUMBERED_IMAGES, ROOT, shard
+from tools.hashed_tar import HashedTar
 
 PIXELS = Augment(crop="center", flip=False, normalise="none")
 
@@ -69,13 +73,11 @@ def folders(any_size: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 def stored(folder: Path, split: str = "val") -> list[torch.Tensor]:
-    """3,H,W uint8: the images of a split in order, decoded by torchvision."""
+    """3,H,W uint8: the images of a split in order, as Pillow decodes them."""
     manifest = load_manifest(folder)
     records = Records(manifest, split)
-    found = [torch.frombuffer(bytearray(records.read(i).data), dtype=torch.uint8) for i in range(len(records))]
-    if manifest.image.encoding == "raw":
-        return [data[128:].reshape(256, 256, 3).permute(2, 0, 1) for data in found]
-    return [decode_jpeg(data, ImageReadMode.RGB) for data in found]
+    images = (read_member(bytes(records.read(i).data), manifest.image) for i in range(len(records)))
+    return [transforms.pil_to_tensor(image) for image in images]
 
 
 def oracle(image: torch.Tensor) -> torch.Tensor:
@@ -418,3 +420,60 @@ def test_memory_is_used_again_only_when_no_view_of_it_is_left() -> None:
     del part
     again, _ = buffers.take((4, 4), np.float32)
     assert again is memory
+
+
+def sample_bytes(name: str, jpeg: bytes, label: bytes) -> bytes:
+    buffer = io.BytesIO()
+    tar = HashedTar(buffer)
+    tar.add(f"{name}.jpg", jpeg)
+    tar.add(f"{name}.cls", label)
+    return buffer.getvalue()
+
+
+def of_imagenets_size(source: Path, out: Path, batches: int) -> Path:
+    """1,281,170 samples in 110 shards: whole indices, and tars that are holes but for the first batches of epoch 0."""
+    manifest, (shards, each) = load_manifest(source), (110, 11_647)
+    jpeg = Records(manifest, "train").read(0).data
+    start, label = 512 + -(-len(jpeg) // 512) * 512, b"0" * manifest.label_width
+    slot = len(sample_bytes("n00000000_000000", bytes(jpeg), label))
+    wanted = np.sort(order_of(0, 0, shards * each)[: batches * 256 + 16])
+    made = []
+    out.mkdir()
+    for number in range(shards):
+        path = out / f"train-{number:06d}.tar"
+        with path.open("wb") as file:
+            for sample in wanted[(wanted >= number * each) & (wanted < (number + 1) * each)].tolist():
+                file.seek((sample - number * each) * slot)
+                file.write(sample_bytes(f"n00000000_{sample % each:06d}", bytes(jpeg), label))
+            file.truncate(each * slot)
+        names = (f"n00000000_{row:06d}" for row in range(each))
+        lines = (
+            f"jpg {row * slot + 512} {len(jpeg)} {name}.jpg cls {row * slot + start + 512} {len(label)} {name}.cls\n"
+            for row, name in enumerate(names)
+        )
+        path.with_suffix(".idx").write_text(f"v1.2 {each}\n" + "".join(lines))
+        made.append(Shard(path.name, each, each * slot, ""))
+    replace(manifest, folder=out, splits={"train": Split(shards * each, tuple(made))}).save()
+    return out
+
+
+@pytest.mark.slow
+def test_the_first_of_1281170_samples_come_within_two_seconds(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = of_imagenets_size(folders["square"], tmp_path / "large", batches=5)
+    begun = time.monotonic()
+    batch = next(iter(turbo(folder, batch_size=256)))
+    seconds = time.monotonic() - begun
+    print(f"{seconds:.2f} s to the first batch")
+    assert len(batch.images) == 256 and seconds < 2
+
+
+@pytest.mark.slow
+def test_twenty_epochs_take_no_more_memory_than_three(demo_shards: Path) -> None:
+    loader = turbo(demo_shards, batch_size=50, augment="modern")
+    sizes = []
+    for _ in range(20):
+        for _batch in loader:
+            pass
+        sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
+    print([size >> 20 for size in sizes], "MiB")
+    assert sizes[-1] < 1.03 * sizes[2]
