@@ -16,6 +16,7 @@ FORMAT = 1
 ENCODINGS = ("jpeg", "raw")
 RESIZES = ("square", "shorter", "none")
 SHARD_NAME = re.compile(r"[a-z]+-\d{6}\.tar")
+MEAN_IMAGE = "mean.npy"
 MAX_MANIFEST_BYTES = 1 << 30
 
 
@@ -184,6 +185,8 @@ def _parse(folder: Path, content: dict) -> Manifest:
     )
     if not manifest.classes:
         raise ValueError("it lists no classes")
+    if manifest.statistics.mean_image not in (None, MEAN_IMAGE):
+        raise ValueError(f"{manifest.statistics.mean_image!r} is no mean image's name")
     for name, split in manifest.splits.items():
         for shard in split.shards:
             if not SHARD_NAME.fullmatch(shard.path):

@@ -22,14 +22,18 @@ from pipelines.plan import Plan
 from tests.conftest import NUMBERED_IMAGES, ROOT, shard
 from tools.sources import find_images
 
-BACKENDS = ("dali", "synthetic")
+READERS = ("dali", "turbo")
+BACKENDS = (*READERS, "synthetic")
 
 
 def valid_labels(loader: Loader) -> list[int]:
     return [label for batch in loader for label in batch.labels[: batch.valid].tolist()]
 
 
-def test_the_demo_reads_the_same_through_webdataset_and_open_loader(demo_images: Path, demo_shards: Path) -> None:
+@pytest.mark.parametrize("backend", READERS)
+def test_the_demo_reads_the_same_through_webdataset_and_open_loader(
+    demo_images: Path, demo_shards: Path, backend
+) -> None:
     """Keys, labels and pixels of the shards are those of the source, whoever reads them."""
     source = find_images(demo_images, ("val",), 0).splits["val"]
     shards = sorted(str(path) for path in demo_shards.glob("val-*.tar"))
@@ -37,9 +41,9 @@ def test_the_demo_reads_the_same_through_webdataset_and_open_loader(demo_images:
     assert [sample["__key__"] for sample in samples] == [sample.key for sample in source]
     assert [int(sample["cls"]) for sample in samples] == [sample.label for sample in source]
 
-    plain = Augment(crop="center", flip=False, scaled=False)
+    plain = Augment(crop="center", flip=False, normalise="mean")
     mean = torch.tensor(load_manifest(demo_shards).statistics.mean_rgb)[:, None, None]
-    batches = list(open_loader(demo_shards, split="val", batch_size=64, augment=plain))
+    batches = list(open_loader(demo_shards, split="val", batch_size=64, augment=plain, backend=backend))
     images = torch.cat([batch.images[: batch.valid] for batch in batches])
     labels = torch.cat([batch.labels[: batch.valid] for batch in batches])
     assert labels.tolist() == [sample.label for sample in source]
@@ -70,17 +74,27 @@ def test_203_images_in_batches_of_64_count_203(demo_shards: Path, backend) -> No
     assert all(len(batch.images) == len(batch.labels) == 64 for batch in batches), "shapes never change"
 
 
+@pytest.mark.parametrize("backend", READERS)
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-def test_evaluation_counts_each_image_once_over_all_ranks(numbered_shards: Path, world_size: int) -> None:
-    loaders = [open_loader(numbered_shards, "val", 8, rank=rank, world_size=world_size) for rank in range(world_size)]
+def test_evaluation_counts_each_image_once_over_all_ranks(numbered_shards: Path, world_size: int, backend) -> None:
+    loaders = [
+        open_loader(numbered_shards, "val", 8, backend=backend, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
     assert len({len(loader) for loader in loaders}) == 1
     for _ in range(2):
         assert sorted(label for loader in loaders for label in valid_labels(loader)) == list(range(NUMBERED_IMAGES))
 
 
+@pytest.mark.parametrize("backend", READERS)
 @pytest.mark.parametrize("world_size", [1, 2, 5])
-def test_train_epochs_are_exact_shuffled_and_disjoint_over_ranks(numbered_shards: Path, world_size: int) -> None:
-    loaders = [open_loader(numbered_shards, "train", 8, rank=rank, world_size=world_size) for rank in range(world_size)]
+def test_train_epochs_are_exact_shuffled_and_disjoint_over_ranks(
+    numbered_shards: Path, world_size: int, backend
+) -> None:
+    loaders = [
+        open_loader(numbered_shards, "train", 8, backend=backend, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
     seen: Counter[int] = Counter()
     orders = []
     for _ in range(4):
@@ -110,17 +124,19 @@ def images_of(loader: Loader, batches: int) -> list[torch.Tensor]:
     return [batch.images.clone() for batch, _ in zip(loader, range(batches), strict=False)]
 
 
-def test_the_same_seed_gives_the_same_bytes(demo_shards: Path) -> None:
+@pytest.mark.parametrize("backend", READERS)
+def test_the_same_seed_gives_the_same_bytes(demo_shards: Path, backend) -> None:
     first, again, other = (
-        images_of(open_loader(demo_shards, "train", 32, "paper", seed=seed, threads=threads), 3)
+        images_of(open_loader(demo_shards, "train", 32, "paper", backend=backend, seed=seed, threads=threads), 3)
         for seed, threads in ((5, 1), (5, 2), (6, 2))
     )
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])
 
 
+@pytest.mark.parametrize("backend", READERS)
 @pytest.mark.parametrize("stop", [0, 5, 12])
-def test_a_resumed_loader_gives_the_batches_that_would_have_come(demo_shards: Path, stop: int) -> None:
+def test_a_resumed_loader_gives_the_batches_that_would_have_come(demo_shards: Path, stop: int, backend) -> None:
     """Bit for bit, mid-epoch and at its ends, and into the next epoch."""
 
     def batches(loader: Loader):
@@ -128,13 +144,13 @@ def test_a_resumed_loader_gives_the_batches_that_would_have_come(demo_shards: Pa
             for batch in loader:
                 yield batch.images.clone(), batch.labels
 
-    loader = open_loader(demo_shards, "train", 32, "paper", seed=3)
+    loader = open_loader(demo_shards, "train", 32, "paper", backend=backend, seed=3)
     there = batches(loader)
     for _ in range(stop):
         next(there)
     state = loader.state_dict()
     expected = [next(there) for _ in range(16)]
-    resumed = open_loader(demo_shards, "train", 32, "paper", seed=3)
+    resumed = open_loader(demo_shards, "train", 32, "paper", backend=backend, seed=3)
     resumed.load_state_dict(state)
     for (images, labels), (expected_images, expected_labels) in zip(batches(resumed), expected, strict=False):
         assert torch.equal(images, expected_images) and torch.equal(labels, expected_labels)
@@ -150,16 +166,18 @@ def test_a_loaders_state_can_be_kept_in_a_checkpoint(demo_shards: Path, tmp_path
     assert len(list(resumed)) == len(loader) - 1
 
 
-def test_an_epoch_left_early_is_followed_by_a_whole_new_one(numbered_shards: Path) -> None:
-    loader = open_loader(numbered_shards, "train", 8)
+@pytest.mark.parametrize("backend", READERS)
+def test_an_epoch_left_early_is_followed_by_a_whole_new_one(numbered_shards: Path, backend) -> None:
+    loader = open_loader(numbered_shards, "train", 8, backend=backend)
     first = next(iter(loader)).labels.tolist()
     labels = valid_labels(loader)
     assert len(set(labels)) == len(labels) == 96
     assert labels[:8] != first
 
 
-def test_evaluation_is_the_same_every_time(demo_shards: Path) -> None:
-    loader = open_loader(demo_shards, "val", 64, "paper")
+@pytest.mark.parametrize("backend", READERS)
+def test_evaluation_is_the_same_every_time(demo_shards: Path, backend) -> None:
+    loader = open_loader(demo_shards, "val", 64, "paper", backend=backend)
     assert all(torch.equal(a, b) for a, b in zip(images_of(loader, 4), images_of(loader, 4), strict=True))
 
 
@@ -179,11 +197,12 @@ def marked_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shard(folder / "in", folder / "out", quality=95)
 
 
-def test_random_crops_and_flips_cover_their_range_evenly(marked_shards: Path) -> None:
+@pytest.mark.parametrize("backend", READERS)
+def test_random_crops_and_flips_cover_their_range_evenly(marked_shards: Path, backend) -> None:
     """256 crops: their corners run from 0 to 32 evenly, and half of them are flipped."""
-    augment = Augment(scaled=False)
+    augment = Augment(normalise="mean")
     mean = torch.tensor(load_manifest(marked_shards).statistics.mean_rgb)[:, None, None]
-    images = next(iter(open_loader(marked_shards, "train", 256, augment))).images + mean
+    images = next(iter(open_loader(marked_shards, "train", 256, augment, backend=backend))).images + mean
     flipped = images[:, 0, :, 0].mean(1) > images[:, 0, :, -1].mean(1)
     assert 0.35 < flipped.float().mean() < 0.65  # five deviations of 256 fair coins
     left = torch.minimum(images[:, 0, :, 0].mean(1), images[:, 0, :, -1].mean(1))
@@ -194,13 +213,14 @@ def test_random_crops_and_flips_cover_their_range_evenly(marked_shards: Path) ->
     assert np.corrcoef(left, top)[0, 1] < 0.32  # across and down are drawn apart
 
 
-def test_lighting_has_the_colours_spread_of_the_recipe(marked_shards: Path) -> None:
+@pytest.mark.parametrize("backend", READERS)
+def test_lighting_has_the_colours_spread_of_the_recipe(marked_shards: Path, backend) -> None:
     """The light added to each image is constant over it, and its covariance is 0.01 times that of the pixels."""
     manifest = load_manifest(marked_shards)
-    lit = Augment(crop="center", flip=False, lighting=0.1, scaled=False)
+    lit = Augment(crop="center", flip=False, lighting=0.1, normalise="mean")
     with_light, without = (
-        next(iter(open_loader(marked_shards, "train", 256, augment))).images
-        for augment in (lit, Augment(crop="center", flip=False, scaled=False))
+        next(iter(open_loader(marked_shards, "train", 256, augment, backend=backend))).images
+        for augment in (lit, Augment(crop="center", flip=False, normalise="mean"))
     )
     light = with_light - without  # the images are all alike
     assert light.std(dim=(2, 3)).max() < 1e-3
@@ -225,7 +245,7 @@ def test_augments_have_the_scale_that_they_name(demo_shards: Path) -> None:
 def test_without_dali_the_error_names_the_wheel(demo_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     with pytest.raises(DataError, match="pip install nvidia-dali-cuda130"):
-        open_loader(demo_shards)
+        open_loader(demo_shards, backend="dali")
 
 
 def test_an_altered_image_ends_the_epoch_with_an_error_that_says_how_to_find_it(
@@ -237,7 +257,7 @@ def test_an_altered_image_ends_the_epoch_with_an_error_that_says_how_to_find_it(
     data[512:1024] = bytes(512)
     tar.write_bytes(data)
     with pytest.raises(DataError, match=r"reading train from .* failed: .*--verify .* DALI says: nvImageCodec failure"):
-        list(open_loader(copy, "train", 32))
+        list(open_loader(copy, "train", 32, backend="dali"))
 
 
 def test_a_label_out_of_range_is_an_error(numbered_shards: Path, tmp_path: Path) -> None:
@@ -248,7 +268,7 @@ def test_a_label_out_of_range_is_an_error(numbered_shards: Path, tmp_path: Path)
         offset = next(member.offset_data for member in tar if member.name.endswith(".cls"))
     path.write_bytes(data[:offset] + b"777" + data[offset + 3 :])
     with pytest.raises(DataError, match="label outside 0 to 100"):
-        list(open_loader(copy, "val", 8))
+        list(open_loader(copy, "val", 8, backend="dali"))
 
 
 @pytest.mark.parametrize(
@@ -258,8 +278,9 @@ def test_a_label_out_of_range_is_an_error(numbered_shards: Path, tmp_path: Path)
         ({"batch_size": 500}, DataError, "lower the batch size"),
         ({"batch_size": 0}, ValueError, "out of range"),
         ({"rank": 2, "world_size": 2}, ValueError, "out of range"),
-        ({"backend": "magic"}, ValueError, "only auto, dali, synthetic"),
-        ({"augment": "none"}, ValueError, "only paper, crop_flip"),
+        ({"backend": "magic"}, ValueError, "only auto, dali, turbo, synthetic"),
+        ({"augment": "none"}, ValueError, "only paper, source2012"),
+        ({"backend": "dali", "on_error": "skip"}, ValueError, "with turbo"),
         ({"augment": Augment(size=300)}, DataError, "too small for crops of 300"),
     ],
 )
@@ -270,8 +291,7 @@ def test_wrong_arguments_are_refused(demo_shards: Path, arguments: dict, error, 
 
 def test_opening_shards_imports_no_network() -> None:
     """The arrows of the design: pipelines never imports alexnet."""
-    program = (
-        "import sys, pipelines.dali, pipelines.synthetic, pipelines.preprocess; sys.exit('alexnet' in sys.modules)"
-    )
+    modules = ", ".join(f"pipelines.{name}" for name in ("dali", "turbo", "synthetic", "preprocess"))
+    program = f"import sys, {modules}; sys.exit('alexnet' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", program], env=environment).returncode == 0

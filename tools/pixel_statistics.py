@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipelines.shards import DataError, Statistics, write_atomically
+from pipelines.shards import MEAN_IMAGE, DataError, Statistics, write_atomically
 
 PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))  # of channels
 
@@ -85,7 +85,7 @@ def summarise(parts: Iterable[Path], size: int | None) -> tuple[Statistics, np.n
         std_rgb=tuple(float(value) for value in np.sqrt(np.diag(covariance))),
         eigenvalues=tuple(float(value) for value in values),
         eigenvectors=tuple(tuple(float(value) for value in row) for row in vectors),
-        mean_image=None if sums.image is None else "mean.npy",
+        mean_image=None if sums.image is None else MEAN_IMAGE,
         images=int(sums.images),
     )
     return statistics, None if sums.image is None else (sums.image / sums.images).astype(np.float32)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.shards import DataError, Manifest, Shard, Split, write_atomically
+from pipelines.shards import MEAN_IMAGE, DataError, Manifest, Shard, Split, write_atomically
 from tools.pixel_statistics import summarise
 from tools.shard_writer import WORK, ShardTask
 from tools.sources import Source
@@ -86,7 +86,7 @@ def finish(out: Path, seed: int, source: Source, tasks: Sequence[ShardTask]) -> 
     parts = [task.pixels_path for task in tasks if task.split == tasks[0].split]
     statistics, mean_image = summarise(parts, image.mean_image_size)
     if mean_image is not None:
-        np.save(out / "mean.npy", mean_image)
+        np.save(out / MEAN_IMAGE, mean_image)
     for task, record in records.items():
         if not record["shard"]["samples"]:
             task.tar_path.unlink(missing_ok=True)

@@ -1,0 +1,63 @@
+"""Where crops lie: numbers in, boxes of pixels out."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Box(NamedTuple):
+    """A part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def shorter_sides(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width once the shorter side is ``size``; as ``pipelines.images.shorter``."""
+    scale = size / min(height, width)
+    return max(size, round(height * scale)), max(size, round(width * scale))
+
+
+def random_box(down: float, across: float, height: int, width: int, size: int) -> Box:
+    """``size`` x ``size`` anywhere, evenly. ``down`` and ``across`` are draws from 0 to 1."""
+    return Box(int(down * (height - size + 1)), int(across * (width - size + 1)), size, size)
+
+
+def resized_box(
+    draws: Sequence[float], height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Box:
+    """A part of the area and the ratio asked for; the first of ten attempts that fits, else one in the centre.
+
+    Area is drawn evenly, the logarithm of the ratio too (Szegedy 2014, as torchvision's RandomResizedCrop).
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for i in range(0, len(draws), 4):
+        area = height * width * (scale[0] + draws[i] * (scale[1] - scale[0]))
+        chosen = math.exp(low + draws[i + 1] * (high - low))
+        w, h = round(math.sqrt(area * chosen)), round(math.sqrt(area / chosen))
+        if 0 < w <= width and 0 < h <= height:
+            return Box(int(draws[i + 2] * (height - h + 1)), int(draws[i + 3] * (width - w + 1)), h, w)
+    w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
+    return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def center_box(height: int, width: int, size: int) -> Box:
+    """As torchvision's center_crop."""
+    return Box(round((height - size) / 2), round((width - size) / 2), size, size)
+
+
+def ten_boxes(height: int, width: int, size: int) -> list[Box]:
+    """Top left, top right, bottom left, bottom right, centre; then these again, to be mirrored."""
+    bottom, right = height - size, width - size
+    corners = [Box(top, left, size, size) for top in (0, bottom) for left in (0, right)]
+    return [*corners, center_box(height, width, size)] * 2
+
+
+def in_source(box: Box, height: int, width: int, resized_height: int, resized_width: int) -> Box:
+    """The part of an image of height x width whose place ``box`` has once it is resized, to whole pixels."""
+    top, left = box.top * height / resized_height, box.left * width / resized_width
+    h = min(height, max(1, round(box.height * height / resized_height)))
+    w = min(width, max(1, round(box.width * width / resized_width)))
+    return Box(min(round(top), height - h), min(round(left), width - w), h, w)

@@ -1,0 +1,161 @@
+"""The samples of a split, one at a time and in any order: a read of a few kilobytes, checked against the index."""
+
+import os
+import threading
+import weakref
+from bisect import bisect_right
+from itertools import accumulate
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pipelines.shards import DataError, Manifest
+
+BLOCK = 512  # of a tar file
+MAX_OPEN_SHARDS = 512  # the usual limit of a process is 1024 files; shards beyond these are opened for each read
+
+
+class SampleError(DataError):
+    """One sample cannot be used: ``shard``, ``key`` and ``reason`` say which and why."""
+
+    def __init__(self, folder: Path, shard: str, key: str, reason: str) -> None:
+        super().__init__(
+            f"{folder}/{shard}: sample {key} {reason}. python tools/shard_imagenet.py --verify {folder} lists all such "
+            'samples, --repair writes the shard again, and on_error="skip" goes on without them'
+        )
+        self.shard, self.key, self.reason = shard, key, reason
+
+
+class Record(NamedTuple):
+    """A sample as it is stored."""
+
+    folder: Path
+    shard: str
+    key: str
+    data: memoryview
+    label: int
+
+    def error(self, reason: str) -> SampleError:
+        return SampleError(self.folder, self.shard, self.key, reason)
+
+
+class Records:
+    """Any sample of a split by its number. Shared by threads. Files are closed when nobody holds this any more."""
+
+    def __init__(self, manifest: Manifest, split: str) -> None:
+        self._manifest = manifest
+        self._shards = manifest.split(split).shards
+        self._ends = list(accumulate(shard.samples for shard in self._shards))
+        self._extension = manifest.image.extension.encode()
+        self._lines: dict[int, tuple[bytes, memoryview]] = {}
+        self._files: dict[int, int] = {}
+        self._opening = threading.Lock()
+        weakref.finalize(self, _close, self._files)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def read(self, sample: int) -> Record:
+        """Raises SampleError for a damaged sample, DataError for a damaged shard or index."""
+        number = bisect_right(self._ends, sample)
+        shard = self._shards[number]
+        line = self._line(number, sample - self._ends[number] + shard.samples)
+        entry = line.split()
+        key = entry[3].decode("ascii", "replace").rpartition(".")[0] if len(entry) == 8 else "?"
+
+        def error(reason: str) -> SampleError:
+            return SampleError(self._manifest.folder, shard.path, key, reason)
+
+        try:
+            extension, (start, size, name), (label_start, label_size, label_name) = self._entry(entry)
+        except ValueError:
+            raise error(f"has a damaged line in the index: {line[:80].decode('ascii', 'replace')}") from None
+        if extension != self._extension or not BLOCK <= start < label_start < shard.bytes or size < 1:
+            raise error("has a damaged line in the index")
+        if label_start != start + _blocks(size) + BLOCK or label_size != self._manifest.label_width:
+            raise error("is not where the index says, or its label is not")
+        span = self._read(number, start - BLOCK, label_start + label_size)
+        label_header = label_start - start  # BLOCK before the label, as the image is BLOCK behind the start of the span
+        if not _is_header(span[:BLOCK], name, size) or label_name != name[: -len(extension)] + b"cls":
+            raise error(f"has another name or size than the index says, or one that no shard has: {name[:80]!r}")
+        if not _is_header(span[label_header : label_header + BLOCK], label_name, label_size):
+            raise error("has no label where the index says")
+        data = memoryview(span)[BLOCK : BLOCK + size]
+        return Record(self._manifest.folder, shard.path, key, data, self._label(span[-label_size:], error))
+
+    @staticmethod
+    def _entry(entry: list[bytes]):
+        """EXT offset size name cls offset size name."""
+        extension, start, size, name, cls, label_start, label_size, label_name = entry
+        if cls != b"cls":
+            raise ValueError
+        return extension, (int(start), int(size), name), (int(label_start), int(label_size), label_name)
+
+    def _label(self, digits: bytes, error) -> int:
+        classes = len(self._manifest.classes)
+        if not digits.isdigit() or int(digits) >= classes:
+            raise error(f"has a label outside 0 to {classes - 1}: {digits.decode('ascii', 'replace')!r}")
+        return int(digits)
+
+    def _line(self, number: int, row: int) -> bytes:
+        """Of the index, which is read at the first call for a shard, by whichever thread that is."""
+        if number not in self._lines:
+            self._lines[number] = self._index(number)
+        text, ends = self._lines[number]
+        return text[ends[row] + 1 : ends[row + 1]]
+
+    def _index(self, number: int) -> tuple[bytes, memoryview]:
+        """The text, and where its lines end."""
+        path = (self._manifest.folder / self._shards[number].path).with_suffix(".idx")
+        text = path.read_bytes() if path.is_file() else b""
+        ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
+        if len(ends) != self._shards[number].samples + 1 or text[-1:] != b"\n":
+            raise DataError(
+                f"index {path} does not list the {self._shards[number].samples} samples of its shard: restore it, or "
+                "write it again with tools/shard_imagenet.py --repair"
+            )
+        return text, memoryview(ends.data)  # whose numbers are quicker than numpy's
+
+    def _read(self, number: int, start: int, end: int) -> bytes:
+        path = self._manifest.folder / self._shards[number].path
+        file = self._files.get(number)
+        try:
+            kept = file is not None or self._keep(number, path)
+            file = self._files[number] if kept else os.open(path, os.O_RDONLY)
+            try:
+                data = os.pread(file, end - start, start)
+            finally:
+                if not kept:
+                    os.close(file)
+        except OSError as error:
+            raise DataError(f"shard {path} cannot be read: {error.strerror}") from error
+        if len(data) != end - start:
+            raise DataError(
+                f"shard {path} ends at byte {start + len(data)}, in the middle of a sample: restore it, or write it "
+                "again with tools/shard_imagenet.py --repair"
+            )
+        return data
+
+    def _keep(self, number: int, path: Path) -> bool:
+        """Open the shard for good, if there is room. In a random order no other choice would hit more often."""
+        with self._opening:
+            if number not in self._files and len(self._files) < MAX_OPEN_SHARDS:
+                self._files[number] = os.open(path, os.O_RDONLY)
+        return number in self._files
+
+
+def _is_header(block: bytes, name: bytes, size: int) -> bool:
+    """Of a regular file, as the sharding tool writes it."""
+    safe = b"/" not in name and not name.startswith(b".")
+    return safe and block[:100] == name.ljust(100, b"\0") and block[124:136] == b"%011o\0" % size
+
+
+def _blocks(size: int) -> int:
+    """Bytes that contents take in a tar file."""
+    return (size + BLOCK - 1) // BLOCK * BLOCK
+
+
+def _close(files: dict[int, int]) -> None:
+    for file in files.values():
+        os.close(file)

@@ -1,0 +1,147 @@
+"""What the network sees of a sample, still uint8: decoded, cropped, resized, flipped and jittered, in this order."""
+
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from pipelines.augment import Augment
+from pipelines.crops import Box, center_box, in_source, random_box, resized_box, shorter_sides, ten_boxes
+from pipelines.decode import Decoder
+from pipelines.records import Record
+from pipelines.shards import Manifest
+
+
+class View(NamedTuple):
+    """Where an image was cropped (once its shorter side had the manifest's size), and whether it is flipped."""
+
+    top: int
+    left: int
+    flipped: bool
+
+
+class Views:
+    """Shared by threads.
+
+    Random crops, resized or not, are resized by OpenCV's linear filter, which looks at four pixels for each, after a
+    JPEG was decoded at the half, quarter or eighth that is still large enough: so it never leaves out more than every
+    other pixel. What is not random is resized by the antialiased bicubic filter that the shards are made with.
+    """
+
+    def __init__(self, manifest: Manifest, augment: Augment) -> None:
+        self._image, self._augment = manifest.image, augment
+        self._decoder = Decoder()
+        _prepare_opencv()
+        self._raw_header = _raw_header(manifest.image.size) if manifest.image.encoding == "raw" else b""
+
+    def paint(
+        self, record: Record, shape: Sequence[float], flip: bool, jitter: np.ndarray | None, out: np.ndarray
+    ) -> list[View]:
+        """Fill ``out``, crops,size,size,3 uint8; ``shape`` are draws that say where to crop. Raises SampleError."""
+        try:
+            height, width = self._size(record)
+            if self._augment.crop in ("center", "ten"):
+                views = self._paint_fixed(record, height, width, flip, out)
+            else:
+                views = [self._paint_random(record, height, width, shape, flip, out[0])]
+        except ValueError as error:
+            raise record.error(f"cannot be decoded: {error}") from error
+        if jitter is not None:
+            _recolour(out, jitter)
+        return views
+
+    def _paint_random(
+        self, record: Record, height: int, width: int, shape: Sequence[float], flip: bool, out: np.ndarray
+    ) -> View:
+        augment = self._augment
+        if augment.crop == "resized":
+            box, view = resized_box(shape, height, width, augment.scale, augment.ratio), View(0, 0, flip)
+        else:
+            resized = self._resized_size(height, width)
+            box = random_box(shape[0], shape[1], *resized, augment.size)
+            view = View(box.top, box.left, flip)
+            if resized != (height, width):
+                box = in_source(box, height, width, *resized)
+        self._put(self._part(record, height, width, box), flip, out)
+        return view
+
+    def _paint_fixed(self, record: Record, height: int, width: int, flip: bool, out: np.ndarray) -> list[View]:
+        pixels = self._part(record, height, width, None)
+        resized = self._resized_size(height, width)
+        if resized != (height, width):
+            pixels = _antialiased(pixels, *resized)
+        size = self._augment.size
+        boxes = ten_boxes(*resized, size) if self._augment.crop == "ten" else [center_box(*resized, size)]
+        views = [View(box.top, box.left, flip != (number >= 5)) for number, box in enumerate(boxes)]
+        for box, view, place in zip(boxes, views, out, strict=True):
+            self._put(pixels[box.top : box.top + size, box.left : box.left + size], view.flipped, place)
+        return views
+
+    def _size(self, record: Record) -> tuple[int, int]:
+        wanted = self._image.size
+        if self._raw_header:
+            if bytes(record.data[: len(self._raw_header)]) != self._raw_header:
+                raise ValueError(f"it is not an array of {wanted},{wanted},3 uint8")
+            return wanted, wanted
+        height, width = self._decoder.size(record.data)
+        if self._image.resize == "square" and (height, width) != (wanted, wanted):
+            raise ValueError(f"it has {width} x {height} pixels instead of {wanted} x {wanted}")
+        return height, width
+
+    def _resized_size(self, height: int, width: int) -> tuple[int, int]:
+        return shorter_sides(height, width, self._image.size)
+
+    def _part(self, record: Record, height: int, width: int, box: Box | None) -> np.ndarray:
+        """H,W,3 uint8: at least as many pixels of the box as are needed, or without a box the whole image."""
+        if self._raw_header:
+            pixels = np.frombuffer(record.data[len(self._raw_header) :], np.uint8).reshape(height, width, 3)
+            return pixels[box.top : box.top + box.height, box.left : box.left + box.width] if box else pixels
+        if box is None:
+            return self._decoder.whole(record.data, height, width)
+        return self._decoder.part(record.data, height, width, box, self._augment.size)
+
+    def _put(self, pixels: np.ndarray, flip: bool, out: np.ndarray) -> None:
+        """Flip and resize, where it is needed, into ``out``, which is in no cache: so it is written only once."""
+        import cv2
+
+        if flip:
+            pixels = cv2.flip(pixels, 1)
+        if pixels.shape == out.shape:
+            np.copyto(out, pixels)
+        else:
+            cv2.resize(pixels, out.shape[:2], dst=out, interpolation=cv2.INTER_LINEAR)
+
+
+def _prepare_opencv() -> None:
+    """Its quicker linear filter, which is also the nearer to the exact one (at most 0.51 off, instead of 0.76)."""
+    import cv2
+
+    if hasattr(cv2, "ipp"):  # builds for x86
+        cv2.ipp.setUseIPP_NotExact(True)
+
+
+def _recolour(images: np.ndarray, matrix: np.ndarray) -> None:
+    """In place; rounded to uint8 and cut off, as DALI's color_twist does."""
+    import cv2
+
+    flat = images.reshape(-1, images.shape[-2], 3)
+    cv2.transform(flat, matrix, dst=flat)
+
+
+def _antialiased(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bicubic. torch has no threads of its own here: it goes image by image."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    resized = interpolate(planes, (height, width), mode="bicubic", antialias=True)
+    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
+
+
+def _raw_header(size: int) -> bytes:
+    """The start of a ``.npy`` member."""
+    buffer = io.BytesIO()
+    header = {"descr": "|u1", "fortran_order": False, "shape": (size, size, 3)}
+    np.lib.format.write_array_header_1_0(buffer, header)
+    return buffer.getvalue()
