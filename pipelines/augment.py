@@ -8,6 +8,8 @@ import numpy as np
 
 from pipelines.shards import DataError, Manifest, Statistics
 
+RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
+
 
 @dataclass(frozen=True)
 class Jitter:
@@ -121,3 +123,16 @@ def lighting_matrix(statistics: Statistics) -> tuple[tuple[float, ...], ...]:
     """
     deviations = [math.sqrt(value) for value in statistics.eigenvalues]
     return tuple(tuple(v * d for v, d in zip(row, deviations, strict=True)) for row in statistics.eigenvectors)
+
+
+def colour_matrix(brightness: float, contrast: float, saturation: float, hue: float) -> tuple[np.ndarray, np.ndarray]:
+    """Jitter of these factors as ``clip(matrix @ rgb + offset, 0, 255)``: matrix 3,3 and offset 3, float64.
+
+    As DALI's ``color_twist`` (dali/operators/image/color/color_twist.h): saturation scales and hue, in turns, rotates
+    the chroma of YIQ; contrast is taken about 128; brightness scales what comes out.
+    """
+    angle = 2 * math.pi * hue
+    cos, sin = saturation * math.cos(angle), saturation * math.sin(angle)
+    twist = np.array([[1, 0, 0], [0, cos, sin], [0, -sin, cos]])
+    matrix = brightness * contrast * np.linalg.inv(RGB_TO_YIQ) @ twist @ RGB_TO_YIQ
+    return matrix, np.full(3, brightness * (1 - contrast) * 128.0)

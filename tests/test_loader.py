@@ -37,7 +37,7 @@ def test_the_demo_reads_the_same_through_webdataset_and_open_loader(demo_images:
     assert [sample["__key__"] for sample in samples] == [sample.key for sample in source]
     assert [int(sample["cls"]) for sample in samples] == [sample.label for sample in source]
 
-    plain = Augment(crop="center", flip=False, scaled=False)
+    plain = Augment(crop="center", flip=False, normalise="mean")
     mean = torch.tensor(load_manifest(demo_shards).statistics.mean_rgb)[:, None, None]
     batches = list(open_loader(demo_shards, split="val", batch_size=64, augment=plain))
     images = torch.cat([batch.images[: batch.valid] for batch in batches])
@@ -179,7 +179,7 @@ def marked_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_random_crops_and_flips_cover_their_range_evenly(marked_shards: Path) -> None:
     """256 crops: their corners run from 0 to 32 evenly, and half of them are flipped."""
-    augment = Augment(scaled=False)
+    augment = Augment(normalise="mean")
     mean = torch.tensor(load_manifest(marked_shards).statistics.mean_rgb)[:, None, None]
     images = next(iter(open_loader(marked_shards, "train", 256, augment))).images + mean
     flipped = images[:, 0, :, 0].mean(1) > images[:, 0, :, -1].mean(1)
@@ -195,10 +195,10 @@ def test_random_crops_and_flips_cover_their_range_evenly(marked_shards: Path) ->
 def test_lighting_has_the_colours_spread_of_the_recipe(marked_shards: Path) -> None:
     """The light added to each image is constant over it, and its covariance is 0.01 times that of the pixels."""
     manifest = load_manifest(marked_shards)
-    lit = Augment(crop="center", flip=False, lighting=0.1, scaled=False)
+    lit = Augment(crop="center", flip=False, lighting=0.1, normalise="mean")
     with_light, without = (
         next(iter(open_loader(marked_shards, "train", 256, augment))).images
-        for augment in (lit, Augment(crop="center", flip=False, scaled=False))
+        for augment in (lit, Augment(crop="center", flip=False, normalise="mean"))
     )
     light = with_light - without  # the images are all alike
     assert light.std(dim=(2, 3)).max() < 1e-3
