@@ -11,7 +11,7 @@ import torch
 
 from pipelines.augment import Augment
 from pipelines.dali_graph import Graph
-from pipelines.dali_trace import Trace, complaint
+from pipelines.dali_trace import Trace, complaint, named
 from pipelines.index import check_index
 from pipelines.plan import Plan
 from pipelines.shards import DataError, Manifest
@@ -106,7 +106,9 @@ class DaliBatches:
             images, digits = self._pipeline.run()
         except RuntimeError as error:
             said = complaint(error)
-            raise self._reading_failed(said, self._trace().undecodable(self._batches)) from error
+            found = named(said)
+            found = f"{found} cannot be decoded" if found else self._trace().unusable(self._batches)
+            raise self._reading_failed(said, found) from error
         pixels: torch.Tensor = torch.from_dlpack(images.as_tensor())  # N,H,W,3, or N,10,H,W,3
         return pixels.flatten(0, -4).permute(0, 3, 1, 2), self._labels(digits)
 

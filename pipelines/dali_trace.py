@@ -1,8 +1,8 @@
-"""Which image DALI could not read: it raises without a name, and its pipeline is dead then.
+"""Which image DALI could not use: often it raises without a name, and its pipeline is dead then.
 
-Nothing of this runs while all is well. After a failure the reader alone, with the same arguments and seed, goes over
-the same order again (some 100,000 samples a second from memory), this time telling where each sample comes from, and
-the images of the batch that failed go through the rest of the graph one by one.
+Nothing of this runs while all is well. After a failure without a name the reader alone, with the same arguments and
+seed, goes over the same order again (some 100,000 samples a second from memory), this time telling where each sample
+comes from, and the images of the batch that failed go through the rest of the graph one by one.
 """
 
 import re
@@ -19,13 +19,19 @@ from pipelines.shards import DataError, ImageFormat
 
 PATIENCE_SECONDS = 20.0
 READ_AHEAD = 3  # batches that DALI may have in hand when one fails
-SOURCE = re.compile(r"([a-z]+-\d{6}\.tar):\d+:(.*)$")  # DALI tells ARCHIVE:OFFSET:MEMBER
+SOURCE = re.compile(r"([a-z]+-\d{6}\.tar):\d+:(\S+)")  # DALI tells ARCHIVE:OFFSET:MEMBER
 
 
 def complaint(error: RuntimeError) -> str:
     """What DALI says, without the trace of our own code that it repeats."""
     text = str(error)
     return " ".join((text.rpartition("encountered:")[2] or text).split())[:500]
+
+
+def named(said: str) -> str | None:
+    """The shard and the image, where DALI's complaint names them."""
+    found = SOURCE.search(said)
+    return f"shard {found[1]}, image {found[2].partition('.')[0]}" if found else None
 
 
 @dataclass(frozen=True)
@@ -38,9 +44,9 @@ class Trace:
 
     def place(self, batch: int, row: int) -> str | None:
         """Where a row of a batch comes from; None where it was not found in time."""
-        return next((_place(sources[row]) for _, sources in self._replay(batch, 1)), None)
+        return next((named(sources[row]) for _, sources in self._replay(batch, 1)), None)
 
-    def undecodable(self, batch: int) -> str | None:
+    def unusable(self, batch: int) -> str | None:
         """Which image of this batch, or of those read ahead, the graph refuses, and why; None where none was found."""
         give_up = time.monotonic() + 2 * self.patience_seconds
         pipeline = self._one_by_one()
@@ -49,7 +55,7 @@ class Trace:
                 if time.monotonic() > give_up:
                     return None
                 if said := _refused(pipeline, data):
-                    return f"{_place(source)} cannot be used: {_reason(data, self.graph.manifest.image) or said}"
+                    return f"{named(source)} cannot be used: {_reason(data, self.graph.manifest.image) or said}"
         return None
 
     def _replay(self, first: int, count: int) -> Iterator[tuple[list[np.ndarray], list[str]]]:
@@ -86,12 +92,6 @@ class Trace:
             pipeline.set_outputs(self.graph.images(fn.external_source(name="encoded")))
         pipeline.build()
         return pipeline
-
-
-def _place(source: str) -> str:
-    """``shard train-000003.tar, image KEY``, from DALI's words."""
-    found = SOURCE.search(source)
-    return f"shard {found[1]}, image {found[2].partition('.')[0]}" if found else source
 
 
 def _refused(pipeline: Any, data: np.ndarray) -> str | None:
