@@ -8,7 +8,7 @@ comes from, and the images of the batch that failed go through the rest of the g
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -87,9 +87,10 @@ class Trace:
     def _one_by_one(self) -> Any:
         from nvidia.dali import Pipeline, fn
 
+        graph = replace(self.graph, plan=replace(self.graph.plan, batch_size=1))
         pipeline = Pipeline(1, 1, self.device_index, seed=0, prefetch_queue_depth=1, exec_dynamic=True)
         with pipeline:
-            pipeline.set_outputs(self.graph.images(fn.external_source(name="encoded")))
+            pipeline.set_outputs(graph.images(fn.external_source(name="encoded")))
         pipeline.build()
         return pipeline
 

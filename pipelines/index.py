@@ -31,7 +31,7 @@ def check_index(manifest: Manifest, shard: Shard) -> None:
     follows = np.append(0, ends[:-1]) + BLOCK == offsets
     if not follows.all():
         row = int(np.argmin(follows)) // 2
-        raise _wrong(manifest, shard, f"offset or size is wrong at or before {_shown(text[start:].splitlines()[row])}")
+        raise _wrong(manifest, shard, f"offset or size is wrong in {_shown(text[start:].splitlines()[row])}")
     if -(-(ends[-1] + 2 * BLOCK) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE != shard.bytes:
         raise _wrong(manifest, shard, f"its members end at byte {ends[-1]}, those of the shard elsewhere")
 
