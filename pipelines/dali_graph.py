@@ -73,6 +73,11 @@ class Graph:
             pixels = self._resized(pixels)
         elif image.resize == "none":  # any size: the shorter side as in shards that were resized
             pixels = fn.resize(pixels, resize_shorter=image.size, interp_type=types.INTERP_CUBIC, antialias=True)
+        if augment.jitter:
+            pixels = _jittered(pixels, augment.jitter)
+        if augment.normalise == "mean_image":  # before the crop, which then is that of both
+            device = "gpu" if self.gpu else "cpu"
+            pixels = pixels - types.Constant(load_mean_image(self.manifest), device=device, layout="HWC")
         if augment.crop == "ten":
             return fn.stack(*(self._view(pixels, *place) for place in TEN))
         x = y = 0.5
@@ -122,23 +127,20 @@ class Graph:
         """The window at ``x`` and ``y`` (0 to 1 of the room that it has), mirrored or not, and normalised."""
         from nvidia.dali import fn, types
 
-        augment, size = self.augment, (self.augment.size, self.augment.size)
+        augment = self.augment
         mean, std = augment.mean_and_std(self.manifest.statistics)
-        window = {"crop": size, "crop_pos_x": x, "crop_pos_y": y}
-        if augment.jitter:
-            pixels = _jittered(fn.crop(pixels, **window), augment.jitter)
-        placed = window | {"mirror": mirror, "std": list(std), "output_layout": "HWC"}
-        if augment.normalise == "none":
-            return fn.crop_mirror_normalize(pixels, **placed, dtype=types.UINT8)
-        final = types.FLOAT16 if self.gpu else types.FLOAT
-        light = self._lit(mean) if augment.lighting else list(mean)
-        if augment.normalise != "mean_image":
-            return fn.crop_mirror_normalize(pixels, **placed, mean=light, dtype=final)
-        mean_image = types.Constant(
-            load_mean_image(self.manifest), device="gpu" if self.gpu else "cpu", layout="HWC"
-        )  # H,W,3
-        lit = fn.crop_mirror_normalize(pixels, **placed, mean=light)
-        return fn.cast(lit - fn.crop_mirror_normalize(mean_image, **placed), dtype=final)
+        dtype = types.FLOAT16 if self.gpu else types.FLOAT
+        return fn.crop_mirror_normalize(
+            pixels,
+            crop=(augment.size, augment.size),
+            crop_pos_x=x,
+            crop_pos_y=y,
+            mirror=mirror,
+            mean=self._lit(mean) if augment.lighting else list(mean),
+            std=list(std),
+            dtype=types.UINT8 if augment.normalise == "none" else dtype,
+            output_layout="HWC",
+        )
 
     def _lit(self, mean: tuple[float, ...]) -> Any:
         """The mean to subtract from one image: with its random light taken off, so that lighting costs nothing."""
