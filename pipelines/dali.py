@@ -37,7 +37,9 @@ class DaliBatches:
     """An endless run of batches, epoch after epoch; each epoch is padded to whole batches with its last sample.
 
     ``checkpoint`` is what an earlier ``DaliBatches`` with the same arguments gave: the next batch is the one that
-    would have come there. ``seed`` must be the same on every rank. Raises DataError.
+    would have come there. ``seed`` must be the same on every rank. What an epoch's order is, follows from the seed and
+    the epochs since the first batch: an order by the number of the epoch alone DALI's reader cannot give without
+    reading all before. Raises DataError.
     """
 
     def __init__(

@@ -17,6 +17,7 @@ from pipelines.shards import Manifest
 
 SHUFFLE_BUFFER = 4096  # samples; the shards themselves are in a global permutation already
 DECODER_PADDING = 1 << 22  # bytes of memory set aside for an image, so that a large one does not stall the pipeline
+# The ten crops of the paper; torchvision's ten_crop gives the same, its last five mirrored before they are cut
 TEN = tuple((x, y, mirror) for mirror in (0, 1) for x, y in ((0, 0), (1, 0), (0, 1), (1, 1), (0.5, 0.5)))
 
 

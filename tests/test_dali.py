@@ -402,7 +402,7 @@ for folder in {[str(victim.folder) for victim in victims]}:
 """
     done = command("-c", program)
     assert done.returncode == 0, done.stderr
-    assert [victim.key in line for victim, line in zip(victims, done.stdout.splitlines(), strict=True)]
+    assert all(victim.key in line for victim, line in zip(victims, done.stdout.splitlines(), strict=True))
 
 
 def test_an_image_is_named_after_a_resume_and_again(demo_shards: Path, tmp_path: Path) -> None:
