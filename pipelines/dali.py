@@ -1,25 +1,25 @@
-"""The DALI graph: shards in, normalised batches out, on a GPU or with the same graph on the CPU.
+"""Running the DALI graph: shards in, normalised batches out, on a GPU or with the same graph on the CPU.
 
 https://docs.nvidia.com/deeplearning/dali/user-guide/docs/
 """
 
 import importlib
 import os
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipelines.augment import Augment, lighting_matrix
+from pipelines.augment import Augment
+from pipelines.dali_graph import Graph
+from pipelines.dali_trace import Trace, complaint, named
+from pipelines.index import check_index
 from pipelines.plan import Plan
-from pipelines.shards import DataError, ImageFormat, Manifest
+from pipelines.shards import DataError, Manifest
 
 if TYPE_CHECKING:
     from nvidia.dali import Pipeline
 
-SHUFFLE_BUFFER = 4096  # samples; the shards themselves are in a global permutation already
-DECODER_PADDING = 1 << 22  # bytes of memory set aside for an image, so that a large one does not stall the pipeline
+COUNT_BYTES = 8  # of a checkpoint: the batches before it, then what DALI keeps
 
 
 def require_dali() -> None:
@@ -37,7 +37,9 @@ class DaliBatches:
     """An endless run of batches, epoch after epoch; each epoch is padded to whole batches with its last sample.
 
     ``checkpoint`` is what an earlier ``DaliBatches`` with the same arguments gave: the next batch is the one that
-    would have come there.
+    would have come there. ``seed`` must be the same on every rank. What an epoch's order is, follows from the seed and
+    the epochs since the first batch: an order by the number of the epoch alone DALI's reader cannot give without
+    reading all before. Raises DataError.
     """
 
     def __init__(
@@ -51,115 +53,94 @@ class DaliBatches:
         threads: int | None = None,
         checkpoint: bytes | None = None,
     ) -> None:
-        from nvidia.dali import pipeline_def
+        for shard in manifest.split(split).shards:
+            check_index(manifest, shard)
+        self._graph = Graph(manifest, split, plan, augment, device.type == "cuda", seed)
+        self._device_index = _gpu_index(device)
+        self._width, self._classes = manifest.label_width, len(manifest.classes)
+        self._place_values = torch.tensor([10**place for place in reversed(range(self._width))])
+        self._batches = int.from_bytes(checkpoint[:COUNT_BYTES], "little") if checkpoint else 0
+        self._failure: DataError | None = None
+        try:
+            self._pipeline = self._build(threads, checkpoint[COUNT_BYTES:] if checkpoint else None)
+        except RuntimeError as error:
+            raise self._reading_failed(complaint(error), None) from error
 
-        self._folder, self._split, self._classes = manifest.folder, split, len(manifest.classes)
-        width = manifest.label_width
-        self._place_values = torch.tensor([10**place for place in reversed(range(width))])
-        self._pipeline: Pipeline = pipeline_def(_graph)(
-            manifest,
-            split,
-            augment,
-            plan,
-            device.type == "cuda",
-            batch_size=plan.batch_size,
+    def _build(self, threads: int | None, checkpoint: bytes | None) -> "Pipeline":
+        from nvidia.dali import Pipeline
+
+        pipeline = Pipeline(
+            batch_size=self._graph.plan.batch_size,
             num_threads=threads or max(1, len(os.sched_getaffinity(0)) // _local_ranks()),
-            device_id=_gpu_index(device),
-            seed=seed * 4096 + plan.rank,
+            device_id=self._device_index,
+            seed=self._graph.rank_seed,
             exec_dynamic=True,  # its outputs are ours: torch uses their memory, nothing is copied
             enable_checkpointing=True,
             checkpoint=checkpoint,
         )
-        self._call(self._pipeline.build)
+        with pipeline:
+            encoded, digits = self._graph.read()
+            pipeline.set_outputs(self._graph.images(encoded), digits)
+        pipeline.build()
+        return pipeline
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images N,3,H,W, channels-last, on the device; labels N int64, on the CPU. Raises DataError."""
-        images, digits = self._call(self._pipeline.run)
-        pixels = torch.from_dlpack(images.as_tensor())  # N,H,W,3
-        labels = (torch.from_dlpack(digits.as_tensor()).long() - ord("0")) @ self._place_values
-        if labels.min() < 0 or labels.max() >= self._classes:
-            raise DataError(f"{self._folder} has a label outside 0 to {self._classes - 1}: {_advice(self._folder)}")
-        return pixels.permute(0, 3, 1, 2), labels
+        """Images N,3,H,W, channels-last, on the device; labels N int64, on the CPU. Ten crops are 10*N images.
+
+        Raises DataError, and again at each further call: a pipeline that failed gives nothing more.
+        """
+        if self._failure:
+            raise self._failure
+        try:
+            images, digits = self._run()
+        except DataError as error:
+            self._failure = error
+            raise
+        self._batches += 1
+        return images, digits
 
     def checkpoint(self) -> bytes:
         """The position after the last batch given out."""
-        return self._pipeline.checkpoint()
+        return self._batches.to_bytes(COUNT_BYTES, "little") + self._pipeline.checkpoint()
 
-    def _call(self, step: Callable[[], Any]) -> Any:
+    def _run(self) -> tuple[torch.Tensor, torch.Tensor]:
         try:
-            return step()
+            images, digits = self._pipeline.run()
         except RuntimeError as error:
-            said = " ".join(str(error).rpartition("encountered:")[2].split())  # what stands before is our own code
-            raise DataError(
-                f"reading {self._split} from {self._folder} failed: {_advice(self._folder)}. DALI says: {said[:500]}"
-            ) from error
+            said = complaint(error)
+            found = named(said)
+            found = f"{found} cannot be decoded" if found else self._trace().unusable(self._batches)
+            raise self._reading_failed(said, found) from error
+        pixels: torch.Tensor = torch.from_dlpack(images.as_tensor())  # N,H,W,3, or N,10,H,W,3
+        return pixels.flatten(0, -4).permute(0, 3, 1, 2), self._labels(digits)
 
+    def _labels(self, digits: Any) -> torch.Tensor:
+        """N int64. Raises DataError that names the image whose label is none."""
+        values = torch.from_dlpack(digits.as_tensor()).long() - ord("0")  # N,width
+        labels = values @ self._place_values
+        wrong = (labels >= self._classes) | ((values < 0) | (values > 9)).any(1)
+        if wrong.any():
+            where = self._trace().place(self._batches, int(wrong.nonzero()[0])) or f"an image of {self._graph.split}"
+            raise DataError(f"{self._folder}: {where} has a label outside 0 to {self._classes - 1}: {self._advice}")
+        return labels
 
-def _advice(folder: Path) -> str:
-    return f"python tools/shard_imagenet.py --verify {folder} names the shard and the image"
+    def _trace(self) -> Trace:
+        return Trace(self._graph, self._device_index)
 
+    def _reading_failed(self, said: str, found: str | None) -> DataError:
+        what = f"{found}: {self._advice}" if found else self._advice
+        return DataError(f"reading {self._graph.split} from {self._folder} failed: {what}. DALI says: {said}")
 
-def _graph(manifest: Manifest, split: str, augment: Augment, plan: Plan, gpu: bool):
-    """What happens to an image, in the order in which it happens."""
-    from nvidia.dali import fn, types
+    @property
+    def _folder(self) -> str:
+        return str(self._graph.manifest.folder)
 
-    paths = [str(manifest.folder / shard.path) for shard in manifest.split(split).shards]
-    encoded, digits = fn.readers.webdataset(  # type: ignore[misc]
-        paths=paths,
-        index_paths=[path.removesuffix("tar") + "idx" for path in paths],
-        ext=[manifest.image.extension, "cls"],
-        missing_component_behavior="error",
-        random_shuffle=plan.training,
-        initial_fill=SHUFFLE_BUFFER,
-        shard_id=plan.rank,
-        num_shards=plan.world_size,
-        stick_to_shard=True,
-        pad_last_batch=True,
-        name="reader",
-    )
-    images = _decoded(encoded, manifest.image, gpu)  # H,W,3
-    if manifest.image.resize == "none":  # any size: the shorter side as in shards that were resized
-        images = fn.resize(images, resize_shorter=manifest.image.size, interp_type=types.INTERP_CUBIC, antialias=True)
-    mean, std = augment.mean_and_std(manifest.statistics)
-    random_crop = augment.crop == "random"
-    images = fn.crop_mirror_normalize(  # size,size,3
-        images,
-        crop=(augment.size, augment.size),
-        crop_pos_x=fn.random.uniform(range=(0, 1)) if random_crop else 0.5,
-        crop_pos_y=fn.random.uniform(range=(0, 1)) if random_crop else 0.5,
-        mirror=fn.random.coin_flip() if augment.flip else 0,
-        mean=_lit(mean, augment, manifest) if augment.lighting else list(mean),
-        std=list(std),
-        dtype=types.FLOAT16 if gpu else types.FLOAT,
-        output_layout="HWC",
-    )
-    return images, digits
-
-
-def _decoded(encoded, image: ImageFormat, gpu: bool):
-    from nvidia.dali import fn, types
-
-    if image.encoding == "raw":
-        pixels = fn.reshape(fn.decoders.numpy(encoded), layout="HWC")
-        return pixels.gpu() if gpu else pixels
-    return fn.decoders.image(
-        encoded,
-        device="mixed" if gpu else "cpu",
-        output_type=types.RGB,
-        device_memory_padding=DECODER_PADDING if gpu else None,
-        host_memory_padding=DECODER_PADDING if gpu else None,
-    )
-
-
-def _lit(mean: tuple[float, ...], augment: Augment, manifest: Manifest):
-    """The mean to subtract from one image: with its random light taken off, so that lighting costs nothing."""
-    import numpy as np
-    from nvidia.dali import fn, types
-
-    factors = fn.random.normal(shape=(3,), stddev=augment.lighting)
-    components = types.Constant(np.array(lighting_matrix(manifest.statistics), np.float32), device="cpu")  # 3,3
-    light = fn.reductions.sum(components * factors, axes=1)  # 3
-    return types.Constant(np.array(mean, np.float32), device="cpu") - light
+    @property
+    def _advice(self) -> str:
+        return (
+            f"python tools/shard_imagenet.py --verify {self._folder} names all shards and images that are wrong, and "
+            "the command that made them with --repair writes them again"
+        )
 
 
 def _gpu_index(device: torch.device) -> int | None:

@@ -1,13 +1,15 @@
 """What only a GPU can show: the same graph there, and a compiled step."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from alexnet.log import read_log
-from pipelines import open_loader
+from pipelines import AUGMENTS, Augment, DataError, open_loader
 from tests.conftest import NUMBERED_IMAGES, script
 
 pytestmark = [
@@ -16,25 +18,71 @@ pytestmark = [
 ]
 
 
-def test_the_graph_gives_the_same_pixels_on_the_gpu(demo_shards: Path) -> None:
+FIXED = Augment(crop="center", flip=False)
+THE_SAME = {
+    "paper, evaluated": AUGMENTS["paper"].for_evaluation(),
+    "source2012, ten crops": AUGMENTS["source2012"].for_evaluation(10),
+    "mean colour": replace(FIXED, normalise="mean"),
+    "mean and deviation": FIXED,
+    "bytes": replace(FIXED, normalise="none"),
+    "resized whole": replace(FIXED, crop="resized", scale=(1, 1), ratio=(1, 1)),
+}
+
+
+@pytest.mark.parametrize("augment", THE_SAME.values(), ids=THE_SAME)
+def test_the_graph_gives_the_same_pixels_on_the_gpu(numbered_shards: Path, augment: Augment) -> None:
     """nvJPEG and libjpeg-turbo round differently, by a few of 255 steps at the edges of colour."""
-    here, there = (list(open_loader(demo_shards, "val", 64, "paper", device)) for device in ("cpu", "cuda"))
-    assert [batch.valid for batch in there] == [64, 64, 64, 11]
-    for on_cpu, on_gpu in zip(here, there, strict=True):
+    scale = 50 if augment.normalise == "mean_std" else 1  # steps to a deviation
+    loaders = [
+        open_loader(numbered_shards, "val", 16, augment, device, backend="dali", training=True)
+        for device in ("cpu", "cuda")
+    ]
+    for on_cpu, on_gpu in zip(*loaders, strict=True):
         assert on_gpu.images.device.type == on_gpu.labels.device.type == "cuda"
-        assert on_gpu.images.dtype == torch.float16
+        assert on_gpu.images.shape == on_cpu.images.shape == (16 * augment.crops, 3, 224, 224)
+        assert on_gpu.images.dtype == (torch.uint8 if augment.normalise == "none" else torch.float16)
         assert on_gpu.images.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(on_gpu.labels.cpu(), on_cpu.labels)
-        assert (on_gpu.images.cpu().float() - on_cpu.images).abs().mean() < 2
+        assert (on_gpu.images.cpu().float() - on_cpu.images.float()).abs().mean() * scale < 2
 
 
-def test_a_resumed_loader_gives_the_batches_that_would_have_come_on_the_gpu(demo_shards: Path) -> None:
-    loader = open_loader(demo_shards, "train", 32, "paper", "cuda", seed=3)
+def test_evaluation_on_the_gpu_counts_each_image(demo_shards: Path) -> None:
+    batches = list(open_loader(demo_shards, "val", 64, "paper", "cuda", backend="dali"))
+    assert [batch.valid for batch in batches] == [64, 64, 64, 11]
+
+
+@pytest.mark.parametrize("name", AUGMENTS)
+def test_each_augment_runs_on_the_gpu(demo_shards: Path, name: str) -> None:
+    """What is drawn at random has the spread on the GPU that it has on the CPU."""
+    on_gpu, on_cpu = (
+        torch.cat([b.images.float().cpu() for b in open_loader(demo_shards, "train", 50, name, device, backend="dali")])
+        for device in ("cuda", "cpu")
+    )
+    assert on_gpu.shape == on_cpu.shape == (400, 3, 224, 224) and on_gpu.isfinite().all()
+    torch.testing.assert_close(on_gpu.std((0, 2, 3)), on_cpu.std((0, 2, 3)), rtol=0.1, atol=0)
+    assert (on_gpu.mean((0, 2, 3)) - on_cpu.mean((0, 2, 3))).abs().max() < 0.1 * on_cpu.std()
+
+
+def test_a_damaged_image_is_named_on_the_gpu(demo_shards: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(demo_shards, tmp_path / "copy")
+    _, offset, size, name, *_ = (copy / "train-000000.idx").read_text().splitlines()[5].split(" ")
+    for start in (int(size) // 2, 0):  # in its second half, then its header too
+        with (copy / "train-000000.tar").open("r+b") as file:
+            file.seek(int(offset) + start)
+            file.write(bytes(int(size) - start))
+        moved = shutil.copytree(copy, tmp_path / str(start))  # mapped files keep their name in this process
+        with pytest.raises(DataError, match=f"shard train-000000.tar, image {name.removesuffix('.jpg')} cannot be"):
+            list(open_loader(moved, "train", 32, "paper", "cuda", backend="dali"))
+
+
+@pytest.mark.parametrize("augment", ["paper", "modern", "source2012_shared"])
+def test_a_resumed_loader_gives_the_batches_that_would_have_come_on_the_gpu(demo_shards: Path, augment: str) -> None:
+    loader = open_loader(demo_shards, "train", 32, augment, "cuda", backend="dali", seed=3)
     batches = iter(loader)
     for _ in range(5):
         next(batches)
     state = loader.state_dict()
-    resumed = open_loader(demo_shards, "train", 32, "paper", "cuda", seed=3)
+    resumed = open_loader(demo_shards, "train", 32, augment, "cuda", backend="dali", seed=3)
     resumed.load_state_dict(state)
     for ours, theirs in zip(resumed, batches, strict=True):
         assert torch.equal(ours.labels, theirs.labels) and torch.equal(ours.images, theirs.images)

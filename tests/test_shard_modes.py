@@ -24,7 +24,7 @@ MODES = {
     "shorter": {"resize": "shorter"},
     "none": {"resize": "none"},
 }
-PLAIN_VIEW = Augment(crop="center", flip=False, scaled=False)
+PLAIN_VIEW = Augment(crop="center", flip=False, normalise="mean")
 
 
 @pytest.fixture(scope="session")
