@@ -56,7 +56,7 @@ class Epochs:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         threads = self.settings.threads
-        builder: PipelineBuilder[Any, Any] = PipelineBuilder()
+        builder: Any = PipelineBuilder()  # its types cannot be named before each stage is there
         pipeline = (
             builder.add_source(random.sample(self.files, len(self.files)))
             .aggregate(self.settings.batch_size, drop_last=True)
