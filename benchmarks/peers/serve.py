@@ -5,11 +5,15 @@ epoch and prints what that took. So loaders of different environments can take t
 """
 
 import json
+import os
+import random
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -29,15 +33,40 @@ class Settings:
     def from_command_line(cls) -> "Settings":
         """The script's only argument is JSON."""
         given = json.loads(sys.argv[1])
-        return cls(**given | {name: Path(given[name]) for name in ("images", "shards", "work")})
+        settings = cls(**given | {name: Path(given[name]) for name in ("images", "shards", "work")})
+        if settings.crop not in ("random", "resized"):
+            raise ValueError(f'"crop" is {settings.crop!r}, it is "random" or "resized"')
+        return settings
+
+    def files(self) -> list[tuple[str, int]]:
+        """Each image's path and class index, in one random order: as a data set is written for training."""
+        classes = sorted(path.name for path in self.images.iterdir())
+        files = [(str(path), label) for label, name in enumerate(classes) for path in self.images.glob(f"{name}/*.jpg")]
+        random.Random(0).shuffle(files := sorted(files))
+        return files
+
+    def once(self, name: str, write: Callable[[Path], None]) -> Path:
+        """A file or folder of ``work``, written unless an earlier run did; half of one is never taken for it."""
+        done, partial = self.work / name, self.work / f"{name}.partial"
+        if not done.exists():
+            self.work.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(partial, ignore_errors=True)
+            write(partial)
+            partial.rename(done)
+        return done
 
 
-def serve(epoch: Callable[[], int], batch: str) -> None:
-    """``epoch`` goes through the data once and returns the number of images; ``batch`` says what it gets."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+Batches = Iterable[tuple[Any, Any]]  # images, labels; an epoch each time it is gone through
+
+
+def serve(prepare: Callable[[Settings], tuple[Batches, str]]) -> None:
+    """``prepare`` gives the batches and, in words, what one of them is."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print, from C and in their worker processes too, is no answer
+    batches, batch = prepare(Settings.from_command_line())
     print(json.dumps({"batch": batch}), file=answers, flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
-        images = epoch()
+        images = sum(len(labels) for _, labels in batches)
         seconds = time.perf_counter() - start
         print(json.dumps({"images": images, "seconds": seconds}), file=answers, flush=True)

@@ -1,0 +1,49 @@
+"""MosaicML's streaming: the files written as MDS, then its dataset in a DataLoader.
+
+Its JPEG column comes back as Pillow images; bytes, decoded by torchvision, are faster, and what is taken here.
+"""
+
+from functools import partial
+from pathlib import Path
+
+from streaming import MDSWriter, StreamingDataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from benchmarks.peers.serve import Batches, Settings, serve
+from benchmarks.peers.tensors import augment, decode
+
+
+class ImageNet(StreamingDataset):
+    """An item is 3,size,size uint8 and its label."""
+
+    def __init__(self, folder: Path, transform: v2.Transform, batch_size: int) -> None:
+        super().__init__(local=str(folder), shuffle=True, batch_size=batch_size)
+        self.augment = transform
+
+    def __getitem__(self, index) -> tuple[Tensor, int]:
+        sample = super().__getitem__(index)
+        return self.augment(decode(sample["image"])), sample["label"]
+
+
+def write(settings: Settings, folder: Path) -> None:
+    with MDSWriter(out=str(folder), columns={"image": "bytes", "label": "int"}) as writer:
+        for path, label in settings.files():
+            writer.write({"image": Path(path).read_bytes(), "label": label})
+
+
+def prepare(settings: Settings) -> tuple[Batches, str]:
+    folder = settings.once("mds", partial(write, settings))
+    loader: DataLoader = DataLoader(
+        ImageNet(folder, augment(settings.crop, settings.size), settings.batch_size),
+        batch_size=settings.batch_size,
+        drop_last=True,
+        num_workers=settings.threads,
+        persistent_workers=True,
+    )
+    return loader, "uint8 N,3,H,W; torchvision's decoder"
+
+
+if __name__ == "__main__":
+    serve(prepare)

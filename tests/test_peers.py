@@ -1,0 +1,118 @@
+"""The peers of the loader benchmark: each goes through all the images, an epoch whenever it is told to."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from ctypes.util import find_library
+from pathlib import Path
+
+import pytest
+import webdataset
+
+from benchmarks.peers.serve import Settings
+from tests.conftest import ROOT
+
+BATCH_SIZE = 16
+NOISY = """
+import os
+from benchmarks.peers.serve import serve
+
+def prepare(settings):
+    os.system("echo from a child")
+    print("from Python")
+    return [(None, range(settings.batch_size)), (None, range(3))], f"{settings.crop} {settings.size}"
+
+serve(prepare)
+"""
+
+
+@pytest.fixture(scope="module")
+def images(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CLASS/KEY.jpg of the demo's shards."""
+    folder = tmp_path_factory.mktemp("peers") / "images"
+    tars = sorted(str(path) for path in demo_shards.glob("train-*.tar"))
+    for sample in webdataset.WebDataset(tars, shardshuffle=False):
+        path = folder / sample["cls"].decode() / f"{sample['__key__']}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(sample["jpg"])
+    return folder
+
+
+def epochs(script: Path, settings: dict, count: int) -> tuple[dict, list[dict]]:
+    """The line that says it is ready, and one an epoch."""
+    done = subprocess.run(
+        [sys.executable, script, json.dumps(settings)],
+        input="epoch\n" * count,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    ready, *answers = map(json.loads, done.stdout.splitlines())
+    return ready, answers
+
+
+def given(images: Path, shards: Path, work: Path, crop: str = "random") -> dict:
+    folders = {"images": str(images), "shards": str(shards), "work": str(work)}
+    return folders | {"crop": crop, "size": 224, "batch_size": BATCH_SIZE, "threads": 2}
+
+
+def test_what_a_library_prints_is_no_answer(tmp_path: Path) -> None:
+    script = tmp_path / "noisy.py"
+    script.write_text(NOISY)
+    ready, answers = epochs(script, given(tmp_path, tmp_path, tmp_path), 2)
+    assert ready == {"batch": "random 224"}
+    assert [answer["images"] for answer in answers] == [BATCH_SIZE + 3] * 2
+    assert all(answer["seconds"] > 0 for answer in answers)
+
+
+def test_a_half_written_format_is_written_again(tmp_path: Path) -> None:
+    settings = Settings(tmp_path, tmp_path, tmp_path / "work", "random", 224, BATCH_SIZE, 2)
+
+    def stopped(folder: Path) -> None:
+        folder.mkdir()
+        raise KeyboardInterrupt
+
+    def whole(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "all").touch()
+
+    with pytest.raises(KeyboardInterrupt):
+        settings.once("chunks", stopped)
+    assert (settings.once("chunks", whole) / "all").exists()
+    assert (settings.once("chunks", stopped) / "all").exists()  # written once
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "package", "crop"),
+    [
+        ("imagefolder", "torchvision", "random"),
+        ("tensor_v2", "torchvision", "resized"),
+        ("webdataset", "webdataset", "random"),
+        ("litdata", "litdata", "random"),
+        ("mosaicml", "streaming", "random"),
+        ("timm", "timm", "random"),
+        ("timm", "timm", "resized"),
+        ("spdl", "spdl", "random"),
+        ("spdl", "spdl", "resized"),
+        ("ffcv", "ffcv", "random"),
+        ("ffcv", "ffcv", "resized"),
+    ],
+)
+def test_a_peer_loads_every_image_each_epoch(
+    name: str, package: str, crop: str, images: Path, demo_shards: Path, tmp_path: Path
+) -> None:
+    if importlib.util.find_spec(package) is None or (name == "spdl" and find_library("avdevice") is None):
+        pytest.skip(f"{package} or what it needs is not installed: benchmarks/peers/README.md")
+    settings = given(images, demo_shards, tmp_path / "work", crop)
+    ready, answers = epochs(ROOT / f"benchmarks/peers/loader_{name}.py", settings, 2)
+    assert ready["batch"].startswith(("uint8", "float32"))
+    total = sum(1 for _ in images.glob("*/*.jpg"))
+    for answer in answers:  # each of two workers may drop a remainder of its own, or fill it up
+        assert total - 2 * BATCH_SIZE < answer["images"] < total + 2 * BATCH_SIZE
+        assert 0 < answer["seconds"] < 60
