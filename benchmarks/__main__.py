@@ -16,6 +16,7 @@ import tyro
 
 from alexnet import AlexNetError
 from benchmarks.loader import LoaderOptions, run_loader
+from benchmarks.picture import draw_rates
 from benchmarks.shard import ShardOptions, run_shard
 from benchmarks.step import StepOptions, run_step
 from pipelines import DataError
@@ -34,6 +35,10 @@ def main(options: LoaderOptions | StepOptions | ShardOptions) -> None:
     print(f"{'':<48}{'images/s':>10}{'least':>10}{'most':>10}{'ratio':>8}")
     for row in result["rows"]:
         print(f"{row['name']:<48}{row['median']:>10}{row['least']:>10}{row['most']:>10}{row['ratio']:>8}")
+    print("\n".join(result.get("diagnosis", ())))
+    if isinstance(options, LoaderOptions) and options.picture:
+        draw_rates(result["rows"], f"{options.data}, batches of {options.batch_size}", options.picture)
+        print(f"drawn in {options.picture}")
     if options.json:
         write_atomically(options.json, json.dumps(machine() | result, indent=1).encode() + b"\n")
         print(f"written to {options.json}")

@@ -1,99 +1,135 @@
 """How fast are batches made, beside the limit: libjpeg-turbo decoding the same bytes from memory, nothing else.
 
-python -m benchmarks loader --data data/demo/shards
+    python -m benchmarks loader --data data/demo/shards [--peers]
+
+Every candidate is a process of its own; they take turns. The peers are scripts under benchmarks/peers, each in the way
+that its own documentation recommends; benchmarks/peers/README.md says how to install them.
 """
 
-import itertools
+import dataclasses
+import json
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-import torch
-import torchvision
-import webdataset
-
-from alexnet.engine import find_device
+from benchmarks.children import ROOT, Child
+from benchmarks.diagnosis import diagnose
+from benchmarks.peer_data import extract_images
 from benchmarks.timing import interleave, summarise
-from pipelines import AUGMENTS, Loader, load_manifest, open_loader
+from pipelines import DataError, Manifest, load_manifest
 from tools.terminal import require
 
 LIMIT = "decode alone (the limit)"
+READ, NORMALISED, TRAINING = "read alone", "the first of these, normalised", "a training step alone"
 
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """Images a second of each backend and augmentation, as a ratio to decoding alone."""
+    """Images a second of each backend and crop, as a ratio to decoding alone."""
 
     data: Path = Path("data/demo/shards")
     """A shard folder."""
+    backends: tuple[Literal["turbo", "dali"], ...] = ("turbo", "dali")
+    crops: tuple[Literal["random", "resized"], ...] = ("random", "resized")
     batch_size: int = 64
-    batches: int = 10
-    """Batches that each candidate makes in a round."""
+    batches: int = 40
+    """Batches that each candidate makes in a round; peers go through the whole train split."""
     rounds: int = 5
-    threads: int = os.cpu_count() or 1
+    threads: tuple[int, ...] = (os.cpu_count() or 1,)
+    """Host threads; with several numbers, how the rate grows."""
     device: str = "auto"
     """auto (a GPU where there is one), cpu or cuda."""
+    peers: bool = False
+    """Measure other loaders too, those that are installed."""
+    peer_python: tuple[str, ...] = ()
+    """NAME=PYTHON: the interpreter of a peer that has an environment of its own."""
+    work: Path = Path("data/benchmark")
+    """Where peers keep the images in their own formats."""
     json: Path | None = None
     """Write the result here too."""
+    picture: Path | None = None
+    """Draw the rates here, a PNG."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "batches", "rounds", "threads"):
+        for name in ("batch_size", "batches", "rounds"):
             require(getattr(self, name) >= 1, f"--{name.replace('_', '-')} is {getattr(self, name)}, it starts at 1")
+        require(min(self.threads, default=0) >= 1, "--threads takes one number or several, from 1")
+        require(all("=" in pair for pair in self.peer_python), "--peer-python takes NAME=PYTHON")
 
 
 def run_loader(options: LoaderOptions) -> dict:
-    """The settings and a row a candidate."""
-    device = find_device(options.device)
-    candidates: dict[str, Callable[[], int]] = {LIMIT: decode_alone(options)}
-    for augment in AUGMENTS:
-        loader = open_loader(
-            options.data,
-            batch_size=options.batch_size,
-            augment=augment,
-            device=device,
-            backend="dali",
-            threads=options.threads,
-        )
-        candidates[f"dali, {augment}"] = make_batches(loader, options)
-    rows = summarise(interleave(candidates, options.rounds), LIMIT)
-    settings = {name: getattr(options, name) for name in ("batch_size", "batches", "rounds", "threads")}
-    return {
-        "benchmark": "loader",
-        "unit": "images/s",
-        "data": str(options.data),
-        "device": str(device),
-        **settings,
-        "rows": rows,
-    }
-
-
-def make_batches(loader: Loader, options: LoaderOptions) -> Callable[[], int]:
-    """Takes batches, epoch after epoch, and waits until the last one is on the device."""
-    endless = itertools.chain.from_iterable(itertools.repeat(loader))
-
-    def take() -> int:
-        for _ in range(options.batches):
-            next(endless)
-        if loader.device.type == "cuda":
-            torch.cuda.synchronize()
-        return options.batches * options.batch_size
-
-    return take
-
-
-def decode_alone(options: LoaderOptions) -> Callable[[], int]:
-    """Decodes as many images as the loaders do, on as many host threads, to uint8 pixels that nobody looks at."""
-    torch.set_num_threads(1)  # the threads are ours
+    """The settings, a row a candidate, and what bounds the rate."""
     manifest = load_manifest(options.data)
-    tars = [str(options.data / shard.path) for shard in manifest.split("train").shards]
-    wanted = options.batches * options.batch_size
-    samples = itertools.islice(webdataset.WebDataset(tars, shardshuffle=False), wanted)
-    jpegs = [torch.frombuffer(bytearray(sample["jpg"]), dtype=torch.uint8) for sample in samples]
-    pool = ThreadPoolExecutor(options.threads)
+    with ExitStack() as stack:
+        children = {child.name: stack.enter_context(child) for child in start(options, manifest)}
+        rates = interleave(children, options.rounds)
+    rows = []
+    for threads in options.threads:
+        ending = f", {threads} threads"
+        rows += summarise({name: rates[name] for name in rates if name.endswith(ending)}, LIMIT + ending)
+    for row in rows:
+        child = children[str(row["name"])]
+        row |= {"batch": child.batch, "memory_mb": max(child.memory_mb)}
+    settings = {name: getattr(options, name) for name in ("batch_size", "batches", "rounds", "threads")}
+    image = dataclasses.asdict(manifest.image) | {"mean_kb": mean_kb(manifest)}
+    result = {"benchmark": "loader", "unit": "images/s", "data": str(options.data), "image": image, **settings}
+    return result | {"rows": rows, "diagnosis": diagnose(stage_rates(rows, options))}
 
-    def decode(part: int) -> int:
-        return sum(len(torchvision.io.decode_jpeg(jpeg)) > 0 for jpeg in jpegs[part :: options.threads])
 
-    return lambda: sum(pool.map(decode, range(options.threads)))
+def start(options: LoaderOptions, manifest: Manifest) -> Iterator[Child]:
+    """Every candidate, ready to run."""
+    for threads in options.threads:
+        for name, work in own_candidates(options).items():
+            settings: dict[str, Any] = {"batch_size": options.batch_size, "batches": options.batches}
+            settings |= {"data": str(options.data), "threads": threads, "device": options.device}
+            given = json.dumps(settings | work)
+            yield Child(f"{name}, {threads} threads", ["benchmarks/own.py", given])
+        if options.peers:
+            yield from start_peers(options, manifest, threads)
+
+
+def own_candidates(options: LoaderOptions) -> dict[str, dict[str, str]]:
+    """The limit, our loaders, and what the diagnosis needs."""
+    found = {LIMIT: {"work": "limit"}}
+    for backend in options.backends:
+        for crop in options.crops:
+            found[f"{backend}, {crop}"] = {"work": "loader", "backend": backend, "crop": crop}
+    normalised = {"work": "loader", "backend": options.backends[0], "crop": options.crops[0], "normalise": "mean_std"}
+    return found | {NORMALISED: normalised, READ: {"work": "read"}, TRAINING: {"work": "step"}}
+
+
+def start_peers(options: LoaderOptions, manifest: Manifest, threads: int) -> Iterator[Child]:
+    """Those that are installed; says which are not."""
+    images = extract_images(manifest, options.work)
+    pythons = dict(pair.split("=", 1) for pair in options.peer_python)
+    for script in sorted(Path(ROOT, "benchmarks/peers").glob("loader_*.py")):
+        peer = script.stem.removeprefix("loader_")
+        for crop in options.crops:
+            folders = {"images": images, "shards": options.data, "work": options.work / peer}
+            given: dict[str, Any] = {name: str(path.resolve()) for name, path in folders.items()}
+            given |= {"crop": crop, "size": 224, "batch_size": options.batch_size, "threads": threads}
+            try:
+                arguments = [f"benchmarks/peers/{script.name}", json.dumps(given)]
+                yield Child(f"peer {peer}, {crop}, {threads} threads", arguments, pythons.get(peer, sys.executable))
+            except DataError as error:
+                print(f"peer {peer} is left out: {str(error).splitlines()[-1]}")
+                break
+
+
+def stage_rates(rows: list[dict], options: LoaderOptions) -> dict[str, float]:
+    """Of the first backend and crop, with the most threads."""
+    ending = f", {max(options.threads)} threads"
+    rates = {str(row["name"]).removesuffix(ending): row["median"] for row in rows if row["name"].endswith(ending)}
+    pixels = rates[f"{options.backends[0]}, {options.crops[0]}"]
+    stages = {"read": rates[READ], "decode": rates[LIMIT], "pixels": pixels}
+    return stages | {"batches": rates[NORMALISED], "training": rates[TRAINING]}
+
+
+def mean_kb(manifest: Manifest) -> float:
+    """Of a train sample in its shard, tar headers included."""
+    split = manifest.split("train")
+    return round(sum(shard.bytes for shard in split.shards) / split.samples / 1000, 1)

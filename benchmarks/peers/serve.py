@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,39 @@ class Settings:
         return done
 
 
+class Rounds(NamedTuple):
+    """``epoch`` goes through the data and returns the number of images; ``batch`` says what it gets.
+
+    ``warm`` comes before each, unmeasured: to use up what was made in advance while others were measured.
+    """
+
+    epoch: Callable[[], int]
+    batch: str
+    warm: Callable[[], object] = lambda: None
+
+
+def answer(prepare: Callable[[], Rounds]) -> None:
+    """One line when all is prepared, then one for each line that comes in."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print, from C and in their worker processes too, is no answer
+    rounds = prepare()
+    print(json.dumps({"batch": rounds.batch}), file=answers, flush=True)
+    for _ in sys.stdin:
+        rounds.warm()
+        start = time.perf_counter()
+        images = rounds.epoch()
+        seconds = time.perf_counter() - start
+        print(json.dumps({"images": images, "seconds": seconds}), file=answers, flush=True)
+
+
 Batches = Iterable[tuple[Any, Any]]  # images, labels; an epoch each time it is gone through
 
 
 def serve(prepare: Callable[[Settings], tuple[Batches, str]]) -> None:
     """``prepare`` gives the batches and, in words, what one of them is."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print, from C and in their worker processes too, is no answer
-    batches, batch = prepare(Settings.from_command_line())
-    print(json.dumps({"batch": batch}), file=answers, flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        images = sum(len(labels) for _, labels in batches)
-        seconds = time.perf_counter() - start
-        print(json.dumps({"images": images, "seconds": seconds}), file=answers, flush=True)
+
+    def rounds() -> Rounds:
+        batches, batch = prepare(Settings.from_command_line())
+        return Rounds(lambda: sum(len(labels) for _, labels in batches), batch)
+
+    answer(rounds)

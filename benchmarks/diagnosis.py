@@ -1,0 +1,34 @@
+"""What bounds a loader: the time of each stage, from the rates with stages left out, and what to change."""
+
+from collections.abc import Mapping
+
+ADVICE = {
+    "read": "the disk: keep the shards on a faster one, or let the page cache hold them",
+    "decode": "decoding: more threads where there are cores, a GPU's decoder (dali), smaller images, or raw shards "
+    "(--encoding raw), which need none",
+    "crop and batch": "cropping, resizing and Python: random crops of 256x256 shards cost least",
+    "normalise": "making floats of pixels: a GPU does it after the copy, at no cost to the host",
+    "training": "the network: the loader is fast enough",
+}
+
+
+def diagnose(rates: Mapping[str, float]) -> list[str]:
+    """Lines for people. ``rates`` in images/s: read, decode, pixels (a loader's uint8 batches), batches (its
+    normalised ones), training."""
+    microseconds = {name: 1e6 / rate for name, rate in rates.items()}
+    stages = {
+        "read": microseconds["read"],
+        "decode": microseconds["decode"],
+        "crop and batch": max(0.0, microseconds["pixels"] - microseconds["read"] - microseconds["decode"]),
+        "normalise": max(0.0, microseconds["batches"] - microseconds["pixels"]),
+    }
+    total = microseconds["batches"]
+    shares = ", ".join(f"{name} {time:.0f} us ({time / total:.0%})" for name, time in stages.items())
+    slowest = max(stages, key=lambda name: stages[name])
+    bound = "training" if rates["training"] < rates["batches"] else slowest
+    return [
+        f"An image takes {total:.0f} us of all threads together: {shares}.",
+        f"The network takes {rates['training']:.0f} images/s, the loader makes {rates['batches']:.0f}.",
+        f"What bounds training here is {ADVICE[bound]}.",
+        *([f"Next would be {ADVICE[slowest]}."] if bound == "training" else []),
+    ]

@@ -1,0 +1,87 @@
+"""What the benchmarks say: that the figures are those of the work, not how large they are."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.children import Child
+from benchmarks.diagnosis import diagnose
+from benchmarks.peer_data import extract_images
+from benchmarks.shuffle import figures
+from benchmarks.timing import interleave, summarise
+from pipelines import DataError, load_manifest
+from pipelines.images import read_picture
+from tests.conftest import assert_refused, command
+
+
+def test_rounds_are_interleaved_and_the_first_is_not_counted() -> None:
+    calls: list[str] = []
+    candidates = {name: lambda name=name: calls.append(name) or 10 for name in ("limit", "other")}
+    rates = interleave(candidates, 3)
+    assert calls == ["limit", "other"] * 4
+    assert [len(values) for values in rates.values()] == [3, 3]
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    """A machine that halves its speed between rounds changes no ratio."""
+    limit, other = summarise({"limit": [100.0, 50.0, 200.0], "other": [80.0, 40.0, 160.0]}, "limit")
+    assert limit["ratio"] == 1 and other["ratio"] == 0.8
+    assert (other["median"], other["least"], other["most"]) == (80, 40, 160)
+
+
+def test_the_diagnosis_names_the_slowest_stage_and_a_network_that_is_slower_still() -> None:
+    rates = {"read": 50_000.0, "decode": 5_000.0, "pixels": 4_500.0, "batches": 3_000.0, "training": 10_000.0}
+    lines = diagnose(rates)
+    assert "read 20 us (6%), decode 200 us (60%), crop and batch 2 us (1%), normalise 111 us (33%)" in lines[0]
+    assert lines[2].startswith("What bounds training here is decoding") and len(lines) == 3
+    assert "the network" in diagnose(rates | {"training": 40.0})[2]
+
+
+def test_shuffle_figures_tell_a_permutation_from_an_order() -> None:
+    rng, images, batch = np.random.default_rng(1), 20_000, 200
+    mixed = figures(rng.permutation(images), rng.permutation(images), images, batch)
+    assert abs(mixed["moved"] - 1 / 3) < 0.01 and abs(mixed["repeated"]) < 4 / np.sqrt(images)
+    assert 0.8 < mixed["neighbours"] < 1.2 and 0.9 < mixed["unevenness"] < 1.1
+    ordered = figures(np.arange(images), np.arange(images), images, batch)
+    assert ordered["moved"] == 0 and ordered["repeated"] == pytest.approx(1) and ordered["neighbours"] > 50
+
+
+def test_peers_get_the_files_of_the_shards(demo_shards: Path, tmp_path: Path) -> None:
+    manifest = load_manifest(demo_shards)
+    images = extract_images(manifest, tmp_path / "work")
+    files = sorted(images.rglob("*.jpg"))
+    assert len(files) == manifest.split("train").samples
+    assert read_picture(files[0].read_bytes(), ".jpg").pixels.shape == (256, 256, 3)
+    assert extract_images(manifest, tmp_path / "work") == images, "they are there already"
+    (tmp_path / "work" / "images.json").write_text("{}")
+    with pytest.raises(DataError, match="made from other shards"):
+        extract_images(manifest, tmp_path / "work")
+
+
+def test_a_child_that_ends_early_is_an_error_with_its_last_words() -> None:
+    with pytest.raises(DataError, match=r"toy ended with 1: .*no such module"):
+        Child("toy", ["-c", "import sys; sys.exit('no such module')"])
+
+
+def test_a_child_answers_each_round_whatever_else_it_prints() -> None:
+    rounds = "lambda: Rounds(lambda: print('noise') or 7, 'uint8', lambda: time.sleep(1))"
+    toy = f"import time; from benchmarks.peers.serve import Rounds, answer; answer({rounds})"
+    with Child("toy", ["-c", toy]) as child:
+        assert child.batch == "uint8" and [child()[0], child()[0]] == [7, 7] and len(child.memory_mb) == 2
+        assert child()[1] < 1, "warming up does not count"
+
+
+@pytest.mark.slow
+def test_the_loader_benchmark_measures_and_explains(demo_shards: Path, tmp_path: Path) -> None:
+    sizes = ("--batch-size", "16", "--batches", "2", "--rounds", "2", "--threads", "1", "2")
+    written = ("--json", tmp_path / "loader.json", "--picture", tmp_path / "loader.png")
+    done = command("-m", "benchmarks", "loader", "--data", demo_shards, "--crops", "random", *sizes, *written)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "loader.json").read_text())
+    names = {row["name"] for row in result["rows"]}
+    assert {f"{backend}, random, {n} threads" for backend in ("turbo", "dali") for n in (1, 2)} < names
+    assert all(row["median"] > 0 and row["memory_mb"] > 0 for row in result["rows"])
+    assert "What bounds training here" in done.stdout and (tmp_path / "loader.png").stat().st_size > 10_000
+    assert_refused(command("-m", "benchmarks", "loader", "--data", tmp_path), "no shards at")
