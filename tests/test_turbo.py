@@ -480,11 +480,12 @@ def test_twenty_epochs_take_no_more_memory_than_three(demo_shards: Path) -> None
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("augment", ["paper", "modern", "crop_flip"])
 def test_a_gpu_gets_the_batches_of_a_cpu_in_half_precision(folders: dict[str, Path], augment: str) -> None:
     here, there = (list(turbo(folders["square"], augment=augment, device=device)) for device in ("cpu", "cuda"))
     for ours, theirs in zip(here, there, strict=True):
         assert theirs.images.dtype == torch.float16 and theirs.images.device.type == "cuda"
         assert theirs.images.is_contiguous(memory_format=torch.channels_last)
-        torch.testing.assert_close(theirs.images.float().cpu(), ours.images, rtol=2e-3, atol=0.2)
+        torch.testing.assert_close(theirs.images.float().cpu(), ours.images, rtol=2e-3, atol=2e-3)
         assert torch.equal(theirs.labels.cpu(), ours.labels)
