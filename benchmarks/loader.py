@@ -24,7 +24,7 @@ from pipelines import DataError, Manifest, load_manifest
 from tools.terminal import require
 
 LIMIT = "decode alone (the limit)"
-READ, NORMALISED, TRAINING = "read alone", "the first of these, normalised", "a training step alone"
+READ, TRAINING = "read alone", "a training step alone"  # no loaders, but stages that the diagnosis compares
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,9 @@ def own_candidates(options: LoaderOptions) -> dict[str, dict[str, str]]:
     for backend in options.backends:
         for crop in options.crops:
             found[f"{backend}, {crop}"] = {"work": "loader", "backend": backend, "crop": crop}
-    normalised = {"work": "loader", "backend": options.backends[0], "crop": options.crops[0], "normalise": "mean_std"}
-    return found | {NORMALISED: normalised, READ: {"work": "read"}, TRAINING: {"work": "step"}}
+    first = f"{options.backends[0]}, {options.crops[0]}"
+    found[f"{first}, normalised"] = found[first] | {"normalise": "mean_std"}
+    return found | {READ: {"work": "read"}, TRAINING: {"work": "step"}}
 
 
 def start_peers(options: LoaderOptions, manifest: Manifest, threads: int) -> Iterator[Child]:
@@ -124,9 +125,14 @@ def stage_rates(rows: list[dict], options: LoaderOptions) -> dict[str, float]:
     """Of the first backend and crop, with the most threads."""
     ending = f", {max(options.threads)} threads"
     rates = {str(row["name"]).removesuffix(ending): row["median"] for row in rows if row["name"].endswith(ending)}
-    pixels = rates[f"{options.backends[0]}, {options.crops[0]}"]
-    stages = {"read": rates[READ], "decode": rates[LIMIT], "pixels": pixels}
-    return stages | {"batches": rates[NORMALISED], "training": rates[TRAINING]}
+    first = f"{options.backends[0]}, {options.crops[0]}"
+    stages = {"read": rates[READ], "decode": rates[LIMIT], "training": rates[TRAINING]}
+    return stages | {"pixels": rates[first], "batches": rates[f"{first}, normalised"]}
+
+
+def loader_rows(result: dict) -> list[dict]:
+    """Without the stages that the diagnosis compares."""
+    return [row for row in result["rows"] if not str(row["name"]).startswith((READ, TRAINING))]
 
 
 def mean_kb(manifest: Manifest) -> float:
