@@ -44,8 +44,8 @@ def resized_box(
 
 
 def center_box(height: int, width: int, size: int) -> Box:
-    """As torchvision's center_crop."""
-    return Box(round((height - size) / 2), round((width - size) / 2), size, size)
+    """A half pixel is rounded up, as by DALI; torchvision's center_crop rounds to an even number."""
+    return Box((height - size + 1) // 2, (width - size + 1) // 2, size, size)
 
 
 def ten_boxes(height: int, width: int, size: int) -> list[Box]:
