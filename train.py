@@ -29,6 +29,7 @@ from alexnet.engine import TrainStep, compile_model, evaluate, find_device
 from alexnet.log import Interval, RunLog
 from alexnet.optim import Schedule, make_optimizer
 from pipelines import AUGMENTS, DataError, Manifest, open_loader
+from pipelines.augment import load_mean_image
 from pipelines.loader import BackendName
 from pipelines.shards import write_atomically
 from tools.terminal import fail, require, run
@@ -135,9 +136,15 @@ def describe(options: Options, manifest: Manifest, model: AlexNet) -> dict[str, 
         "classes": [[entry.wnid, entry.name] for entry in manifest.classes],
         "augment": options.settings.augment,
         "statistics": dataclasses.asdict(manifest.statistics),
+        "mean_image": mean_image(manifest),
         "image_size": manifest.image.size,
         "model": model.state_dict(),
     }
+
+
+def mean_image(manifest: Manifest) -> torch.Tensor | None:
+    """size,size,3 float32, where the images are of one size."""
+    return torch.from_numpy(load_mean_image(manifest)) if manifest.statistics.mean_image else None
 
 
 def restore(options: Options, model: AlexNet, optimizer, schedule: Schedule, train_loader) -> dict[str, Any]:

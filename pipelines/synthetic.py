@@ -8,13 +8,17 @@ from pipelines.shards import Manifest
 
 
 class SyntheticBatches:
-    """The same batch again and again: noise of unit deviation, and random labels of the manifest's classes."""
+    """The same batch again and again: noise, and random labels of the manifest's classes."""
 
     def __init__(self, manifest: Manifest, plan: Plan, augment: Augment, device: torch.device, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed * 4096 + plan.rank)
-        dtype = torch.float16 if device.type == "cuda" else torch.float32
-        images = torch.randn(plan.batch_size, 3, augment.size, augment.size, generator=generator)
-        self._images = images.to(device, dtype, memory_format=torch.channels_last)
+        shape = (plan.batch_size * augment.crops, 3, augment.size, augment.size)
+        if augment.normalise == "none":
+            images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+        else:  # of unit deviation
+            dtype = torch.float16 if device.type == "cuda" else torch.float32
+            images = torch.randn(shape, generator=generator).to(dtype)
+        self._images = images.to(device, memory_format=torch.channels_last)
         self._labels = torch.randint(len(manifest.classes), (plan.batch_size,), generator=generator)
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:

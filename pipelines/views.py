@@ -10,6 +10,7 @@ from pipelines.augment import Augment
 from pipelines.crops import Box, center_box, in_source, random_box, resized_box, shorter_sides, ten_boxes
 from pipelines.decode import Decoder
 from pipelines.records import Record
+from pipelines.resize import resize
 from pipelines.shards import Manifest
 
 
@@ -70,7 +71,7 @@ class Views:
         pixels = self._part(record, height, width, None)
         resized = self._resized_size(height, width)
         if resized != (height, width):
-            pixels = _antialiased(pixels, *resized)
+            pixels = resize(pixels, *resized)
         size = self._augment.size
         boxes = ten_boxes(*resized, size) if self._augment.crop == "ten" else [center_box(*resized, size)]
         views = [View(box.top, box.left, flip != (number >= 5)) for number, box in enumerate(boxes)]
@@ -127,16 +128,6 @@ def _recolour(images: np.ndarray, matrix: np.ndarray) -> None:
 
     flat = images.reshape(-1, images.shape[-2], 3)
     cv2.transform(flat, matrix, dst=flat)
-
-
-def _antialiased(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bicubic. torch has no threads of its own here: it goes image by image."""
-    import torch
-    from torch.nn.functional import interpolate
-
-    planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    resized = interpolate(planes, (height, width), mode="bicubic", antialias=True)
-    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
 
 
 def _raw_header(size: int) -> bytes:

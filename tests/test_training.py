@@ -20,12 +20,12 @@ from alexnet.engine import TrainStep, compile_model, evaluate
 from alexnet.log import Interval, read_log
 from alexnet.metrics import classification_metrics
 from alexnet.optim import PLATEAU_EPOCHS, Schedule, make_optimizer
-from pipelines import open_loader
+from pipelines import DataError, open_loader
 from pipelines.images import read_file
 from pipelines.preprocess import Preparation
 from tests.conftest import NUMBERED_IMAGES, ROOT, assert_refused, command, script
 from tools.sources import find_images
-from train import defaults
+from train import defaults, mean_image
 
 CPU = torch.device("cpu")
 QUICK = ("--batch-size", "50", "--epochs", "2", "--learning-rate", "0.005", "--log-steps", "1")
@@ -109,13 +109,18 @@ def test_evaluate_visualize_and_predict_work_on_a_run(
     assert probabilities == sorted(probabilities, reverse=True) and 0 < sum(probabilities) <= 100.1
 
 
-def test_predict_prepares_a_picture_as_the_loader_does(demo_shards: Path, demo_images: Path) -> None:
-    loader = open_loader(demo_shards, "val", 8, "crop_flip")
-    preparation = Preparation("crop_flip", 256, vars(loader.manifest.statistics))
+@pytest.mark.parametrize(("augment", "deviation"), [("crop_flip", 1), ("paper", 60)])
+def test_predict_prepares_a_picture_as_the_loader_does(
+    demo_shards: Path, demo_images: Path, augment: str, deviation: float
+) -> None:
+    loader = open_loader(demo_shards, "val", 8, augment)
+    preparation = Preparation(augment, 256, vars(loader.manifest.statistics), mean_image(loader.manifest))
     images = next(iter(loader)).images
     for sample, image in zip(find_images(demo_images, ("val",), 0).splits["val"], images, strict=False):
         ours = preparation.tensor(preparation.view(read_file(demo_images / sample.source).pixels))
-        assert (ours - image).abs().mean() < 0.1, "of a deviation: what JPEG at quality 90 loses"
+        assert (ours - image).abs().mean() < 0.1 * deviation, "what JPEG at quality 90 loses"
+    with pytest.raises(DataError, match="lacks the mean image"):
+        Preparation("paper", 256, vars(loader.manifest.statistics), None)
 
 
 def test_an_evaluation_of_203_images_in_batches_of_64_counts_203(demo_shards: Path) -> None:

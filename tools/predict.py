@@ -31,7 +31,7 @@ class Options:
 def main(options: Options) -> None:
     device = find_device(options.device)
     model, state = checkpoint.load_model(options.checkpoint, device)
-    preparation = Preparation(state["augment"], state["image_size"], state["statistics"])
+    preparation = Preparation(state["augment"], state["image_size"], state["statistics"], state.get("mean_image"))
     unreadable = 0
     for path in options.pictures:
         try:

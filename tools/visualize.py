@@ -35,7 +35,7 @@ class Options:
 def main(options: Options) -> None:
     model, state = checkpoint.load_model(options.checkpoint, torch.device("cpu"))
     image, title = named_image(options.image) if options.image else first_image(options.data)
-    preparation = Preparation(state["augment"], state["image_size"], state["statistics"])
+    preparation = Preparation(state["augment"], state["image_size"], state["statistics"], state.get("mean_image"))
     view = preparation.view(image)
     pictures = {
         "filters": figures.conv1_filters(model),
