@@ -76,7 +76,7 @@ class _Normalise(torch.autograd.Function):
         return _image_by_image(normalise, maps)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (maps,) = ctx.saved_tensors
         mean, alpha, k = ctx.mean, ctx.alpha, ctx.k
 
