@@ -47,7 +47,7 @@ class AlexNet(nn.Module):
                 layer.blocks = conv1 == "blocks"
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.shape[1:] != IMAGE_SHAPE:
+        if images.ndim != 4 or images.shape[1:] != IMAGE_SHAPE:
             raise AlexNetError(f"images are {tuple(images.shape)}, the network takes N,3,224,224")
         maps = self.features(images)  # N,256,6,6
         return self.classifier(maps.flatten(1))  # N,num_classes
