@@ -70,40 +70,66 @@ def test_between_two_lines_of_the_log_nothing_waits_for_the_device(name) -> None
         interval.summary(251)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("variant", ["paper", "source2012"])
-def test_half_precisions_follow_fp32_on_the_0_to_255_scale(variant, precision) -> None:
-    """The first losses agree within a few roundings of the logits, and fp16's scaled gradients stay finite."""
+def test_bf16_follows_fp32_on_the_0_to_255_scale(variant) -> None:
+    """The first loss agrees within a few roundings of the logits, and the next ones are finite."""
     losses = {}
-    for name in ("fp32", precision):
+    for name in ("fp32", "bf16"):
         torch.manual_seed(0)
         recipe = replace(RECIPES["paper"], precision=name)
         model = AlexNet(variant, 3, dropout=0)
         step = TrainStep(model, make_optimizer(model, recipe), recipe, CPU)
         torch.manual_seed(1)
-        images, labels = random_batch(4, scale=70.0)
-        losses[name] = [step(images, labels).item() for _ in range(3)]
-    assert all(map(math.isfinite, losses[precision])), losses
-    assert losses[precision][0] == pytest.approx(losses["fp32"][0], rel=0.05)
-    assert losses[precision] != losses["fp32"], "half precision was not used"
+        images, labels = random_batch(scale=70.0)
+        losses[name] = [step(images, labels).item() for _ in range(2)]
+    assert all(map(math.isfinite, losses["bf16"])), losses
+    assert losses["bf16"][0] == pytest.approx(losses["fp32"][0], rel=0.05)
+    assert losses["bf16"] != losses["fp32"], "half precision was not used"
 
 
-def test_the_first_steps_of_fp16_may_overflow_and_leave_the_weights_alone() -> None:
-    """A loss scale that overflows is halved and the step left out; momentum must not be read before it was made."""
+@pytest.mark.parametrize("variant", ["paper", "source2012"])
+def test_fp16_has_room_for_the_0_to_255_scale(variant) -> None:
+    """Every layer's output, at first, is a tenth of float16's range at most. Measured in float32: CPUs have no fp16
+    convolution worth the name."""
     torch.manual_seed(0)
-    recipe = replace(RECIPES["paper"], precision="fp16")
+    model = AlexNet(variant, 10)
+    largest = 0.0
+    with torch.inference_mode():
+        maps = random_batch(scale=100.0)[0]
+        for layer in [*model.features, torch.nn.Flatten(), *model.classifier]:
+            maps = layer(maps)
+            largest = max(largest, maps.abs().max().item())
+    assert 100 < largest < torch.finfo(torch.float16).max / 10
+
+
+def small_network() -> AlexNet:
+    """With layers so small that a CPU can train them in float16."""
     model = AlexNet("bn", 3)
-    optimizer = make_optimizer(model, recipe)
-    step = TrainStep(model, optimizer, recipe, CPU)
+    model.features = torch.nn.Sequential(torch.nn.AvgPool2d(37), torch.nn.Conv2d(3, 4, 1))
+    model.classifier = torch.nn.Sequential(torch.nn.Linear(4 * 6 * 6, 3))
+    return model
+
+
+@pytest.mark.parametrize("update", ["torch", "paper"])
+def test_a_step_whose_scaled_loss_overflows_is_left_out_even_the_first(update) -> None:
+    """The scale is halved; the momentum, which torch would leave unmade, is zero when the next step reads it."""
+    torch.manual_seed(0)
+    recipe = replace(RECIPES["paper"], precision="fp16", update=update)
+    model = small_network()
+    step = TrainStep(model, make_optimizer(model, recipe), recipe, CPU)
+    batch = random_batch()
+    step(*batch)  # makes the scale
+    model = small_network()
+    step = TrainStep(model, make_optimizer(model, recipe), recipe, CPU)
     step.scaler.load_state_dict(step.scaler.state_dict() | {"scale": 1e30})
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    step(*random_batch())
+    step(*batch)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert step.scaler.get_scale() == pytest.approx(5e29)
     step.scaler.load_state_dict(step.scaler.state_dict() | {"scale": 128.0})
-    step(*random_batch())
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
-    assert not all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    step(*batch)
+    gradients_applied = [b - a for a, b in zip(before, model.parameters(), strict=True)]
+    assert all(0 < change.abs().max() < 1 for change in gradients_applied)
 
 
 def test_the_average_is_that_of_a_scalar_loop_and_counts_batch_statistics() -> None:
