@@ -34,12 +34,8 @@ class CrossMapNorm(nn.Module):
 
     def _mean(self, squares: Tensor) -> Tensor:
         """``squares`` H,W,C or N,H,W,C; zeros stand beyond the first and the last channel of a group."""
-        channels, edge = squares.shape[-1] // self.groups, self.size // 2
-        padded = F.pad(squares.unflatten(-1, (self.groups, channels)), (edge, edge))
-        total = padded[..., :channels] + padded[..., 1 : channels + 1]
-        for start in range(2, self.size):
-            total += padded[..., start : start + channels]
-        return total.flatten(-2).div_(self.size)
+        grouped = squares.unflatten(-1, (self.groups, -1))
+        return _window_sum(grouped, -1, self.size).flatten(-2).div_(self.size)
 
     def extra_repr(self) -> str:
         return f"size={self.size}, alpha={self.alpha}, k={self.k}, groups={self.groups}"
@@ -56,11 +52,22 @@ class SameMapNorm(nn.Module):
         return _Normalise.apply(maps, self._mean, self.alpha, self.k)
 
     def _mean(self, squares: Tensor) -> Tensor:
-        images = squares.movedim(-1, -3)  # H,W,C or N,H,W,C seen as C,H,W or N,C,H,W
-        return F.avg_pool2d(images, self.size, stride=1, padding=self.size // 2).movedim(-3, -1)
+        """``squares`` H,W,C or N,H,W,C."""
+        rows = _window_sum(squares, -2, self.size)
+        return _window_sum(rows, -3, self.size).div_(self.size**2)
 
     def extra_repr(self) -> str:
         return f"size={self.size}, alpha={self.alpha}, k={self.k}"
+
+
+def _window_sum(x: Tensor, dim: int, size: int) -> Tensor:
+    """Of ``size`` neighbours along ``dim``, counted from the end; zeros stand beyond both ends."""
+    length, edge = x.shape[dim], size // 2
+    padded = F.pad(x, (0, 0) * (-dim - 1) + (edge, edge))
+    total = padded.narrow(dim, 0, length) + padded.narrow(dim, 1, length)
+    for start in range(2, size):
+        total += padded.narrow(dim, start, length)
+    return total
 
 
 class _Normalise(torch.autograd.Function):

@@ -106,14 +106,18 @@ def draw(curves: dict[str, list[dict[str, Any]]]) -> Figure:
 
 
 def main(options: Options) -> None:
-    device, curves = find_device(options.device), {}
+    device = find_device(options.device)
+    curves: dict[str, list[dict[str, Any]]] = {}
+    settings = {"rate": 0.01, "photographs": PHOTOGRAPHS, "seed": options.seed, "torch": torch.__version__}
+    result = {"benchmark": "learning", "device": str(device), **settings, "curves": curves}
     for variant in options.variants:
         steps = tqdm(learn(variant, options.steps, device, options.seed), variant, options.steps, dynamic_ncols=True)
-        curves[variant] = [asdict(progress) for progress in steps]
-        print(f"{variant}: loss {curves[variant][-1]['loss']:.3f}, right {curves[variant][-1]['right']}")
-        settings = {"rate": 0.01, "photographs": PHOTOGRAPHS, "seed": options.seed, "torch": torch.__version__}
-        result = {"benchmark": "learning", "device": str(device), **settings, "curves": curves}
-        write_atomically(options.json, json.dumps(result).encode() + b"\n")
+        curves[variant] = []
+        for progress in steps:
+            curves[variant].append(asdict(progress))
+            if progress.right is not None:
+                print(f"{variant}, step {progress.step}: loss {progress.loss:.3f}, {progress.right} right")
+                write_atomically(options.json, json.dumps(result).encode() + b"\n")
     draw(curves).savefig(options.picture, dpi=110)
     print(f"written to {options.json} and {options.picture}")
 
