@@ -27,7 +27,7 @@ class AlexNet(nn.Module):
     """``variant`` is a name in ``VARIANTS``; ``dropout`` the share of hidden fully connected outputs dropped.
 
     ``conv1`` is how the first convolution is computed, with the same weights and results: direct, or as blocks
-    (``FirstConv2d``). Raises AlexNetError for an unknown variant, and images of another shape.
+    (``FirstConv2d``). Raises AlexNetError for an unknown variant, no classes, and images of another shape.
     """
 
     def __init__(
@@ -40,6 +40,8 @@ class AlexNet(nn.Module):
         super().__init__()
         if variant not in VARIANTS:
             raise AlexNetError(f"no variant {variant!r}, only {', '.join(VARIANTS)}")
+        if num_classes < 1:
+            raise AlexNetError(f"{num_classes} classes: there must be one at least")
         self.variant, self.num_classes = variant, num_classes
         self.features, self.classifier = VARIANTS[variant](num_classes, dropout)
         for layer in self.features:

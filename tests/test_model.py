@@ -115,6 +115,11 @@ def test_an_unknown_variant_is_refused_with_the_known_ones() -> None:
         AlexNet("vgg")
 
 
+def test_no_classes_are_refused() -> None:
+    with pytest.raises(AlexNetError, match="0 classes"):
+        AlexNet("bn", 0)
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 227, 227), (2, 1, 224, 224), (3, 224, 224)])
 def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(AlexNetError, match=r"the network takes N,3,224,224"):
