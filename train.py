@@ -25,12 +25,14 @@ import tyro
 from tqdm import tqdm
 
 from alexnet import RECIPES, AlexNet, AlexNetError, Recipe, checkpoint
-from alexnet.engine import TrainStep, compile_model, evaluate, find_device
+from alexnet.average import Average
+from alexnet.engine import CompileMode, TrainStep, compile_model, evaluate, find_device
 from alexnet.log import Interval, RunLog
 from alexnet.optim import Schedule, make_optimizer
+from alexnet.recipes import RecipeName, read_recipe
 from pipelines import AUGMENTS, DataError, Manifest, open_loader
 from pipelines.augment import load_mean_image
-from pipelines.loader import BackendName
+from pipelines.loader import BackendName, Loader
 from pipelines.shards import write_atomically
 from tools.terminal import fail, require, run
 
@@ -43,8 +45,8 @@ RUN_FILES = ("config.json", "env.json", "log.jsonl", "last.pt", "best.pt", "metr
 class Options:
     settings: Annotated[Recipe, tyro.conf.arg(name="")]
     """The recipe, field by field."""
-    recipe: Literal["demo", "paper"] = "demo"
-    """Where the fields of the recipe start from."""
+    recipe: RecipeName = "demo"
+    """Where the fields of the recipe start from; docs/recipes.md."""
     data: Path = DEMO_SHARDS
     """A shard folder; the demo's is made where it is missing."""
     out: Path = Path("runs/demo")
@@ -58,15 +60,17 @@ class Options:
     """auto (a GPU where there is one), cpu or cuda."""
     backend: BackendName = "auto"
     """What makes the batches; synthetic: from nowhere, to see how fast the network alone is."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile; auto: on a GPU."""
+    compile: CompileMode = "auto"
+    """torch.compile; auto: on a GPU; graphs: with CUDA graphs."""
+    conv1: Literal["direct", "blocks"] = "direct"
+    """How the first convolution is computed; blocks: over 4 x 4 pixels at once. The same weights either way."""
     log_steps: int = 10
     """Steps between two lines of log.jsonl."""
 
     def __post_init__(self) -> None:
-        require(
-            self.settings.augment in AUGMENTS, f"--augment is {self.settings.augment!r}, known: {', '.join(AUGMENTS)}"
-        )
+        for option in ("augment", "late_augment"):
+            name = getattr(self.settings, option) or self.settings.augment
+            require(name in AUGMENTS, f"--{option.replace('_', '-')} is {name!r}, known: {', '.join(AUGMENTS)}")
         require(self.log_steps >= 1, f"--log-steps is {self.log_steps}, it starts at 1")
         require(0 <= self.seed < 2**32, f"--seed is {self.seed}, it goes from 0 to 4294967295")
         require(not (self.resume and self.overwrite), "--resume and --overwrite exclude each other")
@@ -78,22 +82,28 @@ def train(options: Options) -> None:
     if options.data == DEMO_SHARDS:
         make_demo_shards()
     torch.manual_seed(options.seed)
-    shared: dict[str, Any] = {"batch_size": recipe.batch_size, "augment": recipe.augment, "device": device}
-    train_loader = open_loader(options.data, "train", **shared, backend=options.backend, seed=options.seed)
-    val_loader = open_loader(options.data, "val", **shared, backend=options.backend)
+    restored = checkpoint.load(options.out / "last.pt") if options.resume else {}
+    first_epoch, best = restored.get("epoch", 0), restored.get("best", -1.0)
+    train_loader = open_train_loader(options, max(first_epoch - 1, 0), device)
+    val_loader = open_loader(options.data, "val", recipe.batch_size, recipe.augment, device, options.backend)
     manifest = train_loader.manifest
     start_run_folder(options, device)
 
-    model = AlexNet(recipe.variant, len(manifest.classes), recipe.dropout)
+    model = AlexNet(recipe.variant, len(manifest.classes), recipe.dropout, options.conv1)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer, schedule = make_optimizer(model, recipe), Schedule(recipe, len(train_loader))
+    average = Average(model, recipe.average_decay) if recipe.average_decay else None
     compiled = compile_model(model, options.compile, device)
-    train_step = TrainStep(compiled, optimizer, recipe, device)
-    restored = restore(options, model, optimizer, schedule, train_loader) if options.resume else {}
-    first_epoch, best = restored.get("epoch", 0), restored.get("best", -1.0)
+    evaluated = compile_model(average.model, options.compile, device) if average else compiled
+    train_step = TrainStep(compiled, optimizer, recipe, device, average)
+    if restored:
+        restore(options, restored, model, optimizer, schedule, train_step, train_loader)
     log = RunLog(options.out / "log.jsonl")
 
     for epoch in range(first_epoch, recipe.epochs):
+        if epoch and recipe.augment_at(epoch) != recipe.augment_at(epoch - 1):
+            train_loader = open_train_loader(options, epoch, device)
+            train_loader.epoch = epoch
         compiled.train()
         interval = Interval(device)
         batches = tqdm(train_loader, f"epoch {epoch + 1}/{recipe.epochs}", unit=" steps", dynamic_ncols=True)
@@ -103,17 +113,18 @@ def train(options: Options) -> None:
             rate = schedule.set_rate(optimizer, step)
             interval.add(train_step(batch.images, batch.labels), batch.valid, waited)
             if interval.steps == options.log_steps or step + 1 == (epoch + 1) * len(train_loader):
-                measured = interval.summary()  # waits for the GPU
+                measured = interval.summary(step + 1)  # waits for the GPU
                 log.write("step", step=step + 1, epoch=round((step + 1) / len(train_loader), 4), rate=rate, **measured)
                 batches.set_postfix(loss=measured["loss"], images_s=measured["images_per_second"])
                 interval.restart()
             asked = time.perf_counter()
 
-        metrics = evaluate(compiled, val_loader, len(manifest.classes), device, recipe.precision)
+        metrics = evaluate(evaluated, val_loader, len(manifest.classes), device, recipe.precision)
         schedule.observe(1 - metrics["top1"])
         log.write("epoch", epoch=epoch + 1, **metrics)
         tqdm.write(f"epoch {epoch + 1}: " + ", ".join(f"{name} {metrics[name]:.4f}" for name in ("top1", "top5", "f1")))
-        described = describe(options, manifest, model) | {"epoch": epoch + 1, "metrics": metrics}
+        described = describe(options, manifest, average.model if average else model)
+        described |= {"epoch": epoch + 1, "metrics": metrics}
         if metrics["top1"] > best:
             best = metrics["top1"]
             checkpoint.save(options.out / "best.pt", described)
@@ -121,12 +132,21 @@ def train(options: Options) -> None:
             "best": best,
             "optimizer": optimizer.state_dict(),
             "schedule": schedule.state_dict(),
+            "scaler": train_step.scaler.state_dict(),
             "loader": train_loader.state_dict(),
             "random": torch.get_rng_state(),
         }
+        if average:
+            progress |= {"trained": model.state_dict(), "averaged_updates": average.updates}
         checkpoint.save(options.out / "last.pt", described | progress)
 
     print(f"{options.out}: {recipe.epochs} epochs, best top-1 {best:.4f}; now: tools/evaluate.py, tools/visualize.py")
+
+
+def open_train_loader(options: Options, epoch: int, device: torch.device) -> Loader:
+    """The training images, as the recipe augments them in that epoch."""
+    recipe, augment = options.settings, options.settings.augment_at(epoch)
+    return open_loader(options.data, "train", recipe.batch_size, augment, device, options.backend, seed=options.seed)
 
 
 def describe(options: Options, manifest: Manifest, model: AlexNet) -> dict[str, Any]:
@@ -147,21 +167,32 @@ def mean_image(manifest: Manifest) -> torch.Tensor | None:
     return torch.from_numpy(load_mean_image(manifest)) if manifest.statistics.mean_image else None
 
 
-def restore(options: Options, model: AlexNet, optimizer, schedule: Schedule, train_loader) -> dict[str, Any]:
-    """Take up the run where last.pt left it; give its other contents. Raises AlexNetError."""
+def restore(
+    options: Options,
+    state: dict[str, Any],
+    model: AlexNet,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    train_step: TrainStep,
+    train_loader: Loader,
+) -> None:
+    """Take up the run where last.pt left it. Raises AlexNetError."""
     path = options.out / "last.pt"
-    state = checkpoint.load(path)
     checkpoint.check_classes(state, path, [c.wnid for c in train_loader.manifest.classes], options.data)
+    checkpoint.check_variant(state, path, model.variant)
     try:
-        model.load_state_dict(state["model"])
+        model.load_state_dict(state.get("trained", state["model"]))
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
+        train_step.scaler.load_state_dict(state["scaler"])
+        if train_step.average:
+            train_step.average.model.load_state_dict(state["model"])
+            train_step.average.updates = state["averaged_updates"]
         train_loader.load_state_dict(state["loader"])
         torch.set_rng_state(state["random"])
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
         raise AlexNetError(f"{path} does not fit this run: {str(error).splitlines()[0]}") from error
     print(f"going on from {path}, after epoch {state['epoch']}")
-    return state
 
 
 def check_run_folder(options: Options) -> None:
@@ -220,7 +251,8 @@ def defaults(arguments: list[str]) -> Options:
     if "--resume" in arguments:
         return resumed_options(Path(chosen.get("--out", "runs/demo")))
     name = chosen.get("--recipe", "demo")
-    return Options(settings=RECIPES.get(name, RECIPES["demo"]), out=Path("runs", name))
+    recipe = next((recipe for known, recipe in RECIPES.items() if known == name), RECIPES["demo"])
+    return Options(settings=recipe, out=Path("runs", name))
 
 
 def resumed_options(out: Path) -> Options:
@@ -229,9 +261,9 @@ def resumed_options(out: Path) -> Options:
         fail(f"no run to resume at {out}: {path} is missing")
     try:
         kept = json.loads(path.read_bytes())
-        kept |= {"settings": Recipe(**kept["settings"]), "data": Path(kept["data"]), "out": out}
+        kept |= {"settings": read_recipe(kept["settings"]), "data": Path(kept["data"]), "out": out}
         return Options(**kept | {"resume": False, "overwrite": False})  # --resume itself is on the command line
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AlexNetError) as error:
         fail(f"{path} is damaged: {error}")
         raise  # not reached; fail ends the process
 

@@ -59,6 +59,15 @@ def load_model(path: Path, device: torch.device) -> tuple[AlexNet, dict[str, Any
     return model.to(device, memory_format=torch.channels_last).eval(), state  # type: ignore[call-overload]
 
 
+def check_variant(state: dict[str, Any], path: Path, variant: str) -> None:
+    """Raises AlexNetError unless the checkpoint is of that variant."""
+    if state["variant"] != variant:
+        raise AlexNetError(
+            f"{path} holds a network of variant {state['variant']}, this run is of {variant}: "
+            f"say --variant {state['variant']}, or begin another run with another --out"
+        )
+
+
 def check_classes(state: dict[str, Any], path: Path, wnids: list[str], data: Path) -> None:
     """Raises AlexNetError unless the checkpoint was trained on the classes of the data."""
     trained = [wnid for wnid, _ in state["classes"]]

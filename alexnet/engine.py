@@ -2,15 +2,19 @@
 
 import shutil
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from alexnet.average import Average
 from alexnet.errors import AlexNetError
 from alexnet.metrics import classification_metrics
-from alexnet.model import AlexNet
 from alexnet.recipes import Recipe
+
+CompileMode = Literal["auto", "on", "off", "graphs"]
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def find_device(name: str) -> torch.device:
@@ -26,27 +30,40 @@ def find_device(name: str) -> torch.device:
 
 
 def forward(model: nn.Module, images: Tensor, precision: str, device: torch.device) -> Tensor:
-    """Logits, float32, computed under bf16 autocast where the recipe, or on "auto" the device, wants it."""
-    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        return model(images if bf16 else images.float()).float()  # loaders give float16 on a GPU
+    """Logits, float32, computed under the autocast that the recipe, or on "auto" the device, wants."""
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" else "fp32"
+    half = HALVES.get(precision)
+    with torch.autocast(device.type, half, enabled=half is not None):
+        return model(images if half else images.float()).float()  # loaders give float16 on a GPU
 
 
 class TrainStep:
     """Forward, backward and update. Gives the loss as a tensor on the device: nothing waits for the GPU."""
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, device: torch.device
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        recipe: Recipe,
+        device: torch.device,
+        average: Average | None = None,
     ) -> None:
         self._model, self._optimizer, self._recipe, self._device = model, optimizer, recipe, device
+        self.average = average
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """``images`` N,3,224,224 channels-last, ``labels`` N int64; the mean loss, a scalar."""
+        torch.compiler.cudagraph_mark_step_begin()  # what the graph of the step before left may be overwritten
         logits = forward(self._model, images, self._recipe.precision, self._device)
         loss = F.cross_entropy(logits, labels, label_smoothing=self._recipe.label_smoothing)
-        loss.backward()
-        self._optimizer.step()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self._optimizer)
+        self.scaler.update()
         self._optimizer.zero_grad()
+        if self.average:
+            self.average.update()
         return loss.detach()
 
 
@@ -54,26 +71,34 @@ class TrainStep:
 def evaluate(
     model: nn.Module, batches: Iterable, num_classes: int, device: torch.device, precision: str = "auto"
 ) -> dict[str, float]:
-    """Metrics over batches of images, labels and the number of leading rows that count; ``samples`` counts them."""
+    """Metrics over batches of images, labels and the number of leading labels that count; ``samples`` counts them.
+
+    Where a batch has more images than labels, each image has several views in consecutive rows (ten crops, say), over
+    which its probabilities are averaged.
+    """
     model.eval()
     metrics = classification_metrics(num_classes, device)
     samples = 0
     for images, labels, valid in batches:
-        logits = forward(model, images, precision, device)
-        metrics.update(logits[:valid], labels[:valid])
+        scores = forward(model, images, precision, device)
+        if len(images) > len(labels):
+            scores = scores.softmax(dim=1).unflatten(0, (len(labels), -1)).mean(dim=1)  # over N,views,num_classes
+        metrics.update(scores[:valid], labels[:valid])
         samples += valid
     values = {name: value.item() for name, value in metrics.compute().items()}  # waits for the GPU
     return values | {"samples": samples}
 
 
-def compile_model(model: AlexNet, wanted: str, device: torch.device) -> nn.Module:
-    """``model`` under torch.compile: ``wanted`` is on, off, or auto, which compiles on a GPU.
+def compile_model(model: nn.Module, wanted: CompileMode, device: torch.device) -> nn.Module:
+    """``model`` under torch.compile, with static shapes: ``wanted`` is on, off, or auto, which compiles on a GPU.
 
-    Says so and leaves it eager where the machine has no C compiler for the generated code.
+    graphs records CUDA graphs as well, which take the host's launches out of steps that are short. Says so and leaves
+    the model eager where the machine has no C compiler for the generated code.
     """
     if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
         return model
     if not any(shutil.which(compiler) for compiler in ("cc", "gcc", "clang")):
         print("torch.compile needs a C compiler and none is installed: running eagerly")
         return model
-    return torch.compile(model, dynamic=False)  # type: ignore[return-value]
+    mode = "reduce-overhead" if wanted == "graphs" else None
+    return torch.compile(model, dynamic=False, mode=mode)  # type: ignore[return-value]

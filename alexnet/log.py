@@ -1,6 +1,7 @@
 """The log of a run: a JSON line per interval and per epoch, and what an interval measures."""
 
 import json
+import math
 import resource
 import sys
 import time
@@ -46,19 +47,29 @@ class Interval:
         self.steps = self._images = 0
         self._waited = 0.0
         self._loss = torch.zeros((), device=self._device)
+        self._losses: list[Tensor] = []
         self._start = time.perf_counter()
 
     def add(self, loss: Tensor, images: int, waited: float) -> None:
         """One step's loss (on the device), its images, and the seconds until its batch came."""
         self._loss += loss
+        self._losses.append(loss.clone())  # a CUDA graph writes the next one over it
         self.steps, self._images, self._waited = self.steps + 1, self._images + images, self._waited + waited
 
-    def summary(self) -> dict[str, float]:
-        """Means since ``restart``. Waits for the GPU. Raises AlexNetError when the loss is not finite."""
+    def summary(self, last_step: int) -> dict[str, float]:
+        """Means since ``restart``. Waits for the GPU. ``last_step`` is the number of the one just added.
+
+        Raises AlexNetError when a loss was not finite.
+        """
         loss = self._loss.item() / self.steps
         seconds = time.perf_counter() - self._start
-        if not torch.isfinite(torch.tensor(loss)):
-            raise AlexNetError(f"the loss became {loss}: lower --learning-rate; last.pt holds the last epoch before it")
+        if not math.isfinite(loss):
+            losses = torch.stack(self._losses).tolist()
+            bad = next((i for i, value in enumerate(losses) if not math.isfinite(value)), len(losses) - 1)
+            raise AlexNetError(
+                f"the loss became {losses[bad]} in step {last_step - len(losses) + bad + 1}: lower --learning-rate; "
+                "last.pt, where there is one, holds the last epoch before it"
+            )
         return {
             "loss": round(loss, 5),
             "images_per_second": round(self._images / seconds, 1),

@@ -1,34 +1,56 @@
-"""AlexNet in its several forms. All take N,3,224,224 and give N,num_classes logits.
+"""AlexNet in its several forms. All take N,3,224,224 and give N,num_classes logits. docs/networks.md compares them.
 
 | variant         | source                                                     | parameters (1000 classes) |
 |-----------------|------------------------------------------------------------|---------------------------|
 | paper           | Krizhevsky, Sutskever, Hinton 2012                         | 60,965,224                |
+| ungrouped       | the paper's, every convolution connected to all channels   | 62,378,344                |
+| source2012      | the authors' own code, net 145 of the 2012 release         | 60,965,224                |
 | one_weird_trick | Krizhevsky 2014 (arXiv:1404.5997), as in torchvision       | 61,100,840                |
 | bn              | one_weird_trick with batch normalisation: learns quickly   | 61,101,992                |
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from alexnet.errors import AlexNetError
+from alexnet.lrn import CrossMapNorm, SameMapNorm
+
+IMAGE_SHAPE = (3, 224, 224)
 
 
 class AlexNet(nn.Module):
     """``variant`` is a name in ``VARIANTS``; ``dropout`` the share of hidden fully connected outputs dropped.
 
-    Raises AlexNetError for an unknown variant.
+    ``conv1`` is how the first convolution is computed, with the same weights and results: direct, or as blocks
+    (``FirstConv2d``). Raises AlexNetError for an unknown variant, no classes, and images of another shape.
     """
 
-    def __init__(self, variant: str = "paper", num_classes: int = 1000, dropout: float = 0.5) -> None:
+    def __init__(
+        self,
+        variant: str = "paper",
+        num_classes: int = 1000,
+        dropout: float = 0.5,
+        conv1: Literal["direct", "blocks"] = "direct",
+    ) -> None:
         super().__init__()
         if variant not in VARIANTS:
             raise AlexNetError(f"no variant {variant!r}, only {', '.join(VARIANTS)}")
+        if num_classes < 1:
+            raise AlexNetError(f"{num_classes} classes: there must be one at least")
         self.variant, self.num_classes = variant, num_classes
         self.features, self.classifier = VARIANTS[variant](num_classes, dropout)
+        for layer in self.features:
+            if isinstance(layer, FirstConv2d):
+                layer.blocks = conv1 == "blocks"
 
     def forward(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1:] != IMAGE_SHAPE:
+            raise AlexNetError(f"images are {tuple(images.shape)}, the network takes N,3,224,224")
         maps = self.features(images)  # N,256,6,6
         return self.classifier(maps.flatten(1))  # N,num_classes
 
@@ -38,31 +60,83 @@ class AlexNet(nn.Module):
         return {f"conv{i}": module for i, module in enumerate(found, start=1)}
 
 
-def paper(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn.Sequential]:
+class FirstConv2d(nn.Conv2d):
+    """The 11 x 11 convolution of stride 4; with ``blocks`` computed as one of 3 x 3 over blocks of 4 x 4 pixels.
+
+    Three channels leave matrix units idle, 48 do not. The kernel grows to 12 x 12 with zeros; weights are stored as
+    usual, and results differ by rounding.
+    """
+
+    blocks = False
+
+    def __init__(self, width: int, padding: int = 2, bias: bool = True) -> None:
+        super().__init__(3, width, 11, stride=4, padding=padding, bias=bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.blocks:
+            return super().forward(images)
+        size, before = images.shape[-1], int(self.padding[0])
+        after = 4 * ((size + 2 * before - 11) // 4 + 3) - size - before
+        blocks = F.pixel_unshuffle(F.pad(images, (before, after, before, after)), 4)  # N,48,57,57
+        kernels = F.pixel_unshuffle(F.pad(self.weight, (0, 1, 0, 1)), 4)  # width,48,3,3
+        return F.conv2d(blocks, kernels, self.bias)  # N,width,55,55
+
+
+def paper(num_classes: int, dropout: float, groups: int = 2) -> tuple[nn.Sequential, nn.Sequential]:
     """Sections 3.1 to 3.5 and figure 2: groups where the two GPUs did not talk, normalisation, overlapping pooling.
 
     A padding of 2 in conv1 gives the 55 x 55 that figure 2 implies for 224 x 224 images. The paper's normalisation
-    (section 3.3) does not divide alpha by n, torch's does: 1e-4 becomes 5e-4.
+    (section 3.3) does not divide alpha by n, ours does: 1e-4 becomes 5e-4.
     """
     features = nn.Sequential(  # N,3,224,224
-        nn.Conv2d(3, 96, 11, stride=4, padding=2),  # N,96,55,55
+        FirstConv2d(96),  # N,96,55,55
         nn.ReLU(inplace=True),
-        nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2),
+        CrossMapNorm(5, alpha=5e-4, k=2),
         nn.MaxPool2d(3, stride=2),  # N,96,27,27
+        nn.Conv2d(96, 256, 5, padding=2, groups=groups),  # N,256,27,27
+        nn.ReLU(inplace=True),
+        CrossMapNorm(5, alpha=5e-4, k=2),
+        nn.MaxPool2d(3, stride=2),  # N,256,13,13
+        nn.Conv2d(256, 384, 3, padding=1),  # N,384,13,13
+        nn.ReLU(inplace=True),
+        nn.Conv2d(384, 384, 3, padding=1, groups=groups),  # N,384,13,13
+        nn.ReLU(inplace=True),
+        nn.Conv2d(384, 256, 3, padding=1, groups=groups),  # N,256,13,13
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, stride=2),  # N,256,6,6
+    )
+    classifier = fully_connected(num_classes, dropout)
+    _initialise_as_paper(features, classifier)
+    return features, classifier
+
+
+def source2012(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn.Sequential]:
+    """layers-145.cfg and layer-params-145.cfg of the 2012 source: the net whose result is the paper's single one.
+
+    Normalised before pooling and ReLU in layer 1, twice in layer 2, and only among the maps of one GPU. ``scale`` is
+    divided by the size of the window there, as here. What was two towers is their channels side by side, in two groups.
+    """
+    features = nn.Sequential(  # N,3,224,224
+        nn.ZeroPad2d((0, 3, 0, 3)),  # N,3,227,227: kernels start at the first pixel and hang over the last
+        FirstConv2d(96, padding=0),  # N,96,55,55
+        CrossMapNorm(5, alpha=1e-4, k=2, groups=2),
+        nn.MaxPool2d(3, stride=2),  # N,96,27,27
+        nn.ReLU(inplace=True),
         nn.Conv2d(96, 256, 5, padding=2, groups=2),  # N,256,27,27
         nn.ReLU(inplace=True),
-        nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2),
+        CrossMapNorm(5, alpha=1e-4, k=2, groups=2),
+        SameMapNorm(5, alpha=1e-3, k=1),
         nn.MaxPool2d(3, stride=2),  # N,256,13,13
         nn.Conv2d(256, 384, 3, padding=1),  # N,384,13,13
         nn.ReLU(inplace=True),
         nn.Conv2d(384, 384, 3, padding=1, groups=2),  # N,384,13,13
         nn.ReLU(inplace=True),
         nn.Conv2d(384, 256, 3, padding=1, groups=2),  # N,256,13,13
-        nn.ReLU(inplace=True),
         nn.MaxPool2d(3, stride=2),  # N,256,6,6
+        nn.ReLU(inplace=True),
     )
     classifier = fully_connected(num_classes, dropout)
-    _initialise_as_paper(features, classifier)
+    _initialise_as_paper(features, classifier, later_convolutions=0.03)
     return features, classifier
 
 
@@ -79,22 +153,25 @@ def fully_connected(num_classes: int, dropout: float) -> nn.Sequential:
     )
 
 
-def _initialise_as_paper(features: nn.Sequential, classifier: nn.Sequential) -> None:
-    """Section 5: weights N(0, 0.01); biases 1 in conv2, conv4, conv5 and the hidden fully connected layers, else 0."""
+def _initialise_as_paper(features: nn.Sequential, classifier: nn.Sequential, later_convolutions: float = 0.01) -> None:
+    """Section 5: weights N(0, 0.01); biases 1 in conv2, conv4, conv5 and the hidden fully connected layers, else 0.
+
+    ``later_convolutions`` is the deviation in conv3, conv4 and conv5.
+    """
     convolutions = [module for module in features if isinstance(module, nn.Conv2d)]
     linears = [module for module in classifier if isinstance(module, nn.Linear)]
     with_ones = {convolutions[1], convolutions[3], convolutions[4], linears[0], linears[1]}
     layers: list[nn.Conv2d | nn.Linear] = [*convolutions, *linears]
     for layer in layers:
         assert layer.bias is not None
-        nn.init.normal_(layer.weight, std=0.01)
+        nn.init.normal_(layer.weight, std=later_convolutions if layer in convolutions[2:] else 0.01)
         nn.init.constant_(layer.bias, 1.0 if layer in with_ones else 0.0)
 
 
 def one_weird_trick(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn.Sequential]:
     """One tower without groups or normalisation. Layers are numbered as in torchvision, whose state dict it takes."""
     features = nn.Sequential(  # N,3,224,224
-        nn.Conv2d(3, 64, 11, stride=4, padding=2),  # N,64,55,55
+        FirstConv2d(64),  # N,64,55,55
         nn.ReLU(inplace=True),
         nn.MaxPool2d(3, stride=2),  # N,64,27,27
         nn.Conv2d(64, 192, 5, padding=2),  # N,192,27,27
@@ -127,7 +204,7 @@ def bn(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn.Sequential]:
     sooner it is forgotten and the kernels show what was learned.
     """
     features = nn.Sequential(  # N,3,224,224
-        nn.Conv2d(3, 64, 11, stride=4, padding=2, bias=False),  # N,64,55,55
+        FirstConv2d(64, bias=False),  # N,64,55,55
         nn.BatchNorm2d(64),
         nn.ReLU(inplace=True),
         nn.MaxPool2d(3, stride=2),  # N,64,27,27
@@ -154,6 +231,8 @@ def bn(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn.Sequential]:
 
 VARIANTS: dict[str, Callable[[int, float], tuple[nn.Sequential, nn.Sequential]]] = {
     "paper": paper,
+    "ungrouped": partial(paper, groups=1),
+    "source2012": source2012,
     "one_weird_trick": one_weird_trick,
     "bn": bn,
 }

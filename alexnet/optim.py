@@ -1,22 +1,65 @@
-"""The optimiser, and the learning rate as a function of how far training has come."""
+"""The update rules, and the learning rate of each layer as a function of how far training has come."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
-from alexnet.recipes import Recipe
+from alexnet.model import AlexNet
+from alexnet.recipes import Recipe, Steps
 
 PLATEAU_DROPS = 3  # section 5: "reduced three times prior to termination"
 PLATEAU_EPOCHS = 5  # without a better validation error; the paper gives no number
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD with momentum; one fused kernel updates all weights."""
-    return torch.optim.SGD(
-        model.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay, fused=True
+class PaperSGD(torch.optim.SGD):
+    """Section 5 of the paper: v <- 0.9 v - decay rate w - rate g; w <- w + v.
+
+    torch's SGD keeps u = -v / rate instead, so it goes on with a velocity scaled by the new rate whenever that changes.
+    Here u is scaled back then, and torch's fused kernel does the rest. Rate 0 freezes parameters and their velocity, as
+    in the authors' source.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        for group in self.param_groups:
+            if group["lr"] == 0:
+                for parameter in group["params"]:
+                    parameter.grad = None
+                continue
+            before = group.get("velocity_rate", group["lr"])
+            if before != group["lr"]:
+                velocities = [self.state[parameter]["momentum_buffer"] for parameter in group["params"]]
+                torch._foreach_mul_(velocities, before / group["lr"])
+            group["velocity_rate"] = group["lr"]
+        return super().step(closure)
+
+
+def make_optimizer(model: AlexNet, recipe: Recipe) -> torch.optim.Optimizer:
+    """SGD with momentum by the recipe's rule, in groups whose rates ``Schedule`` sets; one fused kernel a group."""
+    conv1 = set(model.convolutions()["conv1"].parameters())
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    for parameter in model.parameters():
+        groups.setdefault((parameter in conv1, parameter.ndim == 1), []).append(parameter)
+    rule = PaperSGD if recipe.update == "paper" else torch.optim.SGD
+    optimizer = rule(
+        [
+            {
+                "params": parameters,
+                "conv1": is_conv1,
+                "bias": is_bias,  # or of batch normalisation
+                "weight_decay": 0.0 if is_bias and recipe.decay == "weights" else recipe.weight_decay,
+            }
+            for (is_conv1, is_bias), parameters in groups.items()
+        ],
+        recipe.learning_rate,
+        recipe.momentum,
+        fused=True,
     )
+    for parameter in model.parameters():  # torch leaves them unset when the loss scale of fp16 spoils the first step
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 class Schedule:
@@ -28,20 +71,31 @@ class Schedule:
         self._best_error = math.inf
 
     def rate(self, step: int) -> float:
-        epoch = step / self._steps_per_epoch
-        warmup = self._recipe.warmup_epochs
-        if epoch < warmup:
-            return self._recipe.learning_rate * (step + 1) / (warmup * self._steps_per_epoch + 1)
-        if self._recipe.schedule == "plateau":
-            return self._recipe.learning_rate * 0.1**self._drops
-        done = (epoch - warmup) / max(self._recipe.epochs - warmup, 1e-9)
-        return self._recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        """Of all weights but the first layer's."""
+        recipe, epoch = self._recipe, step / self._steps_per_epoch
+        if epoch < recipe.warmup_epochs:
+            return recipe.learning_rate * (step + 1) / (recipe.warmup_epochs * self._steps_per_epoch + 1)
+        if recipe.schedule == "plateau":
+            return recipe.learning_rate * 0.1**self._drops
+        if recipe.schedule == "steps":
+            return self._stepped(recipe.rate_steps, step, recipe.learning_rate)
+        done = (epoch - recipe.warmup_epochs) / max(recipe.epochs - recipe.warmup_epochs, 1e-9)
+        return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
     def set_rate(self, optimizer: torch.optim.Optimizer, step: int) -> float:
-        rate = self.rate(step)
+        """Set the rate of every group; gives that of the weights."""
+        recipe, rate = self._recipe, self.rate(step)
+        conv1 = self._stepped(recipe.conv1_steps, step, rate)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = conv1 if group["conv1"] else rate
+            if group["bias"] and group["lr"] and recipe.bias_rate_factor is not None:
+                group["lr"] = recipe.learning_rate * recipe.bias_rate_factor
         return rate
+
+    def _stepped(self, steps: Steps, step: int, before: float) -> float:
+        """The learning rate times the factor of the last pair whose epoch has come; ``before`` the first of them."""
+        factors = [factor for start, factor in steps if step / self._steps_per_epoch >= start]
+        return self._recipe.learning_rate * factors[-1] if factors else before
 
     def observe(self, validation_error: float) -> None:
         """Note an epoch's top-1 error; after PLATEAU_EPOCHS without a better one the plateau schedule drops."""

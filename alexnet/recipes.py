@@ -1,14 +1,21 @@
-"""How each network is trained, as data. ``train.py`` shows every field as an option."""
+"""How each network is trained, as data: ``train.py`` shows every field as an option. Sources are in docs/recipes.md."""
 
+import dataclasses
+import difflib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from alexnet.errors import AlexNetError
+
+RecipeName = Literal["demo", "paper", "source2012", "torchvision", "modern"]
+Steps = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Raises ValueError for a value out of range."""
 
-    variant: Literal["paper", "one_weird_trick", "bn"]
+    variant: Literal["paper", "ungrouped", "source2012", "one_weird_trick", "bn"]
     """The network."""
     augment: str
     """What happens to an image; a name in pipelines.AUGMENTS."""
@@ -16,36 +23,76 @@ class Recipe:
     batch_size: int
     learning_rate: float
     """The highest rate of the schedule."""
-    schedule: Literal["plateau", "cosine"]
-    """plateau: a tenth, three times, when the validation error stops improving. cosine: down to zero."""
+    schedule: Literal["plateau", "cosine", "steps"]
+    """plateau: a tenth, three times, when validation stops improving. cosine: down to zero. steps: by rate-steps."""
+    rate_steps: Steps = ()
+    """Pairs: from this epoch on, the learning rate times this factor."""
+    conv1_steps: Steps = ()
+    """The same for the first layer, which follows rate-steps until the first pair; 0 freezes it."""
+    bias_rate_factor: float | None = None
+    """The rate of biases: the learning rate times this through the whole run; none: as the weights'."""
     warmup_epochs: float = 0.0
     """Over which the rate rises from zero; a shorter run ends on the way up."""
+    update: Literal["torch", "paper"] = "torch"
+    """torch: as in torch.optim.SGD. paper: rate and decay inside the velocity."""
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    decay: Literal["all", "weights"] = "all"
+    """What decays: every parameter, or neither biases nor batch normalisation."""
     label_smoothing: float = 0.0
     dropout: float = 0.5
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """auto: bf16 autocast on a GPU, fp32 on a CPU."""
+    average_decay: float = 0.0
+    """Above 0, evaluate and keep an exponential moving average of the weights that forgets this slowly each step."""
+    late_augment: str = ""
+    """What happens to an image instead, from late-augment-epoch on."""
+    late_augment_epoch: int = 0
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """auto: bf16 autocast on a GPU, fp32 on a CPU. fp16: with the loss scaled."""
 
     def __post_init__(self) -> None:
         ranges = {
             "epochs": (1, 10_000),
             "batch_size": (2, 1_000_000),
             "learning_rate": (0.0, 100.0),
+            "bias_rate_factor": (0.0, 100.0),
             "warmup_epochs": (0.0, 10_000.0),
             "momentum": (0.0, 0.999),
             "weight_decay": (0.0, 1.0),
             "label_smoothing": (0.0, 0.9),
             "dropout": (0.0, 0.9),
+            "average_decay": (0.0, 0.999999),
+            "late_augment_epoch": (0, 10_000),
         }
         for name, (low, high) in ranges.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} is {getattr(self, name)}, it goes from {low} to {high}")
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"{name} is {value}, it goes from {low} to {high}")
+        for name in ("rate_steps", "conv1_steps"):
+            pairs = getattr(self, name)
+            if list(pairs) != sorted(pairs) or any(epoch < 0 or factor < 0 for epoch, factor in pairs):
+                raise ValueError(
+                    f"{name} is {pairs}: pairs of an epoch and a factor, none negative, in order of epochs"
+                )
+
+    def augment_at(self, epoch: int) -> str:
+        """The name of the augmentation in that epoch, counted from 0."""
+        return self.late_augment if self.late_augment and epoch >= self.late_augment_epoch else self.augment
 
 
-RECIPES = {
-    # Section 5 of the paper; the decay stands outside the velocity, as in torch's SGD.
-    "paper": Recipe("paper", "paper", epochs=90, batch_size=128, learning_rate=0.01, schedule="plateau"),
+def read_recipe(fields: dict[str, Any]) -> Recipe:
+    """A recipe from what JSON made of one. Raises AlexNetError, which for an unknown field names the nearest."""
+    known = [field.name for field in dataclasses.fields(Recipe)]
+    for name in set(fields) - set(known):
+        near = ", ".join(difflib.get_close_matches(name, known)) or f"none of {', '.join(known)}"
+        raise AlexNetError(f"a recipe has no field {name!r}; the nearest: {near}")
+    steps: dict[str, Any] = {name: tuple(map(tuple, fields.get(name, ()))) for name in ("rate_steps", "conv1_steps")}
+    try:
+        return Recipe(**fields | steps)
+    except (TypeError, ValueError) as error:
+        raise AlexNetError(f"not a recipe: {error}") from error
+
+
+RECIPES: dict[RecipeName, Recipe] = {
     # Ten classes of drawings in minutes on two CPU cores.
     "demo": Recipe(
         "bn",
@@ -56,5 +103,50 @@ RECIPES = {
         schedule="cosine",
         warmup_epochs=1.5,
         dropout=0.2,
+    ),
+    # Section 5 of the paper.
+    "paper": Recipe(
+        "paper", "paper", epochs=90, batch_size=128, learning_rate=0.01, schedule="plateau", update="paper"
+    ),
+    # The log at the end of layer-params-145.cfg. What was cropped alike there, 32 images: --augment source2012_shared.
+    "source2012": Recipe(
+        "source2012",
+        "source2012",
+        epochs=91,
+        batch_size=128,
+        learning_rate=0.01,
+        schedule="steps",
+        rate_steps=((25, 0.1), (51, 0.01), (79, 0.001)),
+        conv1_steps=((67, 0.001), (72, 0.0)),
+        bias_rate_factor=2.0,
+        update="paper",
+        decay="weights",
+        late_augment="source2012_quiet",
+        late_augment_epoch=67,
+    ),
+    # The reference script of torchvision: eight GPUs with 32 images each.
+    "torchvision": Recipe(
+        "one_weird_trick",
+        "torchvision",
+        epochs=90,
+        batch_size=256,
+        learning_rate=0.01,
+        schedule="steps",
+        rate_steps=((30, 0.1), (60, 0.01)),
+        weight_decay=1e-4,
+    ),
+    # Written to pass 60.43 % top-1 with one crop; not yet run on ImageNet.
+    "modern": Recipe(
+        "bn",
+        "modern",
+        epochs=90,
+        batch_size=1024,
+        learning_rate=0.08,
+        schedule="cosine",
+        warmup_epochs=5,
+        decay="weights",
+        label_smoothing=0.1,
+        average_decay=0.9995,
+        precision="bf16",
     ),
 }

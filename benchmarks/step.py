@@ -1,70 +1,217 @@
-"""How fast is a training step of each network when it never waits for data, beside torchvision's alexnet, eager.
+"""How fast is a training step that never waits for data, beside torchvision's alexnet, and what bounds each layer?
 
-python -m benchmarks step
+python -m benchmarks step --json benchmarks/results/step-cpu.json --picture docs/step-cpu.png
+
+All candidates of a batch size run in turn. ``share`` is the share of the measured rate of a large matrix product in the
+same precision; compiling is timed apart; memory is what a candidate adds at its peak (GPU only).
 """
 
+import itertools
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torchvision
 from torch import nn
 
-from alexnet import RECIPES, VARIANTS, AlexNet
-from alexnet.engine import TrainStep, compile_model, find_device
+from alexnet import RECIPES, AlexNet
+from alexnet.engine import HALVES, CompileMode, TrainStep, compile_model, find_device
 from alexnet.optim import make_optimizer
+from benchmarks.roofline import Layer, Limits, layers, matmul, measure_limits, train_flops, wait
 from benchmarks.timing import interleave, summarise
 from tools.terminal import require
 
-PEER = "torchvision alexnet, eager"
+Precision = Literal["fp32", "bf16", "fp16"]
+Variant = Literal["paper", "ungrouped", "source2012", "one_weird_trick", "bn"]
+GPU = torch.cuda.is_available()
 
 
 @dataclass(frozen=True)
 class StepOptions:
-    """Images a second of a training step, as a ratio to torchvision's alexnet under the same autocast."""
+    """Training steps of each network, compiled and not, beside torchvision's alexnet; and each layer's limits."""
 
-    batch_size: int = 1024 if torch.cuda.is_available() else 32
-    steps: int = 30 if torch.cuda.is_available() else 2
+    batch_sizes: tuple[int, ...] = (256, 1024) if GPU else (32,)
+    variants: tuple[Variant, ...] = get_args(Variant) if GPU else ("paper", "one_weird_trick")
+    precisions: tuple[Precision, ...] = ("bf16", "fp16") if GPU else ("fp32",)
+    compile: tuple[CompileMode, ...] = ("off", "on", "graphs") if GPU else ("off", "on")
+    conv1: tuple[Literal["direct", "blocks"], ...] = ("direct", "blocks")
+    """Ways to compute the first convolution, tried on the first of the variants."""
+    steps: int = 30 if GPU else 1
     """Steps of each candidate in a round."""
     rounds: int = 5
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    compile: Literal["auto", "on", "off"] = "auto"
     device: str = "auto"
     """auto (a GPU where there is one), cpu or cuda."""
     json: Path | None = None
     """Write the result here too."""
+    picture: Path | None = None
+    """Draw the result here, as PNG."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "steps", "rounds"):
-            require(getattr(self, name) >= 1, f"--{name.replace('_', '-')} is {getattr(self, name)}, it starts at 1")
+        for name in ("steps", "rounds"):
+            require(getattr(self, name) >= 1, f"--{name} is {getattr(self, name)}, it starts at 1")
+        for name in ("batch_sizes", "variants", "precisions", "compile", "conv1"):
+            require(bool(getattr(self, name)), f"--{name.replace('_', '-')} is empty")
+        require(min(self.batch_sizes) >= 1, f"--batch-sizes has {min(self.batch_sizes)}, it starts at 1")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    network: str
+    """A variant, or torchvision."""
+    precision: Precision
+    compile: CompileMode
+    channels_last: bool = True
+    conv1: Literal["direct", "blocks"] = "direct"
+
+    @property
+    def name(self) -> str:
+        parts = [self.network, self.precision, {"off": "eager", "on": "compiled"}.get(self.compile, self.compile)]
+        parts += ["conv1 in blocks"] * (self.conv1 == "blocks") + ["NCHW"] * (not self.channels_last)
+        return ", ".join(parts)
+
+
+def candidates(options: StepOptions) -> list[Candidate]:
+    """torchvision's net as it comes and under every option that ours have, then ours."""
+    found = [Candidate("torchvision", "fp32", "off", channels_last=False)]
+    every = list(itertools.product(options.precisions, options.compile))
+    found += [Candidate("torchvision", *settings) for settings in every]
+    for variant, settings in itertools.product(options.variants, every):
+        conv1s = options.conv1 if variant == options.variants[0] else options.conv1[:1]
+        found += [Candidate(variant, *settings, conv1=conv1) for conv1 in conv1s]
+    return found
 
 
 def run_step(options: StepOptions) -> dict:
-    """The settings and a row a candidate."""
+    """The settings, a row a candidate, and a line a layer of the first variant, which it prints and draws as well."""
     device = find_device(options.device)
-    candidates = {PEER: train_steps(torchvision.models.alexnet(weights=None), options, device)}
-    for variant in VARIANTS:
-        model = AlexNet(variant).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        candidates[variant] = train_steps(compile_model(model, options.compile, device), options, device)
-    rows = summarise(interleave(candidates, options.rounds), PEER)
-    settings = {name: getattr(options, name) for name in ("batch_size", "steps", "rounds", "precision", "compile")}
-    return {"benchmark": "step", "unit": "images/s", "device": str(device), **settings, "rows": rows}
+    limits = {name: measure_limits(device, HALVES.get(name, torch.float32)) for name in ("fp32", *options.precisions)}
+    rows = [row for size in options.batch_sizes for row in measure_steps(options, size, device)]
+    precision, batch_size = options.precisions[0], options.batch_sizes[-1]
+    model = AlexNet(options.variants[0]).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    measured = layers(model, batch_size, device, HALVES.get(precision))
+    lines = [asdict(layer) | {"least_ms": layer.least_ms(limits[precision])} for layer in measured]
+    print_layers(f"{options.variants[0]}, {precision}, batch {batch_size}, eager", measured, limits[precision])
+    print_rows(rows)
+    settings = {name: value for name, value in asdict(options).items() if name not in ("json", "picture")}
+    result = {
+        "benchmark": "step",
+        "unit": "images/s; the ratio is to the fastest torchvision row of the batch size",
+        **settings,
+        "device": str(device),
+        "limits": {name: asdict(limit) for name, limit in limits.items()},
+        "rows": rows,
+        "layers": lines,
+    }
+    if options.picture:
+        from benchmarks.step_picture import draw
+
+        draw(result).savefig(options.picture, dpi=110)
+    return result
 
 
-def train_steps(model: nn.Module, options: StepOptions, device: torch.device) -> Callable[[], int]:
-    """Runs steps on one batch of noise and waits for the last."""
-    recipe = replace(RECIPES["paper"], precision=options.precision)
-    step = TrainStep(model.to(device), make_optimizer(model, recipe), recipe, device)
-    images = torch.randn(options.batch_size, 3, 224, 224, device=device)
-    images = images.to(torch.float16 if device.type == "cuda" else torch.float32, memory_format=torch.channels_last)
-    labels = torch.randint(1000, (options.batch_size,), device=device)
+def measure_steps(options: StepOptions, batch_size: int, device: torch.device) -> list[dict]:
+    """A row a candidate, all of them interleaved with the matrix products that their share refers to."""
+    work: dict[str, Callable[[], int]] = {}
+    extra: dict[str, dict[str, Any]] = {}
+    chosen = candidates(options)
+    for candidate in chosen:
+        work[candidate.name], extra[candidate.name] = prepare(candidate, options.steps, batch_size, device)
+    for precision in {candidate.precision for candidate in chosen}:
+        product, flops = matmul(device, HALVES.get(precision, torch.float32))
+        work[f"matmul {precision}"] = partial(repeat, product, flops, device)
+    rates = interleave(work, options.rounds)
+    theirs = [candidate.name for candidate in chosen if candidate.network == "torchvision"]
+    medians = {row["name"]: row["median"] for row in summarise(rates, theirs[0])}
+    rows: dict[Any, dict[str, Any]] = {
+        row["name"]: row for row in summarise(rates, max(theirs, key=lambda name: float(medians[name])))
+    }
+    for candidate in chosen:
+        row, more = rows[candidate.name], extra[candidate.name]
+        rate = float(row["median"])
+        share = rate * more.pop("flops") / float(medians[f"matmul {candidate.precision}"])
+        row |= {"step_ms": round(1000 * batch_size / rate, 2), "share": round(share, 3), **more}
+        row |= {"name": f"{candidate.name}, {batch_size}", "batch_size": batch_size, "network": candidate.network}
+    return [rows[candidate.name] for candidate in chosen]
 
-    def take() -> int:
-        for _ in range(options.steps):
+
+def repeat(product: Callable[[], object], flops: int, device: torch.device, times: int = 10) -> int:
+    for _ in range(times):
+        product()
+    wait(device)
+    return times * flops
+
+
+def prepare(
+    candidate: Candidate, steps: int, batch_size: int, device: torch.device
+) -> tuple[Callable[[], int], dict[str, Any]]:
+    """What runs the steps and waits for the last; and the seconds of compiling, GiB of memory and FLOP an image."""
+    held = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    model = build(candidate, device)
+    flops = train_flops(model, device)
+    recipe = replace(RECIPES["paper"], precision=candidate.precision)
+    optimizer = (
+        make_optimizer(model, recipe)
+        if isinstance(model, AlexNet)
+        else torch.optim.SGD(model.parameters(), recipe.learning_rate, 0.9, weight_decay=5e-4)
+    )
+    step = TrainStep(compile_model(model, candidate.compile, device), optimizer, recipe, device)
+    images = torch.randn(batch_size, 3, 224, 224, device=device)
+    layout = torch.channels_last if candidate.channels_last else torch.contiguous_format
+    images = images.to(torch.float16 if device.type == "cuda" else torch.float32, memory_format=layout)
+    labels = torch.randint(1000, (batch_size,), device=device)
+
+    def take(count: int = steps) -> int:
+        for _ in range(count):
             loss = step(images, labels)
         loss.item()  # waits for the GPU
-        return options.steps * options.batch_size
+        return count * batch_size
 
-    return take
+    first, second = timed(take), timed(take)
+    peak = torch.cuda.max_memory_allocated(device) - held if device.type == "cuda" else None
+    return take, {
+        "compile_s": round(first - second, 1) if candidate.compile != "off" else None,
+        "memory_gib": round(peak / 2**30, 3) if peak is not None else None,
+        "flops": flops,
+    }
+
+
+def build(candidate: Candidate, device: torch.device) -> nn.Module:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    if candidate.network == "torchvision":
+        model: nn.Module = torchvision.models.alexnet(weights=None)
+    else:
+        model = AlexNet(candidate.network, conv1=candidate.conv1)
+    layout = torch.channels_last if candidate.channels_last else torch.contiguous_format
+    return model.to(device, memory_format=layout)  # type: ignore[call-overload]
+
+
+def timed(take: Callable[[int], int]) -> float:
+    start = time.perf_counter()
+    take(1)
+    return time.perf_counter() - start
+
+
+def print_rows(rows: list[dict]) -> None:
+    print(f"\n{'':<48}{'step ms':>10}{'share':>10}{'compile s':>10}{'GiB':>8}")
+    for row in rows:
+        cells = ("" if row[name] is None else row[name] for name in ("step_ms", "share", "compile_s", "memory_gib"))
+        print("{:<48}{:>10}{:>10}{:>10}{:>8}".format(row["name"], *cells))
+    print()
+
+
+def print_layers(title: str, measured: list[Layer], limits: Limits) -> None:
+    """The roofline in numbers: what a layer took, and the least that its operations and bytes allow here."""
+    print(f"\n{title}: {limits.flops_per_second / 1e9:.0f} GFLOP/s, {limits.bytes_per_second / 1e9:.1f} GB/s at most")
+    print(f"{'':<10}{'ms':>10}{'GFLOP':>10}{'MB':>10}{'least ms':>10}{'of it':>8}  bound by")
+    for layer in measured:
+        least = layer.least_ms(limits)
+        bound = "operations" if layer.flops / limits.flops_per_second * 1000 >= least else "bytes"
+        print(
+            f"{layer.name:<10}{layer.milliseconds:>10.2f}{layer.flops / 1e9:>10.1f}{layer.bytes / 1e6:>10.1f}"
+            f"{least:>10.2f}{least / layer.milliseconds:>8.0%}  {bound}"
+        )

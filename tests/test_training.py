@@ -17,7 +17,7 @@ import torch
 
 from alexnet import RECIPES, AlexNet, AlexNetError, checkpoint
 from alexnet.engine import TrainStep, compile_model, evaluate
-from alexnet.log import Interval, read_log
+from alexnet.log import read_log
 from alexnet.metrics import classification_metrics
 from alexnet.optim import PLATEAU_EPOCHS, Schedule, make_optimizer
 from pipelines import DataError, open_loader
@@ -220,13 +220,6 @@ def test_the_plateau_schedule_drops_three_times_and_survives_a_resume() -> None:
             schedule = resumed
             schedule.observe(0.5)
         assert schedule.rate(500) == pytest.approx(expected)
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_says_so() -> None:
-    interval = Interval(CPU)
-    interval.add(torch.tensor(math.nan), 1, 0.0)
-    with pytest.raises(AlexNetError, match="loss became nan: lower --learning-rate"):
-        interval.summary()
 
 
 def test_torch_compile_without_a_compiler_says_so_and_runs_eagerly(monkeypatch, capsys) -> None:

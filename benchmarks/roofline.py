@@ -1,0 +1,128 @@
+"""What the machine can do at most, and how near each layer of a network comes to it, forward and backward together."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from alexnet import AlexNet
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Measured here: a large matrix product in the same precision, and a large copy (bytes read plus written)."""
+
+    flops_per_second: float
+    bytes_per_second: float
+
+
+@dataclass(frozen=True)
+class Layer:
+    """``bytes`` is the least traffic: inputs, outputs, their gradients and the weights, each read or written once."""
+
+    name: str
+    milliseconds: float
+    flops: int
+    bytes: int
+
+    def least_ms(self, limits: Limits) -> float:
+        return 1000 * max(self.flops / limits.flops_per_second, self.bytes / limits.bytes_per_second)
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(work: Callable[[], object], device: torch.device, rounds: int = 5) -> float:
+    """The least of so many rounds after one that is left out: what disturbs a limit only ever makes it look slower."""
+    found = []
+    for _ in range(rounds + 1):
+        wait(device)
+        start = time.perf_counter()
+        work()
+        wait(device)
+        found.append(time.perf_counter() - start)
+    return min(found[1:])
+
+
+def matmul(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], object], int]:
+    """A square matrix product, and its floating-point operations."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return lambda: a @ b, 2 * size**3
+
+
+def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
+    product, flops = matmul(device, dtype)
+    source = torch.randn(2**28 if device.type == "cuda" else 2**24, device=device)
+    target = torch.empty_like(source)
+    copied = 2 * source.numel() * source.element_size()
+    return Limits(flops / seconds(product, device), copied / seconds(lambda: target.copy_(source), device))
+
+
+def train_flops(model: nn.Module, device: torch.device) -> int:
+    """Floating-point operations of matrix products and convolutions for one image, forward and backward."""
+    images = torch.randn(2, 3, 224, 224, device=device)
+    with FlopCounterMode(display=False) as counter:
+        model(images).sum().backward()
+    model.zero_grad()
+    return counter.get_total_flops() // 2
+
+
+def layers(model: AlexNet, batch_size: int, device: torch.device, half: torch.dtype | None) -> list[Layer]:
+    """Every layer of the network by itself and eagerly; a ReLU and a dropout belong to the layer before."""
+    maps = torch.randn(batch_size, 3, 224, 224, device=device).contiguous(memory_format=torch.channels_last)
+    found = []
+    for name, group in groups(model):
+        if name == "fc6":
+            maps = maps.flatten(1)
+        layer, maps = measure_layer(name, nn.Sequential(*group), maps, half, first=name == "conv1")
+        found.append(layer)
+    return found
+
+
+def groups(model: AlexNet) -> list[tuple[str, list[nn.Module]]]:
+    """Modules in order, by name: conv1, norm1, pool1 ... fc8."""
+    found: list[tuple[str, list[nn.Module]]] = []
+    block = 0
+    for module in [*model.features, *model.classifier]:
+        kind = next((k for part, k in KINDS.items() if part in type(module).__name__), None)
+        if kind is None and found:
+            found[-1][1].append(module)
+            continue
+        block += kind in ("conv", "fc")
+        found.append((f"{kind or 'input'}{block or ''}", [module]))
+    return found
+
+
+KINDS = {"Conv2d": "conv", "Norm": "norm", "MaxPool": "pool", "Linear": "fc"}
+
+
+def measure_layer(
+    name: str, layer: nn.Sequential, inputs: Tensor, half: torch.dtype | None, first: bool
+) -> tuple[Layer, Tensor]:
+    device = inputs.device
+    inputs = inputs.detach().requires_grad_(not first)
+    trained = inputs.requires_grad or any(True for _ in layer.parameters())
+
+    def both() -> Tensor:
+        inputs.grad = None
+        with torch.autocast(device.type, half, enabled=half is not None):
+            outputs = layer(inputs.clone() if isinstance(layer[0], nn.ReLU) else inputs)
+        if trained:
+            outputs.backward(torch.ones_like(outputs))
+        layer.zero_grad()
+        return outputs.detach()
+
+    with FlopCounterMode(display=False) as counter:
+        outputs = both()
+    ms = 1000 * seconds(both, device)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in layer.parameters())
+    into, out = (tensor.numel() * tensor.element_size() for tensor in (inputs, outputs))
+    # forward: read into and weights, write out; backward: read into, weights and out's gradient, write two gradients
+    traffic = (into + weights + out) + (into + weights + out + (0 if first else into) + weights)
+    return Layer(name, ms, counter.get_total_flops(), traffic), outputs

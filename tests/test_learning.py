@@ -1,0 +1,17 @@
+"""The nets of 2012 learn at their published rate, from their published first weights, on the 0..255 scale."""
+
+import pytest
+import torch
+
+from benchmarks.learning import PHOTOGRAPHS, learn
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("variant", ["paper", "source2012"])
+def test_thirty_two_photographs_are_known_by_heart_within_200_steps(variant: str, precision: str) -> None:
+    """A net stuck at chance keeps a loss of log 1000 and knows one at most; without dropout it must know them all."""
+    for progress in learn(variant, 200, torch.device("cpu"), precision=precision):
+        if progress.right == PHOTOGRAPHS:
+            return
+    pytest.fail(f"{progress.right} of {PHOTOGRAPHS} right after {progress.step} steps, loss {progress.loss}")
