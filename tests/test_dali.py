@@ -44,7 +44,7 @@ def pictures(folder: Path, split: str) -> list[torch.Tensor]:
         for name, data in members.items():
             if name.endswith(".jpg"):
                 label = int(members[name.replace(".jpg", ".cls")])
-                found.append((label, transforms.pil_to_tensor(read_picture(data, ".jpg").image)))
+                found.append((label, torch.from_numpy(read_picture(data, ".jpg").pixels).permute(2, 0, 1)))
     return [picture for _, picture in (sorted(found, key=lambda pair: pair[0]) if "numbered" in str(folder) else found)]
 
 

@@ -77,7 +77,7 @@ def stored(folder: Path, split: str = "val") -> list[torch.Tensor]:
     manifest = load_manifest(folder)
     records = Records(manifest, split)
     images = (read_member(bytes(records.read(i).data), manifest.image) for i in range(len(records)))
-    return [transforms.pil_to_tensor(image) for image in images]
+    return [torch.from_numpy(image).permute(2, 0, 1) for image in images]
 
 
 def oracle(image: torch.Tensor) -> torch.Tensor:
