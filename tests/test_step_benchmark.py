@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from alexnet import AlexNet
+from benchmarks.roofline import train_flops
 from tests.conftest import assert_refused, script
 
 
@@ -22,6 +25,7 @@ def test_it_writes_rows_layers_and_a_picture(tmp_path: Path) -> None:
     layers = {layer["name"]: layer for layer in result["layers"]}
     assert list(layers)[:7] == ["conv1", "norm1", "pool1", "conv2", "norm2", "pool2", "conv3"]
     assert layers["conv3"]["flops"] == 2 * 3 * 2 * 256 * 384 * 9 * 13 * 13  # images, passes, multiply and add
+    assert layers["conv2"]["flops"] == 2 * 3 * 2 * 256 * 48 * 25 * 27 * 27, "each group of 128 sees 48 channels"
     assert layers["fc7"]["bytes"] > 3 * 4 * 4096 * 4096
     assert all(layer["least_ms"] > 0 and layer["milliseconds"] > 0 for layer in layers.values())
     assert picture.stat().st_size > 10_000
@@ -31,3 +35,10 @@ def test_it_writes_rows_layers_and_a_picture(tmp_path: Path) -> None:
 def test_wrong_settings_end_with_2() -> None:
     assert_refused(script("benchmarks/__main__.py", "step", "--batch-sizes", "0"), "batch-sizes", code=2)
     assert_refused(script("benchmarks/__main__.py", "step", "--rounds", "0"), "rounds", code=2)
+
+
+def test_the_operations_of_torchvisions_net_are_the_published_ones() -> None:
+    """0.714 billion multiplications and additions forward; thrice that in training, but for conv1's images."""
+    flops = train_flops(AlexNet("one_weird_trick"), torch.device("cpu"))
+    conv1 = 2 * 64 * 363 * 55 * 55
+    assert (flops + conv1) / 6 == pytest.approx(0.714e9, rel=0.001)
