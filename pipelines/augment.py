@@ -43,7 +43,7 @@ class Augment:
     ``lighting``, the deviation of the factors on the principal components of colour (section 4.1).
     ``normalise`` subtracts the ``mean_image``, of which the same part is cropped, or the ``mean`` colour; ``mean_std``
     divides by the deviations of the channels too, and ``none`` leaves uint8 pixels. What the others leave is on the
-    0..255 scale that the paper's initial weights expect; it is divided by ``divisor`` last.
+    0..255 scale that the paper's initial weights expect; what was lit is divided by ``lit_divisor`` last.
     """
 
     crop: Literal["random", "resized", "center", "ten"] = "random"
@@ -55,19 +55,19 @@ class Augment:
     jitter: Jitter | None = None
     lighting: float = 0.0
     normalise: Literal["mean_image", "mean", "mean_std", "none"] = "mean_std"
-    divisor: float = 1.0
+    lit_divisor: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("scale", "ratio"):
             low, high = getattr(self, name)
             if not 0 < low <= high or (name == "scale" and high > 1):
                 raise ValueError(f"{name} is {low} to {high}: it must rise, from above 0{' to 1' * (name == 'scale')}")
-        if self.size < 1 or self.shared_by < 1 or self.lighting < 0 or self.divisor <= 0:
-            raise ValueError("size and shared_by start at 1, lighting at 0, and divisor is above 0")
+        if self.size < 1 or self.shared_by < 1 or self.lighting < 0 or self.lit_divisor <= 0:
+            raise ValueError("size and shared_by start at 1, lighting at 0, and lit_divisor is above 0")
         if self.crop == "resized" and self.normalise == "mean_image":
             raise ValueError("no mean image belongs to crops that are resized: normalise by mean or mean_std")
-        if self.normalise == "none" and (self.lighting or self.divisor != 1):
-            raise ValueError("pixels that are not normalised stay uint8: no lighting, no divisor")
+        if self.normalise == "none" and self.lighting:
+            raise ValueError("pixels that are not normalised stay uint8: there is no lighting")
 
     @property
     def crops(self) -> int:
@@ -83,11 +83,11 @@ class Augment:
         """Per RGB channel on the 0..255 scale: but for a mean image, an image becomes (image - mean) / std."""
         mean = statistics.mean_rgb if self.normalise in ("mean", "mean_std") else (0.0, 0.0, 0.0)
         std = statistics.std_rgb if self.normalise == "mean_std" else (1.0, 1.0, 1.0)
-        return mean, tuple(value * self.divisor for value in std)
+        return mean, tuple(value * (self.lit_divisor if self.lighting else 1.0) for value in std)
 
 
 PAPER = Augment(lighting=0.1, normalise="mean_image")
-SOURCE2012 = replace(PAPER, divisor=1.1)  # as the authors' source does; the paper has no division
+SOURCE2012 = replace(PAPER, lit_divisor=1.1)  # so that noise does not widen the data, as the authors' source does
 AUGMENTS = {
     "paper": PAPER,
     "source2012": SOURCE2012,

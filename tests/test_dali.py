@@ -135,12 +135,18 @@ def test_the_mean_image_moves_with_the_crop_and_the_flip(alike: Path) -> None:
     assert len(windows(first_images(alike, replace(augment, normalise="none"))).unique(dim=0)) > 200, "crops differ"
 
 
-def test_the_mean_image_is_subtracted_and_the_rest_divided(demo_shards: Path) -> None:
-    augment = replace(PLAIN, normalise="mean_image", divisor=1.1)
+def test_what_was_lit_is_divided(alike: Path) -> None:
+    dim = Augment(crop="center", flip=False, lighting=1e-9, normalise="mean")
+    divided = first_images(alike, replace(dim, lit_divisor=1.1))
+    torch.testing.assert_close(divided * 1.1, first_images(alike, dim), rtol=0, atol=1e-3)
+
+
+def test_the_mean_image_is_subtracted_and_in_evaluation_nothing_is_divided(demo_shards: Path) -> None:
+    augment = replace(PLAIN, normalise="mean_image", lighting=0.1, lit_divisor=1.1)
     ours = next(iter(opened(demo_shards, augment, 8, "val"))).images
     plain = next(iter(opened(demo_shards, PLAIN, 8, "val"))).images
     mean = torch.from_numpy(load_mean_image(load_manifest(demo_shards))[16:240, 16:240]).permute(2, 0, 1)
-    torch.testing.assert_close(ours, (plain - mean) / 1.1, rtol=0, atol=1e-3)
+    torch.testing.assert_close(ours, plain - mean, rtol=0, atol=1e-3)
 
 
 def test_lighting_is_added_where_the_mean_image_is_subtracted(alike: Path) -> None:

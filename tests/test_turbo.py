@@ -195,7 +195,7 @@ def test_jitter_that_changes_nothing_changes_nothing() -> None:
 def test_one_image_and_a_batch_are_normalised_alike(folders: dict[str, Path], normalise) -> None:
     """The former by numpy on a CPU, the latter by torch on the GPU; here both on the CPU, to half precision."""
     manifest = load_manifest(folders["square"])
-    augment = Augment(normalise=normalise, lighting=0.1, divisor=1.1)
+    augment = Augment(normalise=normalise, lighting=0.1, lit_divisor=1.1)
     finish = Finish(manifest, augment, torch.device("cpu"))
     assert isinstance(finish.batch, OnDevice)
     rng = np.random.default_rng(0)
