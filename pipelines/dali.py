@@ -4,7 +4,6 @@ https://docs.nvidia.com/deeplearning/dali/user-guide/docs/
 """
 
 import importlib
-import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,7 +49,7 @@ class DaliBatches:
         augment: Augment,
         device: torch.device,
         seed: int,
-        threads: int | None = None,
+        threads: int,
         checkpoint: bytes | None = None,
     ) -> None:
         for shard in manifest.split(split).shards:
@@ -66,12 +65,12 @@ class DaliBatches:
         except RuntimeError as error:
             raise self._reading_failed(complaint(error), None) from error
 
-    def _build(self, threads: int | None, checkpoint: bytes | None) -> "Pipeline":
+    def _build(self, threads: int, checkpoint: bytes | None) -> "Pipeline":
         from nvidia.dali import Pipeline
 
         pipeline = Pipeline(
             batch_size=self._graph.plan.batch_size,
-            num_threads=threads or max(1, len(os.sched_getaffinity(0)) // _local_ranks()),
+            num_threads=threads,
             device_id=self._device_index,
             seed=self._graph.rank_seed,
             exec_dynamic=True,  # its outputs are ours: torch uses their memory, nothing is copied
@@ -147,8 +146,3 @@ def _gpu_index(device: torch.device) -> int | None:
     if device.type != "cuda":
         return None
     return torch.cuda.current_device() if device.index is None else device.index
-
-
-def _local_ranks() -> int:
-    """Ranks that share this machine's cores; torchrun tells."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -214,9 +214,15 @@ def open_loader(
             f"{folder} has {plan.samples} {split} images, less than a batch of {batch_size} for each of {world_size} "
             "ranks: lower the batch size"
         )
-    threads = threads or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    threads = threads or _cores_of_this_rank()
     opening = _Opening(manifest, split, plan, chosen, device, seed, threads, on_error)
     return {"dali": _dali, "turbo": _turbo, "synthetic": _synthetic}[backend](opening)
+
+
+def _cores_of_this_rank() -> int:
+    """Its share of those that this process may use; torchrun tells how many ranks there are."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 class _Opening(NamedTuple):

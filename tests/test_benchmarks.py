@@ -9,7 +9,7 @@ import pytest
 from benchmarks.children import Child
 from benchmarks.diagnosis import diagnose
 from benchmarks.peer_data import extract_images
-from benchmarks.shuffle import figures
+from benchmarks.shuffle import Options, epochs, figures, numbered_shards
 from benchmarks.timing import interleave, summarise
 from pipelines import DataError, load_manifest
 from pipelines.images import read_picture
@@ -71,6 +71,19 @@ def test_a_child_answers_each_round_whatever_else_it_prints() -> None:
     with Child("toy", ["-c", toy]) as child:
         assert child.batch == "uint8" and [child()[0], child()[0]] == [7, 7] and len(child.memory_mb) == 2
         assert child()[1] < 1, "warming up does not count"
+
+
+@pytest.mark.slow
+def test_each_backend_shuffles_as_the_docs_say(tmp_path: Path) -> None:
+    """Bounds are four deviations of a permutation's figures, but for DALI's buffer, which leaves neighbours together."""
+    images, batch = 5000, 50
+    options = Options(images, batch)
+    shards = numbered_shards(tmp_path, images)
+    for backend, together in (("turbo", 1.3), ("dali", 4.0)):
+        found = figures(*epochs(shards, backend, options), images, batch)
+        assert abs(found["moved"] - 1 / 3) < (0.02 if backend == "turbo" else 0.1), (backend, found)
+        assert abs(found["repeated"]) < (0.06 if backend == "turbo" else 0.3), (backend, found)
+        assert 0.6 < found["neighbours"] < together and 0.9 < found["unevenness"] < 1.1, (backend, found)
 
 
 @pytest.mark.slow
