@@ -12,13 +12,13 @@ import numpy as np
 import torch
 import tyro
 import webdataset
-from matplotlib.figure import Figure
 
 from alexnet import AlexNetError, checkpoint, figures
 from alexnet.log import read_log
 from pipelines import DataError, load_manifest
 from pipelines.images import read_file, read_member
 from pipelines.preprocess import Preparation
+from tools.pictures import save
 from tools.terminal import run
 
 
@@ -61,14 +61,6 @@ def first_image(data: Path) -> tuple[np.ndarray, str]:
     sample = next(iter(webdataset.WebDataset(str(shard), shardshuffle=False)))
     name = manifest.classes[int(sample["cls"])].name
     return read_member(sample[manifest.image.extension], manifest.image), f"{sample['__key__']}: {name}"
-
-
-def save(pictures: dict[str, Figure], folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    for name, figure in pictures.items():
-        path = folder / f"{name}.png"
-        figure.savefig(path, dpi=150, bbox_inches="tight")
-        print(path)
 
 
 if __name__ == "__main__":

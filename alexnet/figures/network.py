@@ -1,16 +1,14 @@
-"""Pictures of what a network has learned. Each function gives a matplotlib Figure; none of them opens a window."""
+"""The network itself: its first kernels, and what its layers answer."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from alexnet.figures.tiles import tile
 from alexnet.model import AlexNet
 
 
@@ -26,17 +24,6 @@ def conv1_filters(model: AlexNet) -> Figure:
     axes.axis("off")
     axes.set_title(f"conv1: {len(scaled)} kernels of {weights.shape[2]} x {weights.shape[3]} x 3")
     return figure
-
-
-def tile(images: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
-    """Lay out N,H,W,3 images of values 0..1 in a white grid of so many columns."""
-    n, height, width, _ = images.shape
-    rows = math.ceil(n / columns)
-    grid = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, 3))
-    for i, image in enumerate(images):
-        y, x = i // columns * (height + gap), i % columns * (width + gap)
-        grid[y : y + height, x : x + width] = image
-    return grid
 
 
 @torch.inference_mode()
@@ -73,29 +60,3 @@ def activation_maps(model: AlexNet, image: Tensor, picture: np.ndarray, title: s
     for ax in axes:
         ax.axis("off")
     return figure
-
-
-def training_curves(entries: Sequence[dict[str, Any]]) -> Figure:
-    """Loss and learning rate, validation accuracy, throughput and data wait, from the lines of ``log.jsonl``."""
-    steps = list({entry["step"]: entry for entry in entries if entry["kind"] == "step"}.values())
-    epochs = list({entry["epoch"]: entry for entry in entries if entry["kind"] == "epoch"}.values())
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
-    loss, accuracy, speed = figure.subplots(1, 3)
-    _line(loss, steps, "loss", "C0", "training loss")
-    _line(loss.twinx(), steps, "rate", "C7", "learning rate")
-    for name, colour in (("top1", "C2"), ("top5", "C0"), ("f1", "C1")):
-        accuracy.plot([e["epoch"] for e in epochs], [e[name] for e in epochs], "o-", color=colour, label=name, ms=3)
-    accuracy.set(ylim=(0, 1.02), xlabel="epoch", ylabel="validation")
-    accuracy.legend(loc="lower right")
-    _line(speed, steps, "images_per_second", "C0", "images/s")
-    speed.set_ylim(bottom=0)
-    waiting = speed.twinx()
-    _line(waiting, steps, "data_wait", "C3", "share of time waiting for data")
-    waiting.set_ylim(0, 1)
-    return figure
-
-
-def _line(axes: Axes, entries: Sequence[dict[str, Any]], name: str, colour: str, label: str) -> None:
-    axes.plot([e["epoch"] for e in entries], [e[name] for e in entries], color=colour)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(label, color=colour)
