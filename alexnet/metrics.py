@@ -6,6 +6,7 @@ figures are computed from them in float64, as scikit-learn computes them (tests/
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,7 +72,7 @@ def figures(answers: Answers, num_classes: int) -> dict[str, float]:
     return {"top1": top1, "top5": top5} | macro | {"samples": len(answers)}
 
 
-def more_figures(answers: Answers, num_classes: int) -> dict[str, object]:
+def more_figures(answers: Answers, num_classes: int) -> dict[str, Any]:
     """What stands beside ``figures``: 95 % intervals of top-1 and top-5, means weighted by class size, calibration."""
     table = per_class(answers, num_classes)
     share = table["images"] / len(answers)
@@ -79,7 +80,8 @@ def more_figures(answers: Answers, num_classes: int) -> dict[str, object]:
     hits = {"top1": answers.right, "top5": answers.rank < 5}
     intervals = {f"{name}_interval": wilson(int(hit.sum()), len(answers)) for name, hit in hits.items()}
     error = calibration_error(reliability(answers))
-    return intervals | weighted | {"calibration_error": error, "mean_confidence": float(answers.confidence.mean())}
+    calibration = {"calibration_error": error, "mean_confidence": float(answers.confidence.mean())}
+    return {**intervals, **weighted, **calibration}
 
 
 def wilson(hits: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:

@@ -5,6 +5,9 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+STEP_FIELDS = ("loss", "rate", "images_per_second", "data_wait", "memory_gib")
 
 
 def training_curves(entries: Sequence[dict[str, Any]]) -> Figure:
@@ -16,10 +19,10 @@ def compared_curves(runs: dict[str, Sequence[dict[str, Any]]]) -> Figure:
     """The same of several runs, by name, in one picture: a colour each."""
     figure = Figure(figsize=(13, 6.8), layout="constrained")
     axes = list(figure.subplots(2, 3).flat)
-    loss, accuracy, rate, speed, wait, _ = axes
+    loss, accuracy, rate, speed, wait, memory = axes
     for i, (name, entries) in enumerate(runs.items()):
         steps, epochs = _last_of_each(entries, "step"), _last_of_each(entries, "epoch")
-        for place, field in ((loss, "loss"), (rate, "rate"), (speed, "images_per_second"), (wait, "data_wait")):
+        for place, field in zip((loss, rate, speed, wait, memory), STEP_FIELDS, strict=True):
             _line(place, steps, field, f"C{i}", name)
         for field, style in (("top1", "o-"), ("top5", "s--"), ("f1", "^:")):
             _line(accuracy, epochs, field, f"C{i}", f"{name} {field}".strip(), style)
@@ -28,9 +31,9 @@ def compared_curves(runs: dict[str, Sequence[dict[str, Any]]]) -> Figure:
     _label(rate, "learning rate")
     _label(speed, "training, images/s")
     _label(wait, "share of time waiting for data", top=1)
-    for place in axes[:5] if len(runs) > 1 else [accuracy]:
+    _label(memory, "peak memory, GiB")
+    for place in axes if len(runs) > 1 else [accuracy]:
         place.legend(fontsize=8)
-    axes[5].axis("off")
     return figure
 
 
@@ -47,4 +50,5 @@ def _line(axes: Axes, entries: Sequence[dict[str, Any]], field: str, colour: str
 def _label(axes: Axes, label: str, top: float | None = None) -> None:
     axes.set(xlabel="epoch", title=label)
     axes.set_ylim(0, top)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
