@@ -1,6 +1,6 @@
 """How a training went."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -15,7 +15,7 @@ def training_curves(entries: Sequence[dict[str, Any]]) -> Figure:
     return compared_curves({"": entries})
 
 
-def compared_curves(runs: dict[str, Sequence[dict[str, Any]]]) -> Figure:
+def compared_curves(runs: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
     """The same of several runs, by name, in one picture: a colour each."""
     figure = Figure(figsize=(13, 6.8), layout="constrained")
     axes = list(figure.subplots(2, 3).flat)
