@@ -63,6 +63,9 @@ def test_a_page_shows_the_run_and_two_runs_beside_each_other(seen_run: Path, tmp
     assert seen["rows"] > NUMBERED_IMAGES and seen["fetched"] == []
     assert seen["wide"] <= seen["window"], "a phone need not scroll sideways"
 
+    dark = open_page(page, "--force-dark-mode", "--blink-settings=preferredColorScheme=0")
+    assert (seen["back"], dark["back"]) == ("rgb(255, 255, 255)", "rgb(20, 23, 26)")
+
     other = tmp_path / "other"
     other.mkdir()
     for name in ("log.jsonl", "env.json"):

@@ -70,8 +70,9 @@ def folded(summary: str, content: str) -> str:
 
 
 def side_by_side(parts: Iterable[str]) -> str:
-    """Beneath each other on a phone."""
-    return f'<div class="side">{"".join(parts)}</div>'
+    """Beneath each other on a phone. Nothing where there are no parts."""
+    content = "".join(parts)
+    return f'<div class="side">{content}</div>' if content else ""
 
 
 def picture(source: Path | Figure, caption: str) -> str:
@@ -90,7 +91,5 @@ def picture(source: Path | Figure, caption: str) -> str:
     size = f'width="{image.width}" height="{image.height}"'
     caption = escape(caption)
     wide = image.width > 1.5 * image.height  # on a phone it scrolls, so that its labels can be read
-    return (
-        f'<figure{" class=wide" if wide else ""}><img {size} alt="{caption}" src="data:image/webp;base64,{data}">'
-        + (f"<figcaption>{caption}</figcaption></figure>\n")
-    )
+    shown = f'<img {size} alt="{caption}" src="data:image/webp;base64,{data}">'
+    return f"<figure{' class=wide' if wide else ''}>{shown}<figcaption>{caption}</figcaption></figure>\n"

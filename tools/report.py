@@ -99,9 +99,9 @@ def parts(runs: Sequence[Run]) -> Iterator[str]:
     names = [str(run.folder) for run in runs]
     yield section("In short", table(["", *names], summary(runs)), *missing(runs))
     yield section("Training", picture(compared_curves(logs(runs)), "By epoch"))
-    yield section("Confusions", side_by_side(filter(None, map(confusions, runs))), pictures(runs, "confusions"))
-    yield section("Classes", side_by_side(filter(None, map(class_tables, runs))))
-    yield section("Kinds of images", side_by_side(filter(None, map(properties, runs))))
+    yield section("Confusions", side_by_side(map(confusions, runs)), pictures(runs, "confusions"))
+    yield section("Classes", side_by_side(map(class_tables, runs)))
+    yield section("Kinds of images", side_by_side(map(properties, runs)))
     yield section("Confidence", pictures(runs, "reliability"))
     for name in list(PICTURES)[2:]:
         yield section(name.capitalize(), pictures(runs, name))
@@ -158,7 +158,7 @@ def pictures(runs: Sequence[Run], name: str) -> str:
     found = [(run, run.folder / "pictures" / f"{name}.png") for run in runs]
     captions = (f"{PICTURES[name]}{f': {run.folder}' if len(runs) > 1 else ''}" for run, _ in found)
     shown = [picture(path, caption) for (_, path), caption in zip(found, captions, strict=True) if path.is_file()]
-    return side_by_side(shown) if shown else ""
+    return side_by_side(shown)
 
 
 def confusions(run: Run) -> str:
