@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
+from PIL import Image
 
 from alexnet import AlexNet
 from alexnet.figures import confusion_matrix, conv1_filters
@@ -50,3 +51,15 @@ def test_a_gallery_shows_various_classes_and_the_pixels_of_the_loader(demo_shard
     chosen = gallery.various(8)
     assert len({gallery[number][1] for number in chosen}) == 8 and chosen == gallery.various(8)
     assert gallery[0][0].shape == (224, 224, 3)
+
+
+def test_small_copies_are_small(tmp_path: Path) -> None:
+    source, folder = tmp_path / "large.png", tmp_path / "docs"
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(256, size=(1200, 2400, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(source)
+    done = script("tools/pictures.py", source, folder, "--width", 500)
+    assert done.returncode == 0, done.stderr
+    copy = Image.open(folder / "large.png")
+    assert copy.size == (500, 250) and (folder / "large.png").stat().st_size < 500 * 250 * 1.2
+    assert_refused(script("tools/pictures.py", source, tmp_path / "none"), "last a folder", code=2)

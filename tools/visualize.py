@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from alexnet import AlexNet, AlexNetError, checkpoint, figures, inspection
 from alexnet.engine import find_device
-from alexnet.figures import Shown
+from alexnet.figures import Shown, shortened
 from alexnet.log import read_log
 from pipelines import DataError, open_loader
 from pipelines.images import read_file
@@ -104,14 +104,15 @@ class Painter:
             yield shown.picture, shown.name
 
     def single_images(self) -> dict[str, Figure]:
-        eight = [self._shown(self._val, number) for number in self._val.various(8)]
-        probabilities = self._layers([shown.picture for shown in eight])["logits"].softmax(1).cpu()
+        eight = [self._val[number] for number in self._val.various(8)]
+        probabilities = self._layers([view for view, _ in eight])["logits"].softmax(1).cpu()
         best = probabilities.topk(min(5, probabilities.shape[1]))
         answers = [
-            [(self._val.name(i), p) for p, i in zip(values, indices, strict=True)]
-            for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            [(self._val.name(i), p, i == label) for p, i in zip(values, indices, strict=True)]
+            for (_, label), values, indices in zip(eight, best.values.tolist(), best.indices.tolist(), strict=True)
         ]
-        return {"answers": figures.five_answers(eight, answers), "saliency": self._saliency(self._val.various(5))}
+        shown = [Shown(view, self._val.name(label)) for view, label in eight]
+        return {"answers": figures.five_answers(shown, answers), "saliency": self._saliency(self._val.various(5))}
 
     def _saliency(self, numbers: list[int]) -> Figure:
         """Of the class that the network says."""
@@ -120,8 +121,8 @@ class Painter:
             view, label = self._val[number]
             image = self._tensor([view])
             taken = int(inspection.layers(self._model, image)["logits"].argmax())
-            mistaken = f" for {self._val.name(label)}" if taken != label else ""
-            images.append(Shown(view, self._val.name(taken) + mistaken, wrong=bool(mistaken)))
+            said, true = (shortened(self._val.name(i), 16) for i in (taken, label))
+            images.append(Shown(view, said if taken == label else f"{said}; it is {true}", wrong=taken != label))
             falls.append(inspection.occlusion(self._model, image, taken).numpy())
             heats.append(inspection.grad_cam(self._model, image, taken).numpy())
         return figures.saliency(images, falls, heats)
@@ -166,9 +167,10 @@ class Painter:
         for layers in self._passing("train", searched):
             search.add(layers["hidden"])
         shown = [self._shown(self._val, number) for number in chosen]
+        labels = [self._val[number][1] for number in chosen]
         rows = [
-            [self._shown(train, number, beside=query.name) for number in row]
-            for query, row in zip(shown, search.nearest().tolist(), strict=True)
+            [self._shown(train, number, beside=label) for number in row]
+            for label, row in zip(labels, search.nearest().tolist(), strict=True)
         ]
         title = f"val images, and of {searched} train images those with the nearest features; red: of another class"
         return figures.nearest_neighbours(shown, rows, title)
@@ -195,9 +197,10 @@ class Painter:
             found = inspection.layers(self._model, batch.images.float())
             yield {name: values[:valid] for name, values in found.items()}
 
-    def _shown(self, gallery: Gallery, number: int, beside: str | None = None) -> Shown:
+    def _shown(self, gallery: Gallery, number: int, beside: int | None = None) -> Shown:
+        """Marked where it is not of the class ``beside``."""
         view, label = gallery[number]
-        return Shown(view, gallery.name(label), beside is not None and gallery.name(label) != beside)
+        return Shown(view, gallery.name(label), wrong=beside not in (None, label))
 
     def _layers(self, views: list[np.ndarray]) -> dict[str, Tensor]:
         return inspection.layers(self._model, self._tensor(views))

@@ -4,6 +4,7 @@ from alexnet.figures.curves import compared_curves, training_curves
 from alexnet.figures.images import Shown, feature_map, five_answers, nearest_neighbours, saliency
 from alexnet.figures.network import GREY, activation_maps, conv1_filters, exciting_patches
 from alexnet.figures.scores import confusion_matrix, reliability_diagram
+from alexnet.figures.tiles import shortened
 
 __all__ = [
     "GREY",
@@ -18,5 +19,6 @@ __all__ = [
     "nearest_neighbours",
     "reliability_diagram",
     "saliency",
+    "shortened",
     "training_curves",
 ]

@@ -23,8 +23,11 @@ class Shown(NamedTuple):
     wrong: bool = False
 
 
-def five_answers(images: Sequence[Shown], answers: Sequence[Sequence[tuple[str, float]]]) -> Figure:
-    """Figure 4 left of the paper: under each picture the likeliest classes; the bar of the true one is pink."""
+def five_answers(images: Sequence[Shown], answers: Sequence[Sequence[tuple[str, float, bool]]]) -> Figure:
+    """Figure 4 left of the paper: under each picture the likeliest classes; the bar of the true one is pink.
+
+    Answers are a class's name, its probability, and whether it is the true one.
+    """
     columns = min(4, len(images))
     rows = math.ceil(len(images) / columns)
     figure = Figure(figsize=(3 * columns, 4.5 * rows), layout="constrained")
@@ -32,14 +35,14 @@ def five_answers(images: Sequence[Shown], answers: Sequence[Sequence[tuple[str, 
     for i, (shown, best) in enumerate(zip(images, answers, strict=True)):
         picture = figure.add_subplot(grid[2 * (i // columns), i % columns])
         _picture(picture, shown.picture, shortened(shown.name, 30), size=11)
-        _bars(figure.add_subplot(grid[2 * (i // columns) + 1, i % columns]), best, shown.name)
+        _bars(figure.add_subplot(grid[2 * (i // columns) + 1, i % columns]), best)
     return figure
 
 
-def _bars(axes: Axes, best: Sequence[tuple[str, float]], true: str) -> None:
-    colours = [RIGHT if name == true else OTHER for name, _ in best]
-    axes.barh(range(len(best)), [probability for _, probability in best], color=colours, height=0.9)
-    for row, (name, probability) in enumerate(best):
+def _bars(axes: Axes, best: Sequence[tuple[str, float, bool]]) -> None:
+    colours = [RIGHT if true else OTHER for *_, true in best]
+    axes.barh(range(len(best)), [probability for _, probability, _ in best], color=colours, height=0.9)
+    for row, (name, probability, _) in enumerate(best):
         axes.text(0.02, row, shortened(name, 26), va="center", fontsize=9)
         axes.text(0.99, row, f"{100 * probability:.1f} %", va="center", ha="right", fontsize=8, color="0.25")
     axes.set(xlim=(0, 1), ylim=(max(len(best), 5) - 0.5, -0.5), xticks=[], yticks=[])
