@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from tqdm import tqdm
 
 from alexnet import RECIPES, AlexNet, AlexNetError, Recipe, checkpoint
 from alexnet.average import Average
+from alexnet.board import EVENTS, BoardLog
 from alexnet.engine import CompileMode, TrainStep, compile_model, evaluate, find_device
 from alexnet.log import Interval, RunLog
 from alexnet.optim import Schedule, make_optimizer
@@ -66,6 +68,8 @@ class Options:
     """How the first convolution is computed; blocks: over 4 x 4 pixels at once. The same weights either way."""
     log_steps: int = 10
     """Steps between two lines of log.jsonl."""
+    tensorboard: bool = False
+    """Write what log.jsonl has for TensorBoard, too: tensorboard --logdir runs."""
 
     def __post_init__(self) -> None:
         for option in ("augment", "late_augment"):
@@ -98,7 +102,7 @@ def train(options: Options) -> None:
     train_step = TrainStep(compiled, optimizer, recipe, device, average)
     if restored:
         restore(options, restored, model, optimizer, schedule, train_step, train_loader)
-    log = RunLog(options.out / "log.jsonl")
+    log = (BoardLog if options.tensorboard else RunLog)(options.out / "log.jsonl")
 
     for epoch in range(first_epoch, recipe.epochs):
         if epoch and recipe.augment_at(epoch) != recipe.augment_at(epoch - 1):
@@ -207,6 +211,7 @@ def start_run_folder(options: Options, device: torch.device) -> None:
     if options.overwrite:
         for name in RUN_FILES:
             (options.out / name).unlink(missing_ok=True)
+        shutil.rmtree(options.out / EVENTS, ignore_errors=True)
     config = dataclasses.asdict(options) | {"data": str(options.data), "out": str(options.out)}
     write_atomically(options.out / "config.json", json.dumps(config, indent=1).encode())
     write_atomically(options.out / "env.json", json.dumps(environment(device), indent=1).encode())

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from alexnet.average import Average
 from alexnet.errors import AlexNetError
-from alexnet.metrics import classification_metrics
+from alexnet.metrics import Answers, collect, figures, judge
 from alexnet.recipes import Recipe
 
 CompileMode = Literal["auto", "on", "off", "graphs"]
@@ -67,26 +67,29 @@ class TrainStep:
         return loss.detach()
 
 
-@torch.inference_mode()
 def evaluate(
     model: nn.Module, batches: Iterable, num_classes: int, device: torch.device, precision: str = "auto"
 ) -> dict[str, float]:
-    """Metrics over batches of images, labels and the number of leading labels that count; ``samples`` counts them.
+    """``metrics.figures`` of what ``answer`` gives."""
+    return figures(answer(model, batches, device, precision), num_classes)
+
+
+@torch.inference_mode()
+def answer(model: nn.Module, batches: Iterable, device: torch.device, precision: str = "auto") -> Answers:
+    """What the network says of batches of images, labels and the number of leading labels that count.
 
     Where a batch has more images than labels, each image has several views in consecutive rows (ten crops, say), over
-    which its probabilities are averaged.
+    which its probabilities are averaged. Raises AlexNetError where scores are not finite.
     """
     model.eval()
-    metrics = classification_metrics(num_classes, device)
-    samples = 0
+    judged = []
     for images, labels, valid in batches:
-        scores = forward(model, images, precision, device)
+        logits = forward(model, images, precision, device)
         if len(images) > len(labels):
-            scores = scores.softmax(dim=1).unflatten(0, (len(labels), -1)).mean(dim=1)  # over N,views,num_classes
-        metrics.update(scores[:valid], labels[:valid])
-        samples += valid
-    values = {name: value.item() for name, value in metrics.compute().items()}  # waits for the GPU
-    return values | {"samples": samples}
+            probabilities = logits.double().softmax(dim=1)  # in float32 the unlikely ones would all be 0
+            logits = probabilities.unflatten(0, (len(labels), -1)).mean(dim=1).log()  # over N,views,num_classes
+        judged.append(judge(logits[:valid], labels[:valid]))
+    return collect(judged)  # waits for the GPU
 
 
 def compile_model(model: nn.Module, wanted: CompileMode, device: torch.device) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Checking the index of a shard without reading the shard: 1.28 million samples in about a second."""
+"""What the index of a shard tells without reading the shard: 1.28 million samples are checked in about a second."""
 
 import re
 import tarfile
@@ -8,6 +8,18 @@ import numpy as np
 from pipelines.shards import DataError, Manifest, Shard
 
 BLOCK = tarfile.BLOCKSIZE
+
+
+def list_samples(manifest: Manifest, split: str) -> tuple[list[str], np.ndarray]:
+    """The keys of a split's samples, in order, and the bytes of their images, N int64. Raises DataError."""
+    keys, sizes = [], []
+    for shard in manifest.split(split).shards:
+        check_index(manifest, shard)
+        for line in (manifest.folder / shard.path).with_suffix(".idx").read_text().splitlines()[1:]:
+            fields = line.split()
+            keys.append(fields[3].removesuffix(f".{manifest.image.extension}"))
+            sizes.append(int(fields[2]))
+    return keys, np.array(sizes)
 
 
 def check_index(manifest: Manifest, shard: Shard) -> None:

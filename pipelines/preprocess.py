@@ -13,18 +13,21 @@ from pipelines.shards import DataError, Statistics
 
 class Preparation:
     """What a checkpoint says about its input: ``augment``, a name in AUGMENTS, ``image_size`` and ``statistics``, and
-    ``mean_image``, size,size,3, which an augment may subtract. Raises DataError where that is missing."""
+    ``mean_image``, size,size,3, which an augment may subtract. Raises DataError where that is missing.
+
+    An image becomes (view - ``mean``) / ``std``: float32 of 3, or of the view's size.
+    """
 
     def __init__(
         self, augment: str, image_size: int, statistics: dict[str, Any], mean_image: torch.Tensor | None
     ) -> None:
         self._augment, self._image_size = AUGMENTS[augment].for_evaluation(), image_size
         mean, std = self._augment.mean_and_std(Statistics(**statistics))
-        self._mean, self._std = np.array(mean, np.float32), np.array(std, np.float32)
+        self.mean, self.std = np.array(mean, np.float32), np.array(std, np.float32)
         if self._augment.normalise == "mean_image":
             if mean_image is None:
                 raise DataError(f"the checkpoint lacks the mean image that the augment {augment} subtracts")
-            self._mean = self._centre(mean_image.numpy())
+            self.mean = self._centre(mean_image.numpy())
 
     def view(self, pixels: np.ndarray) -> np.ndarray:
         """The part of an H,W,3 uint8 image that the network sees, size,size,3."""
@@ -32,8 +35,14 @@ class Preparation:
 
     def tensor(self, view: np.ndarray) -> torch.Tensor:
         """What the network is given: 3,size,size float32, normalised, channels-last."""
-        return torch.from_numpy((view - self._mean) / self._std).permute(2, 0, 1)
+        return torch.from_numpy((view - self.mean) / self.std).permute(2, 0, 1)
+
+    @property
+    def box(self) -> tuple[int, int, int]:
+        """Where the view lies in the square image: top, left and size."""
+        box = center_box(self._image_size, self._image_size, self._augment.size)
+        return box.top, box.left, box.height
 
     def _centre(self, pixels: np.ndarray) -> np.ndarray:
-        box = center_box(self._image_size, self._image_size, self._augment.size)
-        return pixels[box.top : box.top + box.height, box.left : box.left + box.width]
+        top, left, size = self.box
+        return pixels[top : top + size, left : left + size]

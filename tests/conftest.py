@@ -16,6 +16,7 @@ from tools import make_demo, shard_imagenet
 
 ROOT = Path(__file__).parents[1]
 NUMBERED_IMAGES = 101
+QUICK = ("--batch-size", "50", "--epochs", "2", "--learning-rate", "0.005", "--log-steps", "1")
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +47,25 @@ def numbered_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def numbered_shards(numbered_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shard(numbered_images, tmp_path_factory.mktemp("numbered") / "shards", shard_mb=0.5)
+
+
+@pytest.fixture(scope="session")
+def trained(numbered_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs of two steps."""
+    out = tmp_path_factory.mktemp("runs") / "two"
+    done = command("train.py", "--data", numbered_shards, "--out", out, *QUICK)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture
+def run_folder(trained: Path, tmp_path: Path) -> Path:
+    """That run, to write beside its checkpoint."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.json", "env.json", "log.jsonl", "best.pt"):
+        (folder / name).symlink_to(trained / name)
+    return folder
 
 
 @pytest.fixture

@@ -12,32 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sklearn.metrics
 import torch
 
 from alexnet import RECIPES, AlexNet, AlexNetError, checkpoint
-from alexnet.engine import TrainStep, compile_model, evaluate
+from alexnet.engine import TrainStep, compile_model
 from alexnet.log import read_log
-from alexnet.metrics import classification_metrics
 from alexnet.optim import PLATEAU_EPOCHS, Schedule, make_optimizer
-from pipelines import DataError, open_loader
-from pipelines.images import read_file
-from pipelines.preprocess import Preparation
-from tests.conftest import NUMBERED_IMAGES, ROOT, assert_refused, command, script
-from tools.sources import find_images
-from train import defaults, mean_image
+from tests.conftest import NUMBERED_IMAGES, QUICK, ROOT, assert_refused, command, script
+from train import defaults
 
 CPU = torch.device("cpu")
-QUICK = ("--batch-size", "50", "--epochs", "2", "--learning-rate", "0.005", "--log-steps", "1")
-
-
-@pytest.fixture(scope="module")
-def trained(numbered_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two epochs of two steps."""
-    out = tmp_path_factory.mktemp("runs") / "two"
-    done = command("train.py", "--data", numbered_shards, "--out", out, *QUICK)
-    assert done.returncode == 0, done.stderr
-    return out
 
 
 def test_a_run_writes_its_files(trained: Path) -> None:
@@ -82,80 +66,6 @@ def test_a_run_killed_and_resumed_ends_as_the_uninterrupted_one(
 def test_a_checkpoint_loads_into_plain_torch(trained: Path) -> None:
     state = torch.load(trained / "last.pt", weights_only=True)
     AlexNet("bn", NUMBERED_IMAGES).load_state_dict(state["model"])
-
-
-def test_evaluate_visualize_and_predict_work_on_a_run(
-    trained: Path, numbered_shards: Path, demo_images: Path, tmp_path: Path
-) -> None:
-    done = script("tools/evaluate.py", trained / "best.pt", "--data", numbered_shards)
-    assert done.returncode == 0, done.stderr
-    metrics = json.loads((trained / "metrics.json").read_text())
-    assert metrics["samples"] == NUMBERED_IMAGES
-    logged = max(e["top1"] for e in read_log(trained / "log.jsonl") if e["kind"] == "epoch")
-    assert metrics["top1"] == pytest.approx(logged, abs=1e-6), "best.pt is the best epoch"
-
-    done = script("tools/visualize.py", trained / "best.pt", "--data", numbered_shards)
-    assert done.returncode == 0, done.stderr
-    for name in ("filters", "activations", "curves"):
-        assert (trained / "pictures" / f"{name}.png").stat().st_size > 10_000
-
-    picture, broken = next((demo_images / "val").rglob("*.JPEG")), tmp_path / "broken.jpg"
-    broken.write_text("not a picture")
-    done = script("tools/predict.py", trained / "best.pt", picture, broken)
-    assert_refused(done, f"{broken}: it is not an image", "1 of 2 pictures")
-    lines = done.stdout.splitlines()
-    assert lines[0] == str(picture) and len(lines) == 6, "the good one is answered all the same"
-    probabilities = [float(line.split()[0]) for line in lines[1:]]
-    assert probabilities == sorted(probabilities, reverse=True) and 0 < sum(probabilities) <= 100.1
-
-
-@pytest.mark.parametrize(("augment", "deviation"), [("crop_flip", 1), ("paper", 60)])
-def test_predict_prepares_a_picture_as_the_loader_does(
-    demo_shards: Path, demo_images: Path, augment: str, deviation: float
-) -> None:
-    loader = open_loader(demo_shards, "val", 8, augment)
-    preparation = Preparation(augment, 256, vars(loader.manifest.statistics), mean_image(loader.manifest))
-    images = next(iter(loader)).images
-    for sample, image in zip(find_images(demo_images, ("val",), 0).splits["val"], images, strict=False):
-        ours = preparation.tensor(preparation.view(read_file(demo_images / sample.source).pixels))
-        assert (ours - image).abs().mean() < 0.1 * deviation, "what JPEG at quality 90 loses"
-    with pytest.raises(DataError, match="lacks the mean image"):
-        Preparation("paper", 256, vars(loader.manifest.statistics), None)
-
-
-def test_an_evaluation_of_203_images_in_batches_of_64_counts_203(demo_shards: Path) -> None:
-    torch.manual_seed(0)
-    model = AlexNet("one_weird_trick", 10)
-    loader = open_loader(demo_shards, "val", 64)
-    metrics = evaluate(model, loader, 10, CPU)
-    assert metrics["samples"] == 203
-    with torch.inference_mode():
-        predicted = torch.cat([model(batch.images)[: batch.valid].argmax(1) for batch in loader])
-    labels = torch.cat([batch.labels[: batch.valid] for batch in loader])
-    assert metrics["top1"] == pytest.approx((predicted == labels).double().mean().item(), abs=1e-6)
-
-
-def test_metrics_agree_with_scikit_learn() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(997, 12, generator=generator)
-    labels = torch.randint(11, (997,), generator=generator)  # the last class never occurs
-    logits[torch.arange(997), labels] += 1
-    metrics = classification_metrics(12, CPU)
-    for part in range(0, 997, 100):
-        metrics.update(logits[part : part + 100], labels[part : part + 100])
-    found = {name: value.item() for name, value in metrics.compute().items()}
-    predicted, true = logits.argmax(1).numpy(), labels.numpy()
-    precision, recall, f1, _ = sklearn.metrics.precision_recall_fscore_support(
-        true, predicted, average="macro", zero_division=0
-    )
-    expected = {
-        "top1": sklearn.metrics.accuracy_score(true, predicted),
-        "top5": sklearn.metrics.top_k_accuracy_score(true, logits.numpy(), k=5, labels=range(12)),
-        "precision": precision,
-        "recall": recall,
-        "f1": f1,
-    }
-    assert found == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_step_is_torchs_sgd_on_the_mean_cross_entropy() -> None:

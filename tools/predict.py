@@ -1,21 +1,31 @@
 """What is in these pictures? Five names with their probabilities for each.
 
-python tools/predict.py runs/demo/best.pt cat.jpg dog.png
+    python tools/predict.py runs/demo/best.pt cat.jpg holiday/
+    cat cat.jpg | python tools/predict.py runs/demo/best.pt -
+    python tools/predict.py runs/demo/best.pt holiday/ --json > answers.jsonl
+
+A folder stands for the image files in and below it, - for one picture on standard input. What cannot be read is named
+and skipped; the command then ends with 1.
 """
 
+import json
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Annotated, Any
 
+import numpy as np
 import torch
 import tyro
 
 from alexnet import AlexNet, AlexNetError, checkpoint
 from alexnet.engine import find_device
 from pipelines import DataError
-from pipelines.images import read_file
+from pipelines.images import SUFFIXES, read_file, read_picture
 from pipelines.preprocess import Preparation
-from tools.terminal import run
+from tools.terminal import require, run
 
 
 @dataclass(frozen=True)
@@ -23,37 +33,89 @@ class Options:
     checkpoint: tyro.conf.Positional[Path]
     """best.pt or last.pt of a run."""
     pictures: tyro.conf.Positional[tuple[Path, ...]]
-    """Image files."""
+    """Image files, folders, or -."""
+    top: int = 5
+    """Names for each."""
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """A JSON line for each picture."""
+    batch_size: int = 32
     device: str = "auto"
     """auto (a GPU where there is one), cpu or cuda."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.pictures), "no picture is given")
+        require(self.batch_size >= 1, f"--batch-size is {self.batch_size}, it starts at 1")
+        require(self.top >= 1, f"--top is {self.top}, it starts at 1")
+
+
+@dataclass
+class Reader:
+    """Pictures as the network sees them; counts those that could not be read."""
+
+    preparation: Preparation
+    unreadable: int = 0
+    total: int = 0
+
+    def read(self, paths: Iterable[Path]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and 3,224,224 float32."""
+        for path in paths:
+            self.total += 1
+            try:
+                pixels = read_standard_input() if str(path) == "-" else read_file(path).pixels
+                yield str(path), self.preparation.tensor(self.preparation.view(pixels))
+            except (DataError, OSError) as error:
+                print(f"error: {path}: {error}", file=sys.stderr)
+                self.unreadable += 1
 
 
 def main(options: Options) -> None:
     device = find_device(options.device)
     model, state = checkpoint.load_model(options.checkpoint, device)
-    preparation = Preparation(state["augment"], state["image_size"], state["statistics"], state.get("mean_image"))
-    unreadable = 0
-    for path in options.pictures:
-        try:
-            image = preparation.tensor(preparation.view(read_file(path).pixels))
-        except (DataError, OSError) as error:
-            print(f"error: {path}: {error}", file=sys.stderr)
-            unreadable += 1
-            continue
-        print(path)
-        for name, probability in best_names(model, image[None].to(device), state["classes"]):
-            print(f"  {100 * probability:6.2f} %  {name}")
-    if unreadable:
-        raise DataError(f"{unreadable} of {len(options.pictures)} pictures could not be read")
+    reader = Reader(
+        Preparation(state["augment"], state["image_size"], state["statistics"], state.get("mean_image")),
+    )
+    pictures = reader.read(expand(options.pictures))
+    while batch := list(islice(pictures, options.batch_size)):
+        names, images = zip(*batch, strict=True)
+        for name, best in zip(names, answer(model, torch.stack(images).to(device), options.top), strict=True):
+            show(name, best, state["classes"], options.as_json)
+    if reader.unreadable:
+        raise DataError(f"{reader.unreadable} of {reader.total} pictures could not be read")
+    if not reader.total:
+        raise DataError(f"no pictures in {', '.join(map(str, options.pictures))}: a folder's are {' '.join(SUFFIXES)}")
+
+
+def expand(paths: Sequence[Path]) -> Iterator[Path]:
+    """Files as they are named, and those of folders by name."""
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        else:
+            yield path
+
+
+def read_standard_input() -> np.ndarray:
+    return read_picture(sys.stdin.buffer.read(), ".jpg").pixels
 
 
 @torch.inference_mode()
-def best_names(
-    model: AlexNet, image: torch.Tensor, classes: list[list[str]], count: int = 5
-) -> list[tuple[str, float]]:
-    """The names of the likeliest classes and their probabilities. ``image`` 1,3,224,224, normalised."""
-    best = model(image).softmax(dim=1)[0].topk(min(count, len(classes)))
-    return [(classes[i][1], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+def answer(model: AlexNet, images: torch.Tensor, count: int) -> list[list[tuple[int, float]]]:
+    """For each image the likeliest classes and their probabilities. ``images`` N,3,224,224, normalised."""
+    best = model(images).softmax(dim=1).topk(min(count, model.num_classes))
+    rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [list(zip(*row, strict=True)) for row in rows]
+
+
+def show(name: str, best: list[tuple[int, float]], classes: list[list[str]], as_json: bool) -> None:
+    if as_json:
+        answers: list[dict[str, Any]] = [
+            {"wnid": classes[i][0], "name": classes[i][1], "probability": round(p, 6)} for i, p in best
+        ]
+        print(json.dumps({"picture": name, "answers": answers}))
+        return
+    print(name)
+    for i, probability in best:
+        print(f"  {100 * probability:6.2f} %  {classes[i][1]}")
 
 
 if __name__ == "__main__":

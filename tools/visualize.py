@@ -2,24 +2,42 @@
 
     python tools/visualize.py runs/demo/best.pt --data data/demo/shards
 
-filters.png: the kernels of conv1. activations.png: each conv layer's answer to one image. curves.png: the training.
+filters     the kernels of conv1 (figure 3 of the paper)
+activations what each conv layer makes of an image
+answers     images with the five likeliest classes (figure 4, left)
+neighbours  train images with the nearest features to a val image's (figure 4, right)
+patches     the patches of val images that excite channels most
+saliency    what an answer depends on: occlusion (Zeiler and Fergus 2014) and Grad-CAM
+features    val images on the plane of their features' first two principal components
+curves      the training: loss, accuracy, learning rate, images/s, data wait
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import tyro
-import webdataset
 from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
 
-from alexnet import AlexNetError, checkpoint, figures
+from alexnet import AlexNet, AlexNetError, checkpoint, figures, inspection
+from alexnet.engine import find_device
+from alexnet.figures import Shown, shortened
 from alexnet.log import read_log
-from pipelines import DataError, load_manifest
-from pipelines.images import read_file, read_member
+from pipelines import DataError, open_loader
+from pipelines.images import read_file
 from pipelines.preprocess import Preparation
-from tools.terminal import run
+from tools.gallery import Gallery
+from tools.pictures import save
+from tools.terminal import require, run
+
+LAYERS = tuple(f"conv{i}" for i in range(1, 6))
+MOST_FEATURES = 2000  # images of features.png
 
 
 @dataclass(frozen=True)
@@ -27,48 +45,169 @@ class Options:
     checkpoint: tyro.conf.Positional[Path]
     """best.pt or last.pt of a run."""
     data: Path = Path("data/demo/shards")
-    """A shard folder; the first image of its split val is shown to the network."""
-    image: Path | None = None
-    """Show this picture to the network instead."""
+    """A shard folder."""
+    images: tuple[Path, ...] = ()
+    """Show these pictures to the network in activations.png, one picture each."""
+    searched: int = 50_000
+    """Train images among which neighbours are sought: the first so many, which are random ones."""
+    batch_size: int = 64
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu or cuda."""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, f"--batch-size is {self.batch_size}, it starts at 1")
+        require(self.searched >= 1, f"--searched is {self.searched}, it starts at 1")
 
 
 def main(options: Options) -> None:
-    model, state = checkpoint.load_model(options.checkpoint, torch.device("cpu"))
-    image, title = named_image(options.image) if options.image else first_image(options.data)
-    preparation = Preparation(state["augment"], state["image_size"], state["statistics"], state.get("mean_image"))
-    view = preparation.view(image)
-    pictures = {
-        "filters": figures.conv1_filters(model),
-        "activations": figures.activation_maps(model, preparation.tensor(view)[None], view / 255, title),
-    }
-    log = options.checkpoint.with_name("log.jsonl")
-    if log.is_file():
-        pictures["curves"] = figures.training_curves(read_log(log))
-    save(pictures, options.checkpoint.with_name("pictures"))
+    device = find_device(options.device)
+    model, state = checkpoint.load_model(options.checkpoint, device)
+    painter = Painter(options, model, state, device)
+    folder = options.checkpoint.with_name("pictures")
+    for paint in (painter.network, painter.single_images, painter.searches):
+        save(paint(), folder)
+    save(training(options.checkpoint), folder)
 
 
-def named_image(path: Path) -> tuple[np.ndarray, str]:
-    try:
-        return read_file(path).pixels, path.name
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+def training(path: Path) -> dict[str, Figure]:
+    log = path.with_name("log.jsonl")
+    return {"curves": figures.training_curves(read_log(log))} if log.is_file() else {}
 
 
-def first_image(data: Path) -> tuple[np.ndarray, str]:
-    """The first image of the split val, and what it shows."""
-    manifest = load_manifest(data)
-    shard = data / manifest.split("val").shards[0].path
-    sample = next(iter(webdataset.WebDataset(str(shard), shardshuffle=False)))
-    name = manifest.classes[int(sample["cls"])].name
-    return read_member(sample[manifest.image.extension], manifest.image), f"{sample['__key__']}: {name}"
+class Painter:
+    """Everything that needs the network and the images."""
 
+    def __init__(self, options: Options, model: AlexNet, state: dict[str, Any], device: torch.device) -> None:
+        self._options, self._model, self._augment, self._device = options, model, state["augment"], device
+        described = (state["augment"], state["image_size"], state["statistics"], state.get("mean_image"))
+        self._preparation = Preparation(*described)
+        self._val = Gallery(options.data, "val", self._preparation)
+        wnids = [entry.wnid for entry in self._val.manifest.classes]
+        checkpoint.check_classes(state, options.checkpoint, wnids, options.data)
 
-def save(pictures: dict[str, Figure], folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    for name, figure in pictures.items():
-        path = folder / f"{name}.png"
-        figure.savefig(path, dpi=150, bbox_inches="tight")
-        print(path)
+    def network(self) -> dict[str, Figure]:
+        """The kernels, and what the layers make of the pictures asked for, or of a val image."""
+        pictures = {"filters": figures.conv1_filters(self._model)}
+        for i, (view, title) in enumerate(self._asked()):
+            name = "activations" if i == 0 else f"activations-{i + 1}"
+            pictures[name] = figures.activation_maps(self._layers([view]), view, title)
+        return pictures
+
+    def _asked(self) -> Iterator[tuple[np.ndarray, str]]:
+        for path in self._options.images:
+            try:
+                yield self._preparation.view(read_file(path).pixels), path.name
+            except DataError as error:
+                raise DataError(f"{path}: {error}") from error
+        if not self._options.images:
+            shown = self._shown(self._val, self._val.various(1)[0])
+            yield shown.picture, shown.name
+
+    def single_images(self) -> dict[str, Figure]:
+        eight = [self._val[number] for number in self._val.various(8)]
+        probabilities = self._layers([view for view, _ in eight])["logits"].softmax(1).cpu()
+        best = probabilities.topk(min(5, probabilities.shape[1]))
+        answers = [
+            [(self._val.name(i), p, i == label) for p, i in zip(values, indices, strict=True)]
+            for (_, label), values, indices in zip(eight, best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+        shown = [Shown(view, self._val.name(label)) for view, label in eight]
+        return {"answers": figures.five_answers(shown, answers), "saliency": self._saliency(self._val.various(5))}
+
+    def _saliency(self, numbers: list[int]) -> Figure:
+        """Of the class that the network says."""
+        images, falls, heats = [], [], []
+        for number in numbers:
+            view, label = self._val[number]
+            image = self._tensor([view])
+            taken = int(inspection.layers(self._model, image)["logits"].argmax())
+            said, true = (shortened(self._val.name(i), 16) for i in (taken, label))
+            images.append(Shown(view, said if taken == label else f"{said}; it is {true}", wrong=taken != label))
+            falls.append(inspection.occlusion(self._model, image, taken).numpy())
+            heats.append(inspection.grad_cam(self._model, image, taken).numpy())
+        return figures.saliency(images, falls, heats)
+
+    def searches(self) -> dict[str, Figure]:
+        """What takes a pass over all of val, and one over train."""
+        patches = {name: inspection.Patches() for name in LAYERS}
+        every = -(-len(self._val) // MOST_FEATURES)
+        features, start = [], 0  # of the batch
+        for layers in self._passing("val", len(self._val)):
+            for name, found in patches.items():
+                found.add(layers[name])
+            hidden = layers["hidden"]
+            features.append(hidden[-start % every :: every].cpu())  # images 0, every, 2 every, ...
+            start += len(hidden)
+        return {
+            "patches": self._patches(patches),
+            "features": self._features(torch.cat(features), every),
+            "neighbours": self._neighbours(),
+        }
+
+    def _patches(self, patches: dict[str, inspection.Patches], channels: int = 9) -> Figure:
+        rows = {}
+        for name, found in patches.items():
+            field = inspection.receptive_field(self._model, name)
+            chosen = found.most_selective(channels)
+            rows[name] = [(i, [self._cut(field, *place) for place in found.strongest(i)]) for i in chosen]
+        return figures.exciting_patches(rows, len(self._val))
+
+    def _cut(self, field: inspection.Field, number: int, row: int, column: int) -> np.ndarray:
+        """size,size,3: what one place of a layer sees of a val image, grey beyond its edges."""
+        view, _ = self._val[number]
+        beyond = [(max(0, -field.first), field.size)] * 2  # wider than need be
+        padded = np.pad(view, [*beyond, (0, 0)], constant_values=figures.GREY)
+        top, left = (max(0, field.first) + place * field.stride for place in (row, column))
+        return padded[top : top + field.size, left : left + field.size]
+
+    def _neighbours(self, queries: int = 5) -> Figure:
+        chosen, train = self._val.various(queries), Gallery(self._options.data, "train", self._preparation)
+        search = inspection.Neighbours(self._layers([self._val[number][0] for number in chosen])["hidden"])
+        searched = min(self._options.searched, len(train))
+        for layers in self._passing("train", searched):
+            search.add(layers["hidden"])
+        shown = [self._shown(self._val, number) for number in chosen]
+        labels = [self._val[number][1] for number in chosen]
+        rows = [
+            [self._shown(train, number, beside=label) for number in row]
+            for label, row in zip(labels, search.nearest().tolist(), strict=True)
+        ]
+        title = f"val images, and of {searched} train images those with the nearest features; red: of another class"
+        return figures.nearest_neighbours(shown, rows, title)
+
+    def _features(self, features: Tensor, every: int) -> Figure:
+        places, share = inspection.principal_plane(features)
+        labels, thumbnails = [], []
+        for number in range(0, len(self._val), every):
+            view, label = self._val[number]
+            labels.append(label)
+            thumbnails.append(view[::4, ::4].copy())
+        names = [entry.name for entry in self._val.manifest.classes]
+        return figures.feature_map(places.numpy(), np.array(labels), names, thumbnails, share)
+
+    def _passing(self, split: str, count: int) -> Iterator[dict[str, Tensor]]:
+        """The layers' answers to the first ``count`` images of a split, in order, a batch at a time."""
+        loader = open_loader(
+            self._options.data, split, self._options.batch_size, self._augment, self._device, training=False
+        )
+        batches = islice(loader, -(-count // self._options.batch_size))
+        for batch in tqdm(batches, split, -(-count // self._options.batch_size), unit=" batches", dynamic_ncols=True):
+            valid = min(batch.valid, count)
+            count -= valid
+            found = inspection.layers(self._model, batch.images.float())
+            yield {name: values[:valid] for name, values in found.items()}
+
+    def _shown(self, gallery: Gallery, number: int, beside: int | None = None) -> Shown:
+        """Marked where it is not of the class ``beside``."""
+        view, label = gallery[number]
+        return Shown(view, gallery.name(label), wrong=beside not in (None, label))
+
+    def _layers(self, views: list[np.ndarray]) -> dict[str, Tensor]:
+        return inspection.layers(self._model, self._tensor(views))
+
+    def _tensor(self, views: list[np.ndarray]) -> Tensor:
+        """N,3,224,224 normalised, on the device."""
+        return torch.stack([self._preparation.tensor(view) for view in views]).to(self._device)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,28 @@
+"""A run as TensorBoard shows it, live: ``tensorboard --logdir runs``."""
+
+from pathlib import Path
+from typing import Any
+
+from alexnet.errors import AlexNetError
+from alexnet.log import RunLog
+
+EVENTS = "tensorboard"  # the folder in that of the run
+
+
+class BoardLog(RunLog):
+    """A log whose numbers go to TensorBoard as well, by step, or by epoch. Raises AlexNetError without the wheel."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise AlexNetError("--tensorboard needs the wheel tensorboard: pip install tensorboard") from error
+        self._board = SummaryWriter(path.with_name(EVENTS))
+
+    def write(self, kind: str, **values: Any) -> None:
+        super().write(kind, **values)
+        for name, value in values.items():
+            if name not in ("step", "epoch") and isinstance(value, int | float):
+                self._board.add_scalar(f"{kind}/{name}", value, values[kind])
+        self._board.flush()

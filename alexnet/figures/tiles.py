@@ -1,0 +1,22 @@
+"""Small pictures laid out in a grid."""
+
+import math
+
+import numpy as np
+
+
+def tile(images: np.ndarray, columns: int, gap: int = 1, between: float = 1.0) -> np.ndarray:
+    """Lay out N,H,W,3 images of values 0..1 in a grid of so many columns, white or as bright as ``between``."""
+    n, height, width, _ = images.shape
+    rows = math.ceil(n / columns)
+    grid = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), between)
+    for i, image in enumerate(images):
+        y, x = i // columns * (height + gap), i % columns * (width + gap)
+        grid[y : y + height, x : x + width] = image
+    return grid
+
+
+def shortened(name: str, length: int = 24) -> str:
+    """A class's first name, cut where it is too long for a label."""
+    first = name.split(",")[0]
+    return first if len(first) <= length else first[: length - 1] + "…"

@@ -1,0 +1,181 @@
+"""What a network makes of images, computed: layers, nearest neighbours, exciting patches, what an answer depends on.
+
+Searches over a data set keep the best so far and nothing else: their memory does not grow with the images.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from alexnet.model import AlexNet
+
+
+@torch.inference_mode()
+def layers(model: AlexNet, images: Tensor) -> dict[str, Tensor]:
+    """conv1 to conv5 after their ReLU, N,C,H,W; ``hidden``, the last hidden layer, N,4096; ``logits`` N,num_classes.
+
+    ``images`` N,3,224,224, normalised; the model is to be in its evaluation mode.
+    """
+    found: dict[str, Tensor] = {}
+    maps = images
+    for module in model.features:
+        maps = module(maps)
+        if isinstance(module, nn.ReLU):
+            found[f"conv{len(found) + 1}"] = maps
+    found["hidden"] = model.classifier[:-1](maps.flatten(1))
+    found["logits"] = model.classifier[-1](found["hidden"])
+    return found
+
+
+class Leaders:
+    """The ``count`` largest values of each row over any number of batches, and numbers that go with them."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._kept: list[Tensor] = []
+
+    def offer(self, values: Tensor, *numbers: Tensor) -> None:
+        """Each R,N."""
+        columns: list[Tensor] = [values, *numbers]
+        if self._kept:
+            columns = [torch.cat(pair, dim=1) for pair in zip(self._kept, columns, strict=True)]
+        best = columns[0].topk(min(self._count, columns[0].shape[1]), dim=1).indices
+        self._kept = [column.gather(1, best) for column in columns]
+
+    def result(self) -> list[Tensor]:
+        """The values, falling, and their numbers: each R,count, or fewer where fewer were offered; on the CPU."""
+        return [column.cpu() for column in self._kept]
+
+
+class Neighbours:
+    """The images whose features lie nearest to those of the queries (Q,F), by Euclidean distance."""
+
+    def __init__(self, queries: Tensor, count: int = 6) -> None:
+        self._queries, self._leaders, self._images = queries.float(), Leaders(count), 0
+
+    def add(self, features: Tensor) -> None:
+        """N,F: those of the next N images."""
+        numbers = torch.arange(self._images, self._images + len(features), device=features.device)
+        distances = torch.cdist(self._queries, features.float())  # Q,N
+        self._leaders.offer(-distances, numbers.expand(len(distances), -1))
+        self._images += len(features)
+
+    def nearest(self) -> Tensor:
+        """Q,count: numbers of images, the nearest first."""
+        return self._leaders.result()[1]
+
+
+class Patches:
+    """For each channel of a layer the images, and the places in them, that excite it most: one place an image."""
+
+    def __init__(self, count: int = 9) -> None:
+        self._leaders, self._images, self._width = Leaders(count), 0, 1
+        self._sum: Tensor | None = None
+
+    def add(self, maps: Tensor) -> None:
+        """N,C,H,W: the layer's answers to the next N images."""
+        peaks = maps.float().flatten(2).max(dim=2)  # N,C
+        numbers = torch.arange(self._images, self._images + len(maps), device=maps.device)[:, None].expand_as(peaks[1])
+        self._leaders.offer(peaks.values.T, numbers.T, peaks.indices.T)
+        total = peaks.values.double().sum(0)
+        self._sum = total if self._sum is None else self._sum + total
+        self._images, self._width = self._images + len(maps), maps.shape[3]
+
+    def strongest(self, channel: int) -> list[tuple[int, int, int]]:
+        """The number of the image, and the row and the column in the layer: the strongest first."""
+        _, images, places = (column[channel].tolist() for column in self._leaders.result())
+        return [(image, *divmod(place, self._width)) for image, place in zip(images, places, strict=True)]
+
+    def most_selective(self, count: int) -> list[int]:
+        """The channels whose best answers stand furthest above their mean over all images.
+
+        Of channels that are excited by much the same images, the first; so there may be fewer than ``count``.
+        """
+        assert self._sum is not None
+        values, images, _ = self._leaders.result()
+        contrast = values.double().mean(1) / (self._sum.cpu() / self._images).clamp(min=1e-12)
+        chosen: dict[int, set[int]] = {}
+        for channel in contrast.argsort(descending=True).tolist():
+            own = set(images[channel].tolist())
+            alive = values[channel, 0] > 1e-6
+            if alive and len(chosen) < count and all(len(own & other) <= len(own) / 3 for other in chosen.values()):
+                chosen[channel] = own
+        return list(chosen)
+
+
+@dataclass(frozen=True)
+class Field:
+    """What part of the image a place of a layer sees, in pixels: place i from ``first + i * stride``, ``size`` long.
+
+    It may reach beyond the image.
+    """
+
+    size: int
+    stride: int
+    first: int
+
+
+def receptive_field(model: AlexNet, layer: str) -> Field:
+    """Of conv1 to conv5, after their ReLU, along either side. Of normalisation over neighbouring places, the centre."""
+    size, stride, first, relus = 1, 1, 0, 0
+    for module in model.features:
+        if isinstance(module, nn.ZeroPad2d):
+            first -= module.padding[0] * stride
+        elif isinstance(module, nn.Conv2d | nn.MaxPool2d):
+            kernel, step, padding = (_one(getattr(module, name)) for name in ("kernel_size", "stride", "padding"))
+            first -= padding * stride
+            size += (kernel - 1) * stride
+            stride *= step
+        relus += isinstance(module, nn.ReLU)
+        if f"conv{relus}" == layer:
+            return Field(size, stride, first)
+    raise ValueError(f"no layer {layer!r}")
+
+
+def _one(value: int | tuple[int, ...]) -> int:
+    return value if isinstance(value, int) else value[0]
+
+
+def grad_cam(model: AlexNet, image: Tensor, label: int) -> Tensor:
+    """224,224, 0..1: where the maps before the last pooling speak for the class (Selvaraju et al. 2017).
+
+    ``image`` 1,3,224,224, normalised.
+    """
+    last = max(i for i, module in enumerate(model.features) if isinstance(module, nn.MaxPool2d))
+    with torch.enable_grad():
+        maps = model.features[:last](image).detach().requires_grad_()
+        score = model.classifier(model.features[last:](maps).flatten(1))[0, label]
+        (gradient,) = torch.autograd.grad(score, maps)
+    weights = gradient.mean(dim=(2, 3), keepdim=True)
+    heat = (weights * maps.detach()).sum(1, keepdim=True).relu()  # 1,1,13,13
+    heat = F.interpolate(heat, image.shape[2:], mode="bilinear", align_corners=False)[0, 0]
+    return (heat / heat.max().clamp(min=1e-12)).cpu()
+
+
+@torch.inference_mode()
+def occlusion(model: AlexNet, image: Tensor, label: int, box: int = 48, step: int = 22) -> Tensor:
+    """224,224: how far the class's logit falls where a grey square covers a pixel, the mean over the squares that do.
+
+    Zeiler and Fergus 2014. ``image`` 1,3,224,224, normalised; grey is its 0, the data's mean.
+    """
+    size = image.shape[-1]
+    corners = [(y, x) for y in range(0, size - box + 1, step) for x in range(0, size - box + 1, step)]
+    covered = image.repeat(len(corners), 1, 1, 1)
+    for one, (y, x) in zip(covered, corners, strict=True):
+        one[:, y : y + box, x : x + box] = 0
+    falls = model(image)[0, label] - model(covered)[:, label]
+    total, times = torch.zeros(2, size, size)
+    for (y, x), fall in zip(corners, falls.cpu(), strict=True):
+        total[y : y + box, x : x + box] += fall
+        times[y : y + box, x : x + box] += 1
+    return total / times.clamp(min=1)
+
+
+def principal_plane(features: Tensor) -> tuple[Tensor, float]:
+    """N,2: features N,F on their first two principal components; and the share of the variance that these have."""
+    centred = features.float() - features.float().mean(0)
+    _, deviations, components = torch.pca_lowrank(centred, q=min(6, *centred.shape), center=False, niter=4)
+    share = (deviations[:2] ** 2).sum() / (centred**2).sum().clamp(min=1e-12)
+    return centred @ components[:, :2], share.item()

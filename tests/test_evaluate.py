@@ -1,0 +1,194 @@
+"""What a network is said to be worth: the figures are scikit-learn's, every image counts once, on any ranks."""
+
+import csv
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.metrics
+import torch
+from torch import nn
+
+from alexnet import AlexNet, AlexNetError
+from alexnet.engine import answer, evaluate
+from alexnet.log import read_log
+from alexnet.metrics import (
+    BINS,
+    Answers,
+    calibration_error,
+    collect,
+    confusion,
+    figures,
+    judge,
+    more_figures,
+    most_confused,
+    reliability,
+    wilson,
+)
+from pipelines import AUGMENTS, open_loader
+from pipelines.index import list_samples
+from tests.conftest import NUMBERED_IMAGES, command, script
+from tools.properties import accuracy_by_property
+
+CPU = torch.device("cpu")
+
+
+def random_answers(classes: int, ties: bool) -> tuple[torch.Tensor, torch.Tensor, Answers]:
+    """997 of them in batches of 100. The last class never occurs."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(997, classes, generator=generator)
+    labels = torch.randint(classes - 1, (997,), generator=generator)
+    logits[torch.arange(997), labels] += 1
+    if ties:
+        logits = logits.round()
+    parts = zip(logits.split(100), labels.split(100), strict=True)
+    return logits, labels, collect([judge(*part) for part in parts])
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("classes", [3, 12, 200])
+def test_figures_agree_with_scikit_learn(classes: int, ties: bool) -> None:
+    logits, labels, answers = random_answers(classes, ties)
+    true, scores = labels.numpy(), logits.numpy()
+    predicted = classes - 1 - scores[:, ::-1].argmax(1)  # of equal scores the last, as in top_k_accuracy_score
+    found = figures(answers, classes) | more_figures(answers, classes)
+    expected = {"top1": sklearn.metrics.accuracy_score(true, predicted), "samples": 997}
+    for k in (1, 5):
+        ranked = sklearn.metrics.top_k_accuracy_score(true, scores, k=k, labels=range(classes)) if k < classes else 1.0
+        expected[f"top{k}"] = ranked
+    for average, suffix in (("macro", ""), ("weighted", "_weighted")):
+        values = sklearn.metrics.precision_recall_fscore_support(true, predicted, average=average, zero_division=0)
+        names = (f"{name}{suffix}" for name in ("precision", "recall", "f1"))
+        expected |= dict(zip(names, values[:3], strict=True))
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-9)
+    matrix = sklearn.metrics.confusion_matrix(true, predicted, labels=range(classes))
+    assert np.array_equal(confusion(answers, classes), matrix)
+
+
+def test_the_calibration_error_is_the_mean_gap_of_confidence_and_accuracy() -> None:
+    logits, labels, answers = random_answers(12, ties=False)
+    confidence, predicted = logits.double().softmax(1).max(1)
+    expected = 0.0
+    for i in range(BINS):
+        chosen = (confidence > i / BINS) & (confidence <= (i + 1) / BINS)
+        if chosen.any():
+            gap = confidence[chosen].mean() - (predicted == labels)[chosen].double().mean()
+            expected += chosen.double().mean().item() * abs(gap.item())
+    assert calibration_error(reliability(answers)) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 10), (3, 7), (655, 655), (30_000, 50_000)])
+def test_intervals_are_wilsons(hits: int, n: int) -> None:
+    interval = scipy.stats.binomtest(hits, n).proportion_ci(method="wilson")
+    assert wilson(hits, n) == pytest.approx((interval.low, interval.high), abs=1e-9)
+
+
+def test_the_most_confused_pairs_come_first_and_right_answers_not_at_all() -> None:
+    assert most_confused(np.array([[9, 1, 0], [0, 9, 3], [0, 0, 9]])) == [(1, 2, 3), (0, 1, 1)]
+
+
+def test_a_network_that_has_diverged_gets_no_figures() -> None:
+    logits = torch.randn(4, 10)
+    logits[1, 3] = float("nan")
+    with pytest.raises(AlexNetError, match="not finite for 1 of 4"):
+        collect([judge(logits, torch.zeros(4, dtype=torch.int64))])
+
+
+def test_an_evaluation_of_203_images_in_batches_of_64_counts_203(demo_shards: Path) -> None:
+    torch.manual_seed(0)
+    model = AlexNet("one_weird_trick", 10)
+    loader = open_loader(demo_shards, "val", 64)
+    metrics = evaluate(model, loader, 10, CPU)
+    assert metrics["samples"] == 203
+    with torch.inference_mode():
+        predicted = torch.cat([model(batch.images)[: batch.valid].argmax(1) for batch in loader])
+    labels = torch.cat([batch.labels[: batch.valid] for batch in loader])
+    assert metrics["top1"] == pytest.approx((predicted == labels).double().mean().item(), abs=1e-9)
+
+
+def small_net(classes: int = 10) -> nn.Module:
+    """Next to no work: every 16th pixel, and one matrix."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.AvgPool2d(1, stride=16), nn.Flatten(), nn.Linear(3 * 14 * 14, classes))
+
+
+def test_ten_crops_are_the_mean_of_their_probabilities(demo_shards: Path) -> None:
+    model = small_net().eval()
+    loader = open_loader(demo_shards, "val", 20, AUGMENTS["crop_flip"].for_evaluation(10))
+    answers = answer(model, loader, CPU)
+    assert len(answers) == 203
+    images, labels, _ = next(iter(loader))
+    with torch.inference_mode():
+        mean = torch.stack([model(images[10 * i : 10 * i + 10]).softmax(1).mean(0) for i in range(20)])
+    assert np.array_equal(answers.predicted[:20], mean.argmax(1).numpy())
+    assert np.allclose(answers.confidence[:20], mean.amax(1).numpy(), atol=1e-6)
+    assert np.array_equal(answers.labels[:20], labels.numpy())
+
+
+def test_evaluate_tells_what_best_pt_is_worth(run_folder: Path, numbered_shards: Path) -> None:
+    done = script("tools/evaluate.py", run_folder / "best.pt", "--data", numbered_shards)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    assert metrics["samples"] == NUMBERED_IMAGES and metrics["images_per_second"] > 0
+    assert metrics["top1_interval"][0] <= metrics["top1"] <= metrics["top1_interval"][1]
+    logged = max(e["top1"] for e in read_log(run_folder / "log.jsonl") if e["kind"] == "epoch")
+    assert metrics["top1"] == pytest.approx(logged, abs=1e-6), "best.pt is the best epoch"
+    assert "top1" in done.stdout and "images/s" in done.stdout
+    classes = list(csv.DictReader((run_folder / "classes.csv").open()))
+    assert [row["wnid"] for row in classes] == [f"c{i:03d}" for i in range(NUMBERED_IMAGES)]
+    assert sum(int(row["right"]) for row in classes) == round(metrics["top1"] * NUMBERED_IMAGES)
+    answers = list(csv.DictReader((run_folder / "predictions.csv").open()))
+    for row in answers:
+        assert row["true"] == f"c{int(row['key'].removeprefix('val_')):03d}", "each line is about its own image"
+    for name in ("confusions", "reliability"):
+        assert (run_folder / "pictures" / f"{name}.png").stat().st_size > 10_000
+
+
+def test_two_ranks_say_what_one_says(run_folder: Path, numbered_shards: Path) -> None:
+    """101 images in two shares of unequal size. Batches of other sizes round otherwise, by little."""
+    line = ("tools/evaluate.py", run_folder / "best.pt", "--data", numbered_shards, "--batch-size", 40)
+    assert script(*line).returncode == 0
+    alone = json.loads((run_folder / "metrics.json").read_text()), (run_folder / "predictions.csv").read_text()
+    (run_folder / "predictions.csv").unlink()
+    done = command("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, *line)
+    assert done.returncode == 0, done.stderr[-2000:]
+    both = json.loads((run_folder / "metrics.json").read_text()), (run_folder / "predictions.csv").read_text()
+    for name in ("samples", "top1", "top5", "f1"):
+        assert both[0][name] == pytest.approx(alone[0][name], abs=1e-9)
+    keys = [[line.split(",")[0] for line in text.splitlines()] for text in (alone[1], both[1])]
+    assert keys[0] == keys[1] and done.stdout.count("top1") == 1
+
+
+def test_accuracy_by_property_tells_groups_apart(demo_shards: Path) -> None:
+    """Here the network is right on large files alone."""
+    manifest = open_loader(demo_shards, "val", 64).manifest
+    keys, sizes = list_samples(manifest, "val")
+    large = sizes > np.median(sizes)
+    labels = np.arange(203) % 10
+    answers = Answers(labels, np.where(large, labels, (labels + 1) % 10), np.where(large, 0, 3), np.ones(203))
+    groups = accuracy_by_property(answers, manifest, "val", keys, sizes)["file size"]
+    assert [group["top1"] for group in groups] == [0, 0, 1, 1]
+    assert sum(group["images"] for group in groups) == 203
+
+
+def test_evaluating_adds_no_cost_to_loading(demo_shards: Path) -> None:
+    """Interleaved, the best of six rounds each, in seconds of the processor: others at work here do not count."""
+    model, threads = small_net(), torch.get_num_threads()
+    loader = open_loader(demo_shards, "train", 64, training=False, threads=1)
+    loading, evaluating = [], []
+    torch.set_num_threads(1)
+    try:
+        for _ in range(7):
+            start = time.process_time()
+            for _ in loader:
+                pass
+            between = time.process_time()
+            evaluate(model, loader, 10, CPU)
+            loading.append(between - start)
+            evaluating.append(time.process_time() - between)
+    finally:
+        torch.set_num_threads(threads)
+    assert min(evaluating[1:]) < 1.1 * min(loading[1:]), (loading, evaluating)

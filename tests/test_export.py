@@ -1,0 +1,69 @@
+"""An exported network says of a picture what predict says of it, in a program without this project."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from alexnet import AlexNet, checkpoint
+from pipelines import load_manifest
+from pipelines.images import read_file
+from pipelines.resize import square
+from tests.conftest import assert_refused, command, script
+from train import mean_image
+
+RUNTIMES = {
+    "model.pt2": "print(torch.export.load({path!r}).module()(torch.load({pixels!r})).tolist())",
+    "model.onnx": "import onnxruntime; s = onnxruntime.InferenceSession({path!r}); "
+    "print(s.run(None, {{'pixels': torch.load({pixels!r}).numpy()}})[0].tolist())",
+}
+
+
+@pytest.fixture(scope="module")
+def paper_checkpoint(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The paper's net, not trained, with the mean image; its answers made less even."""
+    torch.manual_seed(0)
+    model, manifest = AlexNet("paper", 10), load_manifest(demo_shards)
+    torch.nn.init.normal_(model.classifier[-1].weight, std=1.0)
+    state = {
+        "variant": "paper",
+        "classes": [[entry.wnid, entry.name] for entry in manifest.classes],
+        "augment": "paper",
+        "statistics": vars(manifest.statistics),
+        "mean_image": mean_image(manifest),
+        "image_size": manifest.image.size,
+        "model": model.state_dict(),
+    }
+    path = tmp_path_factory.mktemp("paper") / "best.pt"
+    checkpoint.save(path, state)
+    return path
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_an_exported_network_answers_as_predict_does(
+    name: str, paper_checkpoint: Path, demo_images: Path, tmp_path: Path
+) -> None:
+    if name.endswith(".onnx"):
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    done = script("tools/export.py", paper_checkpoint, tmp_path / name)
+    assert done.returncode == 0, done.stderr
+    pictures = sorted((demo_images / "val").rglob("*.JPEG"))[::60]
+    pixels = torch.stack([torch.from_numpy(square(read_file(path).pixels, 256)) for path in pictures])
+    torch.save(pixels, tmp_path / "pixels.pt")
+    paths = {"path": str(tmp_path / name), "pixels": str(tmp_path / "pixels.pt")}
+    run = command("-c", "import torch; " + RUNTIMES[name].format(**paths), cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    exported = json.loads(run.stdout.splitlines()[-1])
+    assert len(exported) == len(pictures), "any number of images"
+    wnids = [entry["wnid"] for entry in json.loads((tmp_path / "classes.json").read_text())]
+    answers = script("tools/predict.py", paper_checkpoint, "--json", "--top", 10, *pictures).stdout.splitlines()
+    for line, probabilities in zip(answers, exported, strict=True):
+        for said in json.loads(line)["answers"]:
+            assert probabilities[wnids.index(said["wnid"])] == pytest.approx(said["probability"], abs=1e-4)
+
+
+def test_other_formats_and_missing_folders_are_refused(paper_checkpoint: Path, tmp_path: Path) -> None:
+    assert_refused(script("tools/export.py", paper_checkpoint, tmp_path / "model.h5"), "neither", code=2)
+    assert_refused(script("tools/export.py", paper_checkpoint, tmp_path / "none/model.pt2"), "is no folder")

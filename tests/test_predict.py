@@ -1,0 +1,72 @@
+"""Predictions for pictures from outside."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines import DataError, open_loader
+from pipelines.images import read_file
+from pipelines.preprocess import Preparation
+from tests.conftest import ROOT, assert_refused, script
+from tools.sources import find_images
+from train import mean_image
+
+
+def test_predict_answers_for_good_pictures_and_names_bad_ones(trained: Path, demo_images: Path, tmp_path: Path) -> None:
+    picture, broken = next((demo_images / "val").rglob("*.JPEG")), tmp_path / "broken.jpg"
+    broken.write_text("not a picture")
+    done = script("tools/predict.py", trained / "best.pt", picture, broken)
+    assert_refused(done, f"{broken}: it is not an image", "1 of 2 pictures")
+    lines = done.stdout.splitlines()
+    assert lines[0] == str(picture) and len(lines) == 6, "the good one is answered all the same"
+    probabilities = [float(line.split()[0]) for line in lines[1:]]
+    assert probabilities == sorted(probabilities, reverse=True) and 0 < sum(probabilities) <= 100.1
+
+
+def test_folders_and_batches_give_each_picture_its_own_answer(trained: Path, demo_images: Path) -> None:
+    """Seven pictures in batches of three, as a JSON line each, are answered as each one is alone."""
+    folder = min((demo_images / "val").iterdir())
+    pictures = sorted(folder.iterdir())[:7]
+    line = ("tools/predict.py", trained / "best.pt", "--json", "--top", 2)
+    together = script(*line, "--batch-size", 3, *pictures)
+    assert together.returncode == 0, together.stderr
+    answers = [json.loads(text) for text in together.stdout.splitlines()]
+    assert [answer["picture"] for answer in answers] == [str(path) for path in pictures]
+    whole = [json.loads(text) for text in script(*line, folder).stdout.splitlines()]
+    assert [a["picture"] for a in whole] == [str(path) for path in sorted(folder.iterdir())]
+    for answer, other in zip(answers, whole, strict=False):
+        assert len(answer["answers"]) == 2 and answer["answers"][0]["wnid"] == other["answers"][0]["wnid"]
+        assert answer["answers"][0]["probability"] == pytest.approx(other["answers"][0]["probability"], abs=1e-4)
+
+
+def test_standard_input_is_a_picture_too(trained: Path, demo_images: Path) -> None:
+    picture = next((demo_images / "val").rglob("*.JPEG"))
+    line = [sys.executable, ROOT / "tools/predict.py", trained / "best.pt", "-"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, input=picture.read_bytes(), capture_output=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    named = script("tools/predict.py", trained / "best.pt", picture)
+    assert done.stdout.decode().splitlines()[1:] == named.stdout.splitlines()[1:]
+
+
+def test_a_folder_without_pictures_is_refused(trained: Path, tmp_path: Path) -> None:
+    assert_refused(script("tools/predict.py", trained / "best.pt", tmp_path), "no pictures in", ".jpeg")
+    assert_refused(script("tools/predict.py", trained / "best.pt"), "picture", code=2)
+
+
+@pytest.mark.parametrize(("augment", "deviation"), [("crop_flip", 1), ("paper", 60)])
+def test_predict_prepares_a_picture_as_the_loader_does(
+    demo_shards: Path, demo_images: Path, augment: str, deviation: float
+) -> None:
+    loader = open_loader(demo_shards, "val", 8, augment)
+    preparation = Preparation(augment, 256, vars(loader.manifest.statistics), mean_image(loader.manifest))
+    images = next(iter(loader)).images
+    for sample, image in zip(find_images(demo_images, ("val",), 0).splits["val"], images, strict=False):
+        ours = preparation.tensor(preparation.view(read_file(demo_images / sample.source).pixels))
+        assert (ours - image).abs().mean() < 0.1 * deviation, "what JPEG at quality 90 loses"
+    with pytest.raises(DataError, match="lacks the mean image"):
+        Preparation("paper", 256, vars(loader.manifest.statistics), None)

@@ -1,0 +1,107 @@
+"""A checkpoint as one file that other programs run, from pixels to probabilities: torch.export, or ONNX.
+
+    python tools/export.py runs/demo/best.pt runs/demo/model.pt2      # torch.export.load(...).module()
+    python tools/export.py runs/demo/best.pt runs/demo/model.onnx     # needs onnx, onnxscript and onnxruntime
+
+It takes N,size,size,3 uint8 RGB, squares of the size of the shards' images (256): shorter side resized to it, centre
+kept. Cropping and normalising are within. It gives N,num_classes probabilities. The file is read back and compared with
+the network before the command ends; classes.json beside it names the classes.
+"""
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, nn
+
+from alexnet import AlexNet, AlexNetError, checkpoint
+from pipelines import DataError
+from pipelines.preprocess import Preparation
+from pipelines.shards import write_atomically
+from tools.terminal import require, run
+
+TOLERANCE = 1e-4  # of a probability; the runtimes add up in other orders
+ONNX_WHEELS = ("onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Options:
+    checkpoint: tyro.conf.Positional[Path]
+    """best.pt or last.pt of a run."""
+    out: tyro.conf.Positional[Path]
+    """The file: .pt2 for torch.export, .onnx for ONNX."""
+
+    def __post_init__(self) -> None:
+        require(self.out.suffix in (".pt2", ".onnx"), f"{self.out} is neither .pt2 nor .onnx")
+
+
+class FromPixels(nn.Module):
+    """The network with what ``Preparation`` does before it."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: AlexNet, preparation: Preparation) -> None:
+        super().__init__()
+        self.model, self.box = model, preparation.box
+        self.register_buffer("mean", torch.from_numpy(np.array(preparation.mean)))
+        self.register_buffer("std", torch.from_numpy(np.array(preparation.std)))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        top, left, size = self.box
+        view = pixels[:, top : top + size, left : left + size].float()
+        images = ((view - self.mean) / self.std).permute(0, 3, 1, 2)
+        return self.model(images).softmax(dim=1)
+
+
+def main(options: Options) -> None:
+    if not options.out.parent.is_dir():
+        raise AlexNetError(f"{options.out.parent} is no folder: make it, or name another place")
+    model, state = checkpoint.load_model(options.checkpoint, torch.device("cpu"))
+    described = (state["augment"], state["image_size"], state["statistics"], state.get("mean_image"))
+    whole = FromPixels(model, Preparation(*described)).eval()
+    pixels = torch.randint(256, (3, state["image_size"], state["image_size"], 3), dtype=torch.uint8)
+    export = export_onnx if options.out.suffix == ".onnx" else export_torch
+    found = export(whole, pixels, options.out)
+    with torch.inference_mode():
+        difference = (found - whole(pixels)).abs().max().item()
+    if not difference <= TOLERANCE:
+        raise AlexNetError(f"{options.out} gives probabilities that are off by {difference:.2g}: do not use it")
+    names: list[Any] = [{"wnid": wnid, "name": name} for wnid, name in state["classes"]]
+    write_atomically(options.out.with_name("classes.json"), json.dumps(names, indent=1).encode() + b"\n")
+    print(f"{options.out}: {options.out.stat().st_size / 1e6:.0f} MB, off by {difference:.1g} at most; classes.json")
+
+
+def export_torch(whole: FromPixels, pixels: Tensor, out: Path) -> Tensor:
+    """Write the file; what it says of the pixels when it is read back."""
+    torch.export.save(program(whole, pixels), out)
+    with torch.inference_mode():
+        return torch.export.load(out).module()(pixels)
+
+
+def export_onnx(whole: FromPixels, pixels: Tensor, out: Path) -> Tensor:
+    """The same. Raises AlexNetError where wheels are missing."""
+    missing = [name for name in ONNX_WHEELS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise AlexNetError(f"ONNX needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+    import onnxruntime
+
+    exported = program(whole, pixels)
+    names, answers = ["pixels"], ["probabilities"]
+    torch.onnx.export(exported, f=out, input_names=names, output_names=answers, external_data=False, verbose=False)
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(answers, {names[0]: pixels.numpy()})[0])
+
+
+def program(whole: FromPixels, pixels: Tensor) -> torch.export.ExportedProgram:
+    """For any number of images."""
+    return torch.export.export(whole, (pixels,), dynamic_shapes=({0: torch.export.Dim("images", min=1)},))
+
+
+if __name__ == "__main__":
+    run(main, Options, __doc__, errors=(AlexNetError, DataError))

@@ -1,0 +1,50 @@
+"""Writing a run's pictures, and small copies of them for a README.
+
+python tools/pictures.py runs/demo/pictures/neighbours.png runs/demo/pictures/answers.png docs
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from matplotlib.figure import Figure
+from PIL import Image
+
+from tools.terminal import require, run
+
+
+@dataclass(frozen=True)
+class Options:
+    pictures: tyro.conf.Positional[tuple[Path, ...]]
+    """PNG files, and last the folder for their copies."""
+    width: int = 1000
+    """Pixels at most."""
+    colours: int = 256
+    """A palette of so many: a quarter of the bytes."""
+
+    def __post_init__(self) -> None:
+        require(len(self.pictures) >= 2 and self.pictures[-1].is_dir(), "name pictures, and last a folder")
+        require(self.width >= 1 and 2 <= self.colours <= 256, "--width starts at 1, --colours goes from 2 to 256")
+
+
+def main(options: Options) -> None:
+    *sources, folder = options.pictures
+    for source in sources:
+        image = Image.open(source).convert("RGB")
+        image.thumbnail((options.width, 10 * options.width))
+        copy = folder / source.name
+        image.quantize(options.colours, dither=Image.Dither.NONE).save(copy, optimize=True)
+        print(f"{copy}: {copy.stat().st_size / 1000:.0f} kB")
+
+
+def save(pictures: dict[str, Figure], folder: Path) -> None:
+    """``folder``/NAME.png each, at the resolution of print for a figure of a hand's breadth. Prints their names."""
+    folder.mkdir(exist_ok=True)
+    for name, figure in pictures.items():
+        path = folder / f"{name}.png"
+        figure.savefig(path, dpi=200, bbox_inches="tight")
+        print(path)
+
+
+if __name__ == "__main__":
+    run(main, Options, __doc__)

@@ -1,0 +1,212 @@
+"""One page about a run, or about several beside each other: a single HTML file that needs nothing else.
+
+    python tools/report.py runs/demo                  # runs/demo/report.html
+    python tools/report.py runs/a runs/b              # runs/a/report.html, with a column for each
+
+It shows what is in the run folders: tools/evaluate.py and tools/visualize.py put metrics and pictures there.
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import tyro
+
+from alexnet import AlexNetError
+from alexnet.figures import compared_curves
+from alexnet.log import read_log
+from pipelines.shards import write_atomically
+from tools.page import folded, page, paragraph, picture, section, side_by_side, table
+from tools.terminal import require, run
+
+PICTURES = {
+    "confusions": "What is taken for what",
+    "reliability": "Accuracy by the confidence of the answer",
+    "filters": "The kernels of the first layer (figure 3 of the paper); grey is zero",
+    "answers": "The five likeliest classes; the true one is pink (figure 4, left)",
+    "neighbours": "Train images with the nearest features (figure 4, right)",
+    "patches": "What excites channels most",
+    "saliency": "What the answer depends on: occlusion and Grad-CAM",
+    "features": "Images on the plane of their features' first two principal components",
+    "activations": "What each layer makes of an image",
+}
+WORST_CLASSES = 20
+
+
+@dataclass(frozen=True)
+class Options:
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders."""
+    out: Path | None = None
+    """The page; report.html in the first run's folder where nothing is said."""
+
+    def __post_init__(self) -> None:
+        require(len(self.runs) >= 1, "no run folder is given")
+        require(len(set(self.runs)) == len(self.runs), "a run folder is given twice")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds; empty where a file is missing."""
+
+    folder: Path
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    log: list[dict[str, Any]]
+    metrics: dict[str, Any]
+    classes: list[dict[str, str]]
+
+    def last_epoch(self) -> dict[str, Any]:
+        return next((entry for entry in reversed(self.log) if entry["kind"] == "epoch"), {})
+
+    def of_steps(self, field: str) -> float | None:
+        """The median over the log's lines."""
+        values = [entry[field] for entry in self.log if entry["kind"] == "step" and field in entry]
+        return median(values) if values else None
+
+
+def main(options: Options) -> None:
+    runs = [read_run(folder) for folder in options.runs]
+    out = options.out or options.runs[0] / "report.html"
+    write_atomically(out, page(" and ".join(str(run.folder) for run in runs), parts(runs)).encode())
+    print(out)
+
+
+def read_run(folder: Path) -> Run:
+    """Raises AlexNetError where there is none, or a file of it is damaged."""
+    if not (folder / "log.jsonl").is_file():
+        raise AlexNetError(f"no run at {folder}: log.jsonl is missing; train.py --out {folder} makes one")
+    classes = folder / "classes.csv"
+    rows = list(csv.DictReader(classes.read_text().splitlines())) if classes.is_file() else []
+    config, environment, metrics = (_read(folder / f"{name}.json") for name in ("config", "env", "metrics"))
+    return Run(folder, config, environment, read_log(folder / "log.jsonl"), metrics, rows)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except ValueError as error:
+        raise AlexNetError(f"{path} is damaged: {error}") from error
+
+
+def parts(runs: Sequence[Run]) -> Iterator[str]:
+    names = [str(run.folder) for run in runs]
+    yield section("In short", table(["", *names], summary(runs)), *missing(runs))
+    yield section("Training", picture(compared_curves(logs(runs)), "By epoch"))
+    yield section("Confusions", side_by_side(map(confusions, runs)), pictures(runs, "confusions"))
+    yield section("Classes", side_by_side(map(class_tables, runs)))
+    yield section("Kinds of images", side_by_side(map(properties, runs)))
+    yield section("Confidence", pictures(runs, "reliability"))
+    for name in list(PICTURES)[2:]:
+        yield section(name.capitalize(), pictures(runs, name))
+    yield section("Configuration", settings(runs, [flat(run.config) for run in runs]))
+    yield section("Environment", settings(runs, [flat(run.environment) for run in runs]))
+
+
+def logs(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
+    """By the name in the legend; of a single run there is none."""
+    return {str(run.folder) if len(runs) > 1 else "": run.log for run in runs}
+
+
+def summary(runs: Sequence[Run]) -> Iterator[list[object]]:
+    for label, field in (("top-1", "top1"), ("top-5", "top5")):
+        yield [f"{label}, 95 % interval", *(_accuracy(run.metrics, field) for run in runs)]
+    for label, field in (("precision", "precision"), ("recall", "recall"), ("F1", "f1")):
+        yield [f"{label}, mean of classes", *(_percent(run.metrics.get(field)) for run in runs)]
+    yield ["calibration error", *(_percent(run.metrics.get("calibration_error")) for run in runs)]
+    yield ["images evaluated", *(_number(run.metrics.get("samples")) for run in runs)]
+    yield ["crops", *(_number(run.metrics.get("crops")) for run in runs)]
+    yield ["epochs", *(_number(run.last_epoch().get("epoch")) for run in runs)]
+    yield ["top-1 after the last epoch", *(_percent(run.last_epoch().get("top1")) for run in runs)]
+    yield ["training, images/s (median)", *(_number(run.of_steps("images_per_second")) for run in runs)]
+    yield ["waiting for data (median)", *(_percent(run.of_steps("data_wait")) for run in runs)]
+    yield ["step, ms (median)", *(_number(run.of_steps("step_ms")) for run in runs)]
+    yield ["evaluation, images/s", *(_number(run.metrics.get("images_per_second")) for run in runs)]
+
+
+def _number(value: float | None) -> str | None:
+    """As text, which stands where the others of its column do."""
+    return None if value is None else f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+
+
+def _percent(fraction: float | None) -> str | None:
+    return None if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def _accuracy(metrics: dict[str, Any], field: str) -> str | None:
+    if field not in metrics or f"{field}_interval" not in metrics:
+        return _percent(metrics.get(field))
+    low, high = metrics[f"{field}_interval"]
+    return f"{100 * metrics[field]:.2f} % ({100 * low:.2f} to {100 * high:.2f})"
+
+
+def missing(runs: Sequence[Run]) -> Iterator[str]:
+    for one in runs:
+        if not one.metrics:
+            yield paragraph(f"Not evaluated yet: python tools/evaluate.py {one.folder / 'best.pt'}")
+        if not (one.folder / "pictures" / "filters.png").is_file():
+            yield paragraph(f"Not drawn yet: python tools/visualize.py {one.folder / 'best.pt'}")
+
+
+def pictures(runs: Sequence[Run], name: str) -> str:
+    found = [(run, run.folder / "pictures" / f"{name}.png") for run in runs]
+    captions = (f"{PICTURES[name]}{f': {run.folder}' if len(runs) > 1 else ''}" for run, _ in found)
+    shown = [picture(path, caption) for (_, path), caption in zip(found, captions, strict=True) if path.is_file()]
+    return side_by_side(shown)
+
+
+def confusions(run: Run) -> str:
+    pairs = run.metrics.get("confused")
+    return table([f"{run.folder}: true", "taken for", "images"], pairs) if pairs else ""
+
+
+def class_tables(run: Run) -> str:
+    if not run.classes:
+        return ""
+    rows = [
+        [row["name"], int(row["images"]), *(_percent(float(row[name])) for name in ("precision", "recall", "f1"))]
+        for row in sorted(run.classes, key=lambda row: float(row["f1"]))
+    ]
+    head = ["class", "images", "precision", "recall", "F1"]
+    worst = paragraph(f"{run.folder}: the lowest F1 first") + table(head, rows[:WORST_CLASSES])
+    rest = folded(f"the other {len(rows) - WORST_CLASSES}", table(head, rows[WORST_CLASSES:]))
+    return f"<div>{worst}{rest if len(rows) > WORST_CLASSES else ''}</div>"
+
+
+def properties(run: Run) -> str:
+    rows = [
+        [name, group["group"], group["images"], _accuracy(group | {"top1_interval": group["interval"]}, "top1")]
+        for name, groups in run.metrics.get("by_property", {}).items()
+        for group in groups
+    ]
+    return table([f"{run.folder}: by", "", "images", "top-1, 95 % interval"], rows) if rows else ""
+
+
+def settings(runs: Sequence[Run], columns: Sequence[dict[str, str]]) -> str:
+    """A column a run; rows in which they differ are marked."""
+    keys = list(dict.fromkeys(key for column in columns for key in column))
+    rows = [[key, *(column.get(key) for column in columns)] for key in keys]
+    return table(["", *(str(run.folder) for run in runs)], rows, mark_differences=True) if keys else ""
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested dictionaries as one, with dots in the names."""
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        found |= flat(value, f"{name}.") if isinstance(value, dict) else {name: _written(value)}
+    return found
+
+
+def _written(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+if __name__ == "__main__":
+    run(main, Options, __doc__, errors=(AlexNetError,))
