@@ -75,7 +75,7 @@ def test_a_child_answers_each_round_whatever_else_it_prints() -> None:
 
 @pytest.mark.slow
 def test_each_backend_shuffles_as_the_docs_say(tmp_path: Path) -> None:
-    """Bounds are four deviations of a permutation's figures, but for DALI's buffer, which leaves neighbours together."""
+    """Four deviations of a permutation's figures, but for DALI's buffer, which leaves neighbours together."""
     images, batch = 5000, 50
     options = Options(images, batch)
     shards = numbered_shards(tmp_path, images)
