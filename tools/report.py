@@ -91,7 +91,7 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     try:
         return dict(json.loads(path.read_bytes()))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise AlexNetError(f"{path} is damaged: {error}") from error
 
 
