@@ -23,13 +23,15 @@ $(ENV): requirements.txt setup.cfg
 
 demo: $(ENV)
 	$(PY) train.py --overwrite
-	$(PY) tools/visualize.py runs/demo/best.pt
 	$(PY) tools/evaluate.py runs/demo/best.pt
+	$(PY) tools/visualize.py runs/demo/best.pt
+	$(PY) tools/report.py runs/demo
 
 solar: data/solar/shards/manifest.json
 	$(PY) train.py --data data/solar/shards --out runs/solar --epochs 8 --overwrite
-	$(PY) tools/visualize.py runs/solar/best.pt --data data/solar/shards
 	$(PY) tools/evaluate.py runs/solar/best.pt --data data/solar/shards
+	$(PY) tools/visualize.py runs/solar/best.pt --data data/solar/shards
+	$(PY) tools/report.py runs/solar
 
 data/solar/shards/manifest.json: | $(ENV)
 	.venv/bin/pip install --quiet elpv-dataset==1.0.0.post1

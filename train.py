@@ -219,7 +219,8 @@ def start_run_folder(options: Options, device: torch.device) -> None:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What is needed to repeat a run."""
-    packages = ("torch", "torchvision", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "torchmetrics", "pillow")
+    dali = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
+    packages = ("torch", "torchvision", *dali, "simplejpeg", "opencv-python-headless", "numpy", "pillow")
     versions = {name: metadata.version(name) for name in packages if any(metadata.distributions(name=name))}
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return {

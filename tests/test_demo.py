@@ -15,7 +15,8 @@ def test_make_demo_trains_an_alexnet_that_has_learned() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     metrics = json.loads((ROOT / "runs/demo/metrics.json").read_text())
     assert metrics["top1"] >= 0.8 and metrics["samples"] == 200
-    for name in ("filters", "activations", "curves"):
+    for name in ("filters", "activations", "neighbours", "patches", "curves"):
         assert f"runs/demo/pictures/{name}.png" in done.stdout
         assert (ROOT / f"runs/demo/pictures/{name}.png").stat().st_size > 10_000
     assert "top1" in done.stdout
+    assert (ROOT / "runs/demo/report.html").stat().st_size > 100_000
