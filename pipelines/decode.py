@@ -31,7 +31,8 @@ class Decoder:
         return simplejpeg.decode_jpeg_header(jpeg)[:2]
 
     def part(self, jpeg: memoryview, height: int, width: int, box: Box, least: int) -> np.ndarray:
-        """H,W,3 uint8: what is in ``box`` of an image of height x width pixels. Good until this thread's next call.
+        """What is in ``box`` of an image of height x width pixels: H,W,3 or H,W,4 uint8, good until this thread's next
+        call.
 
         As it is, or at a half, a quarter or an eighth of its size where ``least`` pixels a side still remain.
         """
@@ -46,13 +47,15 @@ class Decoder:
         return whole[box.top : box.top + box.height, box.left : box.left + box.width]
 
     def whole(self, jpeg: memoryview, height: int, width: int) -> np.ndarray:
-        """height,width,3 uint8: its own size, or that divided by 2, 4 or 8. Good until this thread's next call."""
+        """height,width,4 uint8, RGB and nothing: its own size, or that divided by 2, 4 or 8. Good as long as a part."""
         import simplejpeg
 
-        wanted = height * width * 3
+        wanted = height * width * 4
         if getattr(self._own, "buffer", None) is None or len(self._own.buffer) < wanted:
             self._own.buffer = _cached_memory(wanted)
-        return simplejpeg.decode_jpeg(jpeg, min_height=height, min_width=width, buffer=self._own.buffer)
+        exact = {"fastdct": False, "fastupsample": False}  # Pillow's and DALI's pixels, in no more time
+        least = {"min_height": height, "min_width": width}
+        return simplejpeg.decode_jpeg(jpeg, "RGBX", **least, buffer=self._own.buffer, **exact)
 
     def _region(self, nvimgcodec: Any, jpeg: memoryview, box: Box) -> np.ndarray:
         if getattr(self._own, "decoder", None) is None:

@@ -94,7 +94,7 @@ class Views:
         return shorter_sides(height, width, self._image.size)
 
     def _part(self, record: Record, height: int, width: int, box: Box | None) -> np.ndarray:
-        """H,W,3 uint8: at least as many pixels of the box as are needed, or without a box the whole image."""
+        """H,W,3 or H,W,4 uint8: at least as many pixels of the box as are needed, or without a box the whole image."""
         if self._raw_header:
             pixels = np.frombuffer(record.data[len(self._raw_header) :], np.uint8).reshape(height, width, 3)
             return pixels[box.top : box.top + box.height, box.left : box.left + box.width] if box else pixels
@@ -103,15 +103,26 @@ class Views:
         return self._decoder.part(record.data, height, width, box, self._augment.size)
 
     def _put(self, pixels: np.ndarray, flip: bool, out: np.ndarray) -> None:
-        """Flip and resize, where it is needed, into ``out``, which is in no cache: so it is written only once."""
+        """Resize, flip and drop a fourth channel, where it is needed, into ``out``, which is in no cache."""
         import cv2
 
+        if pixels.shape[:2] != out.shape[:2]:
+            pixels = cv2.resize(pixels, out.shape[:2], interpolation=cv2.INTER_LINEAR)
         if flip:
-            pixels = cv2.flip(pixels, 1)
-        if pixels.shape == out.shape:
-            np.copyto(out, pixels)
+            pixels = _mirrored(pixels)
+        if pixels.shape[2] == 4:
+            cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB, dst=out)
         else:
-            cv2.resize(pixels, out.shape[:2], dst=out, interpolation=cv2.INTER_LINEAR)
+            np.copyto(out, pixels)
+
+
+def _mirrored(pixels: np.ndarray) -> np.ndarray:
+    """H,W,4. OpenCV takes a sixth of the time to mirror four bytes a pixel, as one number, that it takes for three."""
+    import cv2
+
+    if pixels.shape[2] == 3:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA)
+    return cv2.flip(pixels.view(np.int32)[..., 0], 1).view(np.uint8).reshape(*pixels.shape)
 
 
 def _prepare_opencv() -> None:

@@ -11,11 +11,12 @@ import webdataset
 
 from pipelines import Augment, DataError, load_manifest, open_loader
 from pipelines.images import read_file
+from pipelines.preprocess import Preparation
 from tests.conftest import NUMBERED_IMAGES, assert_refused, command, shard
 from tests.test_images import PLAIN, USABLE
+from tools.gallery import Gallery
 from tools.sources import find_images
 from tools.verify_shards import verify
-from tools.visualize import first_image
 
 TOOL = "tools/shard_imagenet.py"
 MODES = {
@@ -51,10 +52,11 @@ def views(folder: Path) -> torch.Tensor:
 @pytest.mark.parametrize("name", MODES)
 def test_every_mode_is_verified_shown_and_loaded(modes: dict[str, Path], name: str) -> None:
     verify(modes[name], workers=1)
-    image, _ = first_image(modes[name])
-    assert image.dtype == np.uint8 and min(image.shape[:2]) >= 200
+    manifest = load_manifest(modes[name])
+    view, _ = Gallery(modes[name], "val", Preparation("crop_flip", 256, vars(manifest.statistics), None))[0]
+    assert view.dtype == np.uint8 and view.shape == (224, 224, 3)
     assert len(views(modes[name])) == 30
-    has_mean_image = load_manifest(modes[name]).image.resize == "square"
+    has_mean_image = manifest.image.resize == "square"
     batch = next(iter(open_loader(modes[name], "train", 32, "paper" if has_mean_image else "crop_flip")))
     assert batch.images.shape == (32, 3, 224, 224)
 
