@@ -146,7 +146,7 @@ def test_a_region_has_the_pixels_of_a_whole_decode(folders: dict[str, Path], box
     decoder = Decoder()
     height, width = decoder.size(jpeg)
     whole = decoder.whole(jpeg, height, width)[box.top : box.top + box.height, box.left : box.left + box.width]
-    np.testing.assert_array_equal(decoder._region(decoder._codec, jpeg, box), whole)
+    np.testing.assert_array_equal(decoder._region(decoder._codec, jpeg, box), whole[..., :3])
     np.testing.assert_array_equal(Decoder(regions=False).part(jpeg, height, width, box, 224), whole)
 
 
