@@ -15,7 +15,7 @@ import torch
 import tyro
 
 from alexnet import AlexNetError
-from benchmarks.loader import LoaderOptions, loader_rows, run_loader
+from benchmarks.loader import LoaderOptions, describe_loader, loader_rows, run_loader
 from benchmarks.picture import draw_rates
 from benchmarks.shard import ShardOptions, run_shard
 from benchmarks.step import StepOptions, run_step
@@ -37,7 +37,7 @@ def main(options: LoaderOptions | StepOptions | ShardOptions) -> None:
         print(f"{row['name']:<48}{row['median']:>10}{row['least']:>10}{row['most']:>10}{row['ratio']:>8}")
     print("\n".join(result.get("diagnosis", ())))
     if isinstance(options, LoaderOptions) and options.picture:
-        draw_rates(loader_rows(result), f"{options.data}, batches of {options.batch_size}", options.picture)
+        draw_rates(loader_rows(result), describe_loader(result), options.picture)
         print(f"drawn in {options.picture}")
     if options.json:
         write_atomically(options.json, json.dumps(machine() | result, indent=1).encode() + b"\n")

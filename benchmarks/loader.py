@@ -135,6 +135,13 @@ def loader_rows(result: dict) -> list[dict]:
     return [row for row in result["rows"] if not str(row["name"]).startswith((READ, TRAINING))]
 
 
+def describe_loader(result: dict) -> str:
+    """What was loaded, in a line."""
+    image = result["image"]
+    sizes = f"{image['size']}x{image['size']}" if image["resize"] == "square" else f"resize {image['resize']}"
+    return f"{image['encoding']} shards, {sizes}, {image['mean_kb']} KB an image, batches of {result['batch_size']}"
+
+
 def mean_kb(manifest: Manifest) -> float:
     """Of a train sample in its shard, tar headers included."""
     split = manifest.split("train")

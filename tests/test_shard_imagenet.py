@@ -12,6 +12,7 @@ import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -97,9 +98,9 @@ def test_a_cluster_writes_the_same_bytes_though_a_worker_is_killed(
 ) -> None:
     distributed = pytest.importorskip("distributed")
     environment = {"PYTHONPATH": str(ROOT), "DISTRIBUTED__WORKER__DAEMON": "False"}
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True, env=environment
-    ) as cluster:
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "processes": True}
+    # Dask leaves OMP_NUM_THREADS=1 behind, with which whatever is trained by a later test would round otherwise
+    with patch.dict(os.environ), distributed.LocalCluster(**options, env=environment) as cluster:
         arguments = (TOOL, demo_images, tmp_path / "out", "--shard-mb", "2", "--cluster", cluster.scheduler_address)
         with ThreadPoolExecutor(1) as pool:
             run = pool.submit(command, *arguments)
