@@ -132,17 +132,8 @@ def train(options: Options) -> None:
         if metrics["top1"] > best:
             best = metrics["top1"]
             checkpoint.save(options.out / "best.pt", described)
-        progress = {
-            "best": best,
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-            "scaler": train_step.scaler.state_dict(),
-            "loader": train_loader.state_dict(),
-            "random": torch.get_rng_state(),
-        }
-        if average:
-            progress |= {"trained": model.state_dict(), "averaged_updates": average.updates}
-        checkpoint.save(options.out / "last.pt", described | progress)
+        progress = describe_progress(model, optimizer, schedule, train_step, train_loader)
+        checkpoint.save(options.out / "last.pt", described | progress | {"best": best})
 
     print(f"{options.out}: {recipe.epochs} epochs, best top-1 {best:.4f}; now: tools/evaluate.py, tools/visualize.py")
 
@@ -169,6 +160,22 @@ def describe(options: Options, manifest: Manifest, model: AlexNet) -> dict[str, 
 def mean_image(manifest: Manifest) -> torch.Tensor | None:
     """size,size,3 float32, where the images are of one size."""
     return torch.from_numpy(load_mean_image(manifest)) if manifest.statistics.mean_image else None
+
+
+def describe_progress(
+    model: AlexNet, optimizer: torch.optim.Optimizer, schedule: Schedule, train_step: TrainStep, train_loader: Loader
+) -> dict[str, Any]:
+    """What ``restore`` needs to go on."""
+    progress = {
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "scaler": train_step.scaler.state_dict(),
+        "loader": train_loader.state_dict(),
+        "random": torch.get_rng_state(),
+    }
+    if train_step.average:
+        progress |= {"trained": model.state_dict(), "averaged_updates": train_step.average.updates}
+    return progress
 
 
 def restore(

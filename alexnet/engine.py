@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from alexnet.average import Average
 from alexnet.errors import AlexNetError
-from alexnet.metrics import Answers, collect, figures, judge
+from alexnet.metrics import Answers, collect, judge, scores
 from alexnet.recipes import Recipe
 
 CompileMode = Literal["auto", "on", "off", "graphs"]
@@ -70,8 +70,8 @@ class TrainStep:
 def evaluate(
     model: nn.Module, batches: Iterable, num_classes: int, device: torch.device, precision: str = "auto"
 ) -> dict[str, float]:
-    """``metrics.figures`` of what ``answer`` gives."""
-    return figures(answer(model, batches, device, precision), num_classes)
+    """``metrics.scores`` of what ``answer`` gives."""
+    return scores(answer(model, batches, device, precision), num_classes)
 
 
 @torch.inference_mode()

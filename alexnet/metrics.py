@@ -63,7 +63,7 @@ def collect(judged: list[Tensor]) -> Answers:
     return Answers(labels, predicted, rank, rows[3])
 
 
-def figures(answers: Answers, num_classes: int) -> dict[str, float]:
+def scores(answers: Answers, num_classes: int) -> dict[str, float]:
     """Fractions, and ``samples``; the last three of the five are means over the classes that occur."""
     table = per_class(answers, num_classes)
     occurs = (table["images"] > 0) | (table["predicted"] > 0)
@@ -72,8 +72,8 @@ def figures(answers: Answers, num_classes: int) -> dict[str, float]:
     return {"top1": top1, "top5": top5} | macro | {"samples": len(answers)}
 
 
-def more_figures(answers: Answers, num_classes: int) -> dict[str, Any]:
-    """What stands beside ``figures``: 95 % intervals of top-1 and top-5, means weighted by class size, calibration."""
+def more_scores(answers: Answers, num_classes: int) -> dict[str, Any]:
+    """What stands beside ``scores``: 95 % intervals of top-1 and top-5, means weighted by class size, calibration."""
     table = per_class(answers, num_classes)
     share = table["images"] / len(answers)
     weighted = {f"{name}_weighted": float(share @ table[name]) for name in ("precision", "recall", "f1")}

@@ -47,42 +47,51 @@ def run_shard(options: ShardOptions) -> dict:
     files = sorted(path for path in (options.data / "train").rglob("*") if path.is_file())
     if not files:
         raise DataError(f"no images below {options.data / 'train'}: python -m benchmarks.corpus {options.data}")
-    folders = [str(options.data), "{out}", str(options.workers)]
-    statistics = max(1, round(len(files) * STATISTICS_SHARE))
-    tool = [
-        "tools/shard_imagenet.py",
-        str(options.data),
-        "{out}",
-        "--splits",
-        "train",
-        "--workers",
-        str(options.workers),
-    ]
-    limited_by_copy: dict[str, Callable[[], int]] = {
-        COPY: command(["benchmarks/shard_limits.py", "copy", *folders], len(files)),
-        "shard --resize none": command([*tool, "--resize", "none", "--statistics-images", str(statistics)], len(files)),
-    }
-    limited_by_memory: dict[str, Callable[[], int]] = {
-        MEMORY: command(["benchmarks/shard_limits.py", "memory", *folders], len(files)),
-        "shard --resize square": command(tool, len(files)),
-    }
-    if options.peers:
-        peers = {
-            "webdataset, Pillow": ["shard_webdataset.py", *folders],
-            "litdata, Pillow": ["shard_litdata.py", *folders],
-            "webdataset, the libraries used here": ["shard_webdataset.py", *folders, "fast"],
-        }
-        for name, (script, *arguments) in peers.items():
-            limited_by_memory[f"peer: {name}"] = command([f"benchmarks/peers/{script}", *arguments], len(files))
-    rates = interleave(limited_by_copy | limited_by_memory, options.rounds)
+    copying = {name: command(line, len(files)) for name, line in copying_lines(options, len(files)).items()}
+    resizing = {name: command(line, len(files)) for name, line in resizing_lines(options).items()}
+    rates = interleave(copying | resizing, options.rounds)
     rows = [
         row
-        for limit, group in ((COPY, limited_by_copy), (MEMORY, limited_by_memory))
+        for limit, group in ((COPY, copying), (MEMORY, resizing))
         for row in summarise({name: rates[name] for name in group}, limit)
     ]
     mean_kb = round(sum(path.stat().st_size for path in files) / len(files) / 1000, 1)
     settings = {"images": len(files), "mean_kb": mean_kb, "workers": options.workers, "rounds": options.rounds}
     return {"benchmark": "shard", "unit": "images/s", "data": str(options.data), **settings, "rows": rows}
+
+
+def copying_lines(options: ShardOptions, images: int) -> dict[str, list[str]]:
+    """Command lines of what leaves images as they are."""
+    statistics = max(1, round(images * STATISTICS_SHARE))
+    return {
+        COPY: ["benchmarks/shard_limits.py", "copy", *folders(options)],
+        "shard --resize none": [*tool(options), "--resize", "none", "--statistics-images", str(statistics)],
+    }
+
+
+def resizing_lines(options: ShardOptions) -> dict[str, list[str]]:
+    """Command lines of what decodes, resizes and encodes them."""
+    found = {
+        MEMORY: ["benchmarks/shard_limits.py", "memory", *folders(options)],
+        "shard --resize square": tool(options),
+    }
+    if options.peers:
+        peers = "benchmarks/peers/shard_"
+        found |= {
+            "peer: webdataset, Pillow": [f"{peers}webdataset.py", *folders(options)],
+            "peer: litdata, Pillow": [f"{peers}litdata.py", *folders(options)],
+            "peer: webdataset, the libraries used here": [f"{peers}webdataset.py", *folders(options), "fast"],
+        }
+    return found
+
+
+def folders(options: ShardOptions) -> list[str]:
+    return [str(options.data), "{out}", str(options.workers)]
+
+
+def tool(options: ShardOptions) -> list[str]:
+    workers = ["--workers", str(options.workers)]
+    return ["tools/shard_imagenet.py", str(options.data), "{out}", "--splits", "train", *workers]
 
 
 def command(arguments: list[str], images: int) -> Callable[[], int]:

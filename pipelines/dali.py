@@ -102,6 +102,9 @@ class DaliBatches:
         """The position after the last batch given out."""
         return self._batches.to_bytes(COUNT_BYTES, "little") + self._pipeline.checkpoint()
 
+    def close(self) -> None:
+        """DALI's threads end with the last reference to the pipeline."""
+
     def _run(self) -> tuple[torch.Tensor, torch.Tensor]:
         try:
             images, digits = self._pipeline.run()

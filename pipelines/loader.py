@@ -41,6 +41,9 @@ class Backend(Protocol):
     def checkpoint(self) -> bytes:
         """The position after the last batch given out."""
 
+    def close(self) -> None:
+        """Nothing more is asked of it: let threads go."""
+
 
 class Start(NamedTuple):
     """Where a backend is to begin: ``taken`` samples into ``epoch``, counted over all ranks.
@@ -127,7 +130,7 @@ class Loader:
     def close(self) -> None:
         """Let the backend's threads and memory go. Iterating opens it again."""
         source, self._source = self._source, None
-        if source is not None and hasattr(source, "close"):
+        if source:
             source.close()
 
     def note_lost(self, error: SampleError) -> None:
@@ -206,17 +209,23 @@ def open_loader(
     manifest = load_manifest(folder)
     training = split == "train" if training is None else training
     chosen = _chosen(augment, training)
-    if chosen.size > manifest.image.size:
-        raise DataError(f"{folder} has images of {manifest.image.size} pixels, too small for crops of {chosen.size}")
     plan = Plan(manifest.split(split).samples, batch_size, rank, world_size, training)
-    if not plan.batches or plan.samples < world_size:
-        raise DataError(
-            f"{folder} has {plan.samples} {split} images, less than a batch of {batch_size} for each of {world_size} "
-            "ranks: lower the batch size"
-        )
+    _check_sizes(manifest, split, plan, chosen)
     threads = threads or _cores_of_this_rank()
     opening = _Opening(manifest, split, plan, chosen, device, seed, threads, on_error)
     return {"dali": _dali, "turbo": _turbo, "synthetic": _synthetic}[backend](opening)
+
+
+def _check_sizes(manifest: Manifest, split: str, plan: Plan, augment: Augment) -> None:
+    """Raises DataError where the images are too small, or too few."""
+    folder, size = manifest.folder, manifest.image.size
+    if augment.size > size:
+        raise DataError(f"{folder} has images of {size} pixels, too small for crops of {augment.size}")
+    if not plan.batches or plan.samples < plan.world_size:
+        raise DataError(
+            f"{folder} has {plan.samples} {split} images, less than a batch of {plan.batch_size} for each of "
+            f"{plan.world_size} ranks: lower the batch size"
+        )
 
 
 def _cores_of_this_rank() -> int:

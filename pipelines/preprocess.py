@@ -29,6 +29,12 @@ class Preparation:
                 raise DataError(f"the checkpoint lacks the mean image that the augment {augment} subtracts")
             self.mean = self._centre(mean_image.numpy())
 
+    @classmethod
+    def of(cls, checkpoint: dict[str, Any]) -> "Preparation":
+        """As the network of the checkpoint was trained. Older ones have no mean image."""
+        image_size, statistics = checkpoint["image_size"], checkpoint["statistics"]
+        return cls(checkpoint["augment"], image_size, statistics, checkpoint.get("mean_image"))
+
     def view(self, pixels: np.ndarray) -> np.ndarray:
         """The part of an H,W,3 uint8 image that the network sees, size,size,3."""
         return self._centre(square(pixels, self._image_size))

@@ -28,3 +28,6 @@ class SyntheticBatches:
     def checkpoint(self) -> bytes:
         """There is no position; but torch's safe loading takes no empty bytes."""
         return b"synthetic"
+
+    def close(self) -> None:
+        """There is nothing to let go."""

@@ -21,11 +21,11 @@ from alexnet.metrics import (
     calibration_error,
     collect,
     confusion,
-    figures,
     judge,
-    more_figures,
+    more_scores,
     most_confused,
     reliability,
+    scores,
     wilson,
 )
 from pipelines import AUGMENTS, open_loader
@@ -52,12 +52,12 @@ def random_answers(classes: int, ties: bool) -> tuple[torch.Tensor, torch.Tensor
 @pytest.mark.parametrize("classes", [3, 12, 200])
 def test_figures_agree_with_scikit_learn(classes: int, ties: bool) -> None:
     logits, labels, answers = random_answers(classes, ties)
-    true, scores = labels.numpy(), logits.numpy()
-    predicted = classes - 1 - scores[:, ::-1].argmax(1)  # of equal scores the last, as in top_k_accuracy_score
-    found = figures(answers, classes) | more_figures(answers, classes)
+    true, rated = labels.numpy(), logits.numpy()
+    predicted = classes - 1 - rated[:, ::-1].argmax(1)  # of equal scores the last, as in top_k_accuracy_score
+    found = scores(answers, classes) | more_scores(answers, classes)
     expected = {"top1": sklearn.metrics.accuracy_score(true, predicted), "samples": 997}
     for k in (1, 5):
-        ranked = sklearn.metrics.top_k_accuracy_score(true, scores, k=k, labels=range(classes)) if k < classes else 1.0
+        ranked = sklearn.metrics.top_k_accuracy_score(true, rated, k=k, labels=range(classes)) if k < classes else 1.0
         expected[f"top{k}"] = ranked
     for average, suffix in (("macro", ""), ("weighted", "_weighted")):
         values = sklearn.metrics.precision_recall_fscore_support(true, predicted, average=average, zero_division=0)

@@ -92,7 +92,7 @@ def report(options: Options, manifest: Manifest, answers: Answers, seconds: floa
     names = [entry.name for entry in manifest.classes]
     cells = metrics.confusion(answers, len(names))
     keys, image_bytes = list_samples(manifest, options.split)
-    found: dict[str, Any] = metrics.figures(answers, len(names)) | metrics.more_figures(answers, len(names))
+    found: dict[str, Any] = metrics.scores(answers, len(names)) | metrics.more_scores(answers, len(names))
     found |= {
         "data": str(options.data),
         "split": options.split,

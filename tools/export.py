@@ -63,8 +63,7 @@ def main(options: Options) -> None:
     if not options.out.parent.is_dir():
         raise AlexNetError(f"{options.out.parent} is no folder: make it, or name another place")
     model, state = checkpoint.load_model(options.checkpoint, torch.device("cpu"))
-    described = (state["augment"], state["image_size"], state["statistics"], state.get("mean_image"))
-    whole = FromPixels(model, Preparation(*described)).eval()
+    whole = FromPixels(model, Preparation.of(state)).eval()
     pixels = torch.randint(256, (3, state["image_size"], state["image_size"], 3), dtype=torch.uint8)
     export = export_onnx if options.out.suffix == ".onnx" else export_torch
     found = export(whole, pixels, options.out)

@@ -71,9 +71,7 @@ class Reader:
 def main(options: Options) -> None:
     device = find_device(options.device)
     model, state = checkpoint.load_model(options.checkpoint, device)
-    reader = Reader(
-        Preparation(state["augment"], state["image_size"], state["statistics"], state.get("mean_image")),
-    )
+    reader = Reader(Preparation.of(state))
     pictures = reader.read(expand(options.pictures))
     while batch := list(islice(pictures, options.batch_size)):
         names, images = zip(*batch, strict=True)

@@ -79,8 +79,7 @@ class Painter:
 
     def __init__(self, options: Options, model: AlexNet, state: dict[str, Any], device: torch.device) -> None:
         self._options, self._model, self._augment, self._device = options, model, state["augment"], device
-        described = (state["augment"], state["image_size"], state["statistics"], state.get("mean_image"))
-        self._preparation = Preparation(*described)
+        self._preparation = Preparation.of(state)
         self._val = Gallery(options.data, "val", self._preparation)
         wnids = [entry.wnid for entry in self._val.manifest.classes]
         checkpoint.check_classes(state, options.checkpoint, wnids, options.data)

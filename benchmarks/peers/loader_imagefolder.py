@@ -19,14 +19,7 @@ def prepare(settings: Settings) -> tuple[Batches, str]:
             transforms.Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
         ]
     )
-    loader = DataLoader(
-        ImageFolder(str(settings.images), augment),
-        batch_size=settings.batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=settings.threads,
-        persistent_workers=True,
-    )
+    loader = DataLoader(ImageFolder(str(settings.images), augment), shuffle=True, **settings.loading())
     return loader, "float32 N,3,H,W, normalised; Pillow"
 
 

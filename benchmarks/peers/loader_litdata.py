@@ -39,14 +39,7 @@ def write(settings: Settings, folder: Path) -> None:
 
 def prepare(settings: Settings) -> tuple[Batches, str]:
     dataset = ImageNet(settings.once("litdata", partial(write, settings)), augment(settings.crop, settings.size))
-    loader = StreamingDataLoader(
-        dataset,
-        batch_size=settings.batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=settings.threads,
-        persistent_workers=True,
-    )
+    loader = StreamingDataLoader(dataset, shuffle=True, **settings.loading())
     return loader, "uint8 N,3,H,W; torchvision's decoder"
 
 

@@ -35,13 +35,8 @@ def write(settings: Settings, folder: Path) -> None:
 
 def prepare(settings: Settings) -> tuple[Batches, str]:
     folder = settings.once("mds", partial(write, settings))
-    loader: DataLoader = DataLoader(
-        ImageNet(folder, augment(settings.crop, settings.size), settings.batch_size),
-        batch_size=settings.batch_size,
-        drop_last=True,
-        num_workers=settings.threads,
-        persistent_workers=True,
-    )
+    dataset = ImageNet(folder, augment(settings.crop, settings.size), settings.batch_size)
+    loader: DataLoader = DataLoader(dataset, **settings.loading())
     return loader, "uint8 N,3,H,W; torchvision's decoder"
 
 

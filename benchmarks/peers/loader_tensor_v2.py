@@ -14,14 +14,8 @@ def load(path: str) -> Tensor:
 
 
 def prepare(settings: Settings) -> tuple[Batches, str]:
-    loader = DataLoader(
-        ImageFolder(str(settings.images), augment(settings.crop, settings.size), loader=load),
-        batch_size=settings.batch_size,
-        shuffle=True,
-        drop_last=True,
-        num_workers=settings.threads,
-        persistent_workers=True,
-    )
+    dataset = ImageFolder(str(settings.images), augment(settings.crop, settings.size), loader=load)
+    loader = DataLoader(dataset, shuffle=True, **settings.loading())
     return loader, "uint8 N,3,H,W; torchvision's decoder"
 
 

@@ -38,6 +38,15 @@ class Settings:
             raise ValueError(f'"crop" is {settings.crop!r}, it is "random" or "resized"')
         return settings
 
+    def loading(self) -> dict[str, Any]:
+        """What each peer tells torch's DataLoader, or its own one of that kind."""
+        return {
+            "batch_size": self.batch_size,
+            "drop_last": True,
+            "num_workers": self.threads,
+            "persistent_workers": True,
+        }
+
     def files(self) -> list[tuple[str, int]]:
         """Each image's path and class index, in one random order: as a data set is written for training."""
         classes = sorted(path.name for path in self.images.iterdir())
