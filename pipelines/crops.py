@@ -16,6 +16,8 @@ class Box(NamedTuple):
 
 def shorter_sides(height: int, width: int, size: int) -> tuple[int, int]:
     """Height and width once the shorter side is ``size``; as ``pipelines.images.shorter``."""
+    if min(height, width) == size:
+        return height, width
     scale = size / min(height, width)
     return max(size, round(height * scale)), max(size, round(width * scale))
 
@@ -61,3 +63,8 @@ def in_source(box: Box, height: int, width: int, resized_height: int, resized_wi
     h = min(height, max(1, round(box.height * height / resized_height)))
     w = min(width, max(1, round(box.width * width / resized_width)))
     return Box(min(round(top), height - h), min(round(left), width - w), h, w)
+
+
+def shrink_to(box: Box, least: int) -> int:
+    """1, 2, 4 or 8: by how much a JPEG can be shrunk while it is decoded, so that ``least`` pixels a side remain."""
+    return next((times for times in (8, 4, 2) if min(box.height, box.width) >= times * least), 1)

@@ -5,6 +5,7 @@ on any number of ranks and threads. Philox counts (Salmon 2011): its state after
 """
 
 import math
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,14 @@ SHAPE_DRAWS = 1 + 4 * ATTEMPTS  # flip; area, ratio, down, across
 COLOUR_DRAWS = 8  # four for three normal factors of light; brightness, contrast, saturation, hue
 
 
+class Chance(NamedTuple):
+    """What it says of one sample's pixels."""
+
+    shape: list[float]
+    flip: bool
+    colour: np.ndarray | None
+
+
 class Draws(NamedTuple):
     """What chance says of some samples in a row."""
 
@@ -24,6 +33,13 @@ class Draws(NamedTuple):
     shapes: np.ndarray  # N,40 from 0 to 1, of which crops are made
     lights: np.ndarray  # N,3 standard normal
     colours: np.ndarray | None  # N,3,4: pixels (R, G, B, 1) to jittered pixels
+
+    def of(self, rows: range) -> list[Chance]:
+        """For each of these samples."""
+        some = slice(rows.start, rows.stop)
+        colours = repeat(None) if self.colours is None else self.colours[some]
+        shapes, flips = self.shapes[some].tolist(), self.flips[some].tolist()
+        return [Chance(*chance) for chance in zip(shapes, flips, colours, strict=False)]
 
 
 def order_of(seed: int, epoch: int, samples: int) -> np.ndarray:

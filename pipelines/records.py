@@ -48,7 +48,7 @@ class Records:
         self._shards = manifest.split(split).shards
         self._ends = list(accumulate(shard.samples for shard in self._shards))
         self._extension = manifest.image.extension.encode()
-        self._lines: dict[int, tuple[bytes, memoryview]] = {}
+        self._lines: dict[int, tuple[bytes, memoryview, int]] = {}
         self._files: dict[int, int] = {}
         self._opening = threading.Lock()
         weakref.finalize(self, _close, self._files)
@@ -56,11 +56,31 @@ class Records:
     def __len__(self) -> int:
         return self._ends[-1]
 
+    @property
+    def stored(self) -> tuple[bytes, int, int]:
+        """Extension of the images, digits of a label, classes."""
+        return self._extension, self._manifest.label_width, len(self._manifest.classes)
+
+    def locate(self, sample: int) -> tuple[int, int, int]:
+        """For native.c: the open shard, or -1; where in memory the sample's line of the index is, and its length.
+
+        Raises DataError for a damaged index and a shard that cannot be opened.
+        """
+        number = bisect_right(self._ends, sample)
+        _, ends, address = self._indexed(number)
+        row = sample - self._ends[number] + self._shards[number].samples
+        file = self._files.get(number)
+        if file is None:
+            file = self._files[number] if self._keep(number) else -1
+        return file, address + ends[row] + 1, ends[row + 1] - ends[row] - 1
+
     def read(self, sample: int) -> Record:
         """Raises SampleError for a damaged sample, DataError for a damaged shard or index."""
         number = bisect_right(self._ends, sample)
         shard = self._shards[number]
-        line = self._line(number, sample - self._ends[number] + shard.samples)
+        row = sample - self._ends[number] + shard.samples
+        text, ends, _ = self._indexed(number)
+        line = text[ends[row] + 1 : ends[row + 1]]
         entry = line.split()
         key = entry[3].decode("ascii", "replace").rpartition(".")[0] if len(entry) == 8 else "?"
 
@@ -98,36 +118,35 @@ class Records:
             raise error(f"has a label outside 0 to {classes - 1}: {digits.decode('ascii', 'replace')!r}")
         return int(digits)
 
-    def _line(self, number: int, row: int) -> bytes:
-        """Of the index, which is read at the first call for a shard, by whichever thread that is."""
+    def _indexed(self, number: int) -> tuple[bytes, memoryview, int]:
+        """The index of a shard: its text, where its lines end, and the text's address.
+
+        It is read at the first call for a shard, by whichever thread that is.
+        """
         if number not in self._lines:
             self._lines[number] = self._index(number)
-        text, ends = self._lines[number]
-        return text[ends[row] + 1 : ends[row + 1]]
+        return self._lines[number]
 
-    def _index(self, number: int) -> tuple[bytes, memoryview]:
-        """The text, and where its lines end."""
-        path = (self._manifest.folder / self._shards[number].path).with_suffix(".idx")
+    def _index(self, number: int) -> tuple[bytes, memoryview, int]:
+        path = self._path(number).with_suffix(".idx")
         text = path.read_bytes() if path.is_file() else b""
-        ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
+        letters = np.frombuffer(text, np.uint8)
+        ends = np.flatnonzero(letters == ord("\n"))
         if len(ends) != self._shards[number].samples + 1 or text[-1:] != b"\n":
             raise DataError(
                 f"index {path} does not list the {self._shards[number].samples} samples of its shard: restore it, or "
                 "write it again with tools/shard_imagenet.py --repair"
             )
-        return text, memoryview(ends.data)  # whose numbers are quicker than numpy's
+        return text, memoryview(ends.data), letters.ctypes.data  # whose numbers are quicker than numpy's
 
     def _read(self, number: int, start: int, end: int) -> bytes:
-        path = self._manifest.folder / self._shards[number].path
-        file = self._files.get(number)
+        path = self._path(number)
         try:
-            kept = file is not None or self._keep(number, path)
-            file = self._files[number] if kept else os.open(path, os.O_RDONLY)
-            try:
-                data = os.pread(file, end - start, start)
-            finally:
-                if not kept:
-                    os.close(file)
+            if number in self._files or self._keep(number):
+                data = os.pread(self._files[number], end - start, start)
+            else:
+                with path.open("rb", buffering=0) as file:
+                    data = os.pread(file.fileno(), end - start, start)
         except OSError as error:
             raise DataError(f"shard {path} cannot be read: {error.strerror}") from error
         if len(data) != end - start:
@@ -137,12 +156,15 @@ class Records:
             )
         return data
 
-    def _keep(self, number: int, path: Path) -> bool:
+    def _keep(self, number: int) -> bool:
         """Open the shard for good, if there is room. In a random order no other choice would hit more often."""
         with self._opening:
             if number not in self._files and len(self._files) < MAX_OPEN_SHARDS:
-                self._files[number] = os.open(path, os.O_RDONLY)
+                self._files[number] = os.open(self._path(number), os.O_RDONLY)
         return number in self._files
+
+    def _path(self, number: int) -> Path:
+        return self._manifest.folder / self._shards[number].path
 
 
 def _is_header(block: bytes, name: bytes, size: int) -> bool:

@@ -20,13 +20,14 @@ from pipelines.augment import Augment
 from pipelines.buffers import LentBuffers
 from pipelines.draws import Draws, draw, order_of
 from pipelines.finish import Finish
+from pipelines.native import Worker, has_native
 from pipelines.plan import Plan
 from pipelines.records import Records, SampleError
 from pipelines.shards import DataError, Manifest
-from pipelines.views import Views
+from pipelines.views import Views, prepare_opencv
 
 AHEAD = 3  # batches
-CHUNK = 8  # samples that a thread takes at a time
+CHUNK = 16  # samples that a thread takes at a time
 MAX_REPLACEMENTS = 16  # for a sample that cannot be used; if none of them can be, something else is wrong
 
 
@@ -80,14 +81,15 @@ class TurboBatches:
     ) -> None:
         self._records, self._plan, self._augment = records, plan, augment
         self._device, self._seed, self._skip = device, seed, skip
-        self._finish, self._paint = Finish(manifest, augment, device), Views(manifest, augment).paint
+        self._finish, self._views = Finish(manifest, augment, device), Views(manifest, augment)
+        self._native = has_native() and manifest.image.encoding == "jpeg" and augment.crop != "ten"
         self._buffers = LentBuffers(pinned=device.type == "cuda")
         self._batches = _endless(plan, epoch, taken)
         self._upcoming = next(self._batches)
         self._order = -1, np.empty(0, np.int64)
         self._made: deque[_Work] = deque()
         self._own = threading.local()
-        self._threads = ThreadPoolExecutor(threads, "turbo")
+        self._threads = ThreadPoolExecutor(threads, "turbo", prepare_opencv)
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Images N,3,H,W, channels-last, on the device; labels N int64, on the CPU. Raises DataError."""
@@ -152,10 +154,9 @@ class TurboBatches:
         return self._order[1][places % self._plan.samples].tolist()
 
     def _make(self, work: _Work, rows: range) -> None:
-        for row in rows:
-            if row >= work.valid:
-                work.images[self._places(row)] = 0
-                continue
+        whole = range(rows.start, max(rows.start, min(rows.stop, work.valid)))
+        work.images[self._places(range(whole.stop, rows.stop))] = 0
+        for row in self._make_natively(work, whole) if self._native else whole:
             try:
                 self._fill(work, row, work.samples[row])
             except SampleError as error:
@@ -164,10 +165,23 @@ class TurboBatches:
                 work.lost.append((row, error))
                 self._replace(work, row, error)
 
+    def _make_natively(self, work: _Work, rows: range) -> list[int]:
+        """Fill the rows whose samples are as they should be. Which are left?"""
+        left, pixels = [], self._pixels(work, rows)
+        numbers, chances = work.samples[rows.start : rows.stop], work.draws.of(rows)
+        painted = self._views.paint_natively(self._worker(), numbers, chances, pixels)
+        for row, image, done in zip(rows, pixels, painted, strict=True):
+            if done:
+                work.views[row], work.labels[row] = done
+                self._finish_place(work, row, image)
+            else:
+                left.append(row)
+        return left
+
     def _replace(self, work: _Work, row: int, error: SampleError) -> None:
         """In training by the next sample in the order that is whole."""
         if not self._plan.training:
-            work.images[self._places(row)] = 0
+            work.images[self._places(range(row, row + 1))] = 0
             return None
         for sample in work.samples[row + 1 : row + 1 + MAX_REPLACEMENTS]:
             try:
@@ -177,24 +191,36 @@ class TurboBatches:
         raise DataError(f"{MAX_REPLACEMENTS} samples in a row cannot be used. The first of them: {error}")
 
     def _fill(self, work: _Work, row: int, sample: int) -> None:
-        record, draws, places = self._records.read(sample), work.draws, self._places(row)
-        out = work.images[places]
-        pixels = out if out.dtype == np.uint8 else self._scratch(out.shape)
-        jitter = None if draws.colours is None else draws.colours[row]
-        views = self._paint(record, draws.shapes[row].tolist(), bool(draws.flips[row]), jitter, pixels)
-        work.views[places], work.labels[row] = views, record.label
-        if pixels is not out:
-            for one, view, colour, place in zip(pixels, views, work.colours[places], out, strict=True):
-                self._finish.one(one, view, colour, place)
+        rows, record = range(row, row + 1), self._records.read(sample)
+        (chance,), pixels = work.draws.of(rows), self._pixels(work, rows)
+        work.views[self._places(rows)] = self._views.paint(record, chance, pixels)
+        work.labels[row] = record.label
+        for place, image in enumerate(pixels, self._places(rows).start):
+            self._finish_place(work, place, image)
 
-    def _places(self, row: int) -> slice:
-        """Of the row's views among the images."""
-        return slice(row * self._augment.crops, (row + 1) * self._augment.crops)
+    def _finish_place(self, work: _Work, place: int, pixels: np.ndarray) -> None:
+        """Normalise, where that is this thread's work."""
+        if work.images.dtype != np.uint8:
+            self._finish.one(pixels, work.views[place], work.colours[place], work.images[place])
 
-    def _scratch(self, shape: tuple[int, ...]) -> np.ndarray:
+    def _pixels(self, work: _Work, rows: range) -> np.ndarray:
+        """Where views of the rows are painted, N,size,size,3 uint8: in the batch, if it is of that type."""
+        out = work.images[self._places(rows)]
+        if out.dtype == np.uint8:
+            return out
         if not hasattr(self._own, "pixels"):
-            self._own.pixels = np.empty(shape, np.uint8)
-        return self._own.pixels
+            self._own.pixels = np.empty((CHUNK * self._augment.crops, *out.shape[1:]), np.uint8)
+        return self._own.pixels[: len(out)]
+
+    def _places(self, rows: range) -> slice:
+        """Of their views among the images."""
+        return slice(rows.start * self._augment.crops, rows.stop * self._augment.crops)
+
+    def _worker(self) -> Worker:
+        """This thread's."""
+        if not hasattr(self._own, "worker"):
+            self._own.worker = Worker(self._records, CHUNK)
+        return self._own.worker
 
     def _settle(self, work: _Work) -> None:
         """Report what was lost; in an evaluation these rows become padding, at the end."""

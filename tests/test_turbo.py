@@ -25,8 +25,7 @@ from torchvision.transforms.v2 import functional as transforms
 from pipelines import Augment, DataError, Loader, load_manifest, open_loader
 from pipelines.augment import Jitter, colour_matrix, load_mean_image
 from pipelines.buffers import LentBuffers
-from pipelines.crops import Box, resized_box
-from pipelines.decode import Decoder
+from pipelines.crops import resized_box
 from pipelines.draws import draw, order_of
 from pipelines.finish import Finish, OnDevice
 from pipelines.images import read_member
@@ -136,18 +135,6 @@ def test_a_random_crop_of_a_large_image_is_near_to_the_one_of_the_resized_image(
         top, left = int(shape[0] * (whole.shape[1] - 223)), int(shape[1] * (whole.shape[2] - 223))
         error = (image.float() - whole[:, top : top + 224, left : left + 224]).abs()
         assert error.mean() < 3, sample  # half a pixel of a smooth image
-
-
-@pytest.mark.parametrize("box", [Box(0, 0, 100, 120), Box(37, 51, 200, 201), Box(56, 55, 200, 201)])
-def test_a_region_has_the_pixels_of_a_whole_decode(folders: dict[str, Path], box: Box) -> None:
-    """So that the loader gives the same with nvImageCodec and without."""
-    pytest.importorskip("nvidia.nvimgcodec")
-    jpeg = Records(load_manifest(folders["none"]), "val").read(0).data
-    decoder = Decoder()
-    height, width = decoder.size(jpeg)
-    whole = decoder.whole(jpeg, height, width)[box.top : box.top + box.height, box.left : box.left + box.width]
-    np.testing.assert_array_equal(decoder._region(decoder._codec, jpeg, box), whole[..., :3])
-    np.testing.assert_array_equal(Decoder(regions=False).part(jpeg, height, width, box, 224), whole)
 
 
 def test_resized_crops_have_torchvisions_areas_and_places() -> None:
@@ -354,10 +341,14 @@ def shift_index(folder: Path) -> str:
 BREAKS = [break_image, break_entropy, break_label, break_name, break_header, lose_label, shift_index]
 
 
+@pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("damage", BREAKS)
 def test_a_damaged_sample_is_an_error_with_shard_and_key_or_skipped_and_reported(
-    damaged: Path, damage, capsys: pytest.CaptureFixture
+    damaged: Path, damage, native: bool, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By the compiled code, where it was built, and without it."""
+    if not native:
+        monkeypatch.setattr("pipelines.turbo.has_native", lambda: False)
     name = damage(damaged)
     begun = time.monotonic()
     with pytest.raises(DataError, match="--verify") as error:

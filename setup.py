@@ -1,0 +1,14 @@
+"""Only what setup.cfg cannot say: the compiled part of the turbo loader, which is left out where it cannot be built."""
+
+from setuptools import Extension, setup
+
+NATIVE = Extension(
+    "pipelines._native",
+    ["pipelines/native.c"],
+    libraries=["jpeg"],
+    extra_compile_args=["-O3"],
+    py_limited_api=True,  # it uses nothing of Python's: one file for all versions
+    optional=True,
+)
+
+setup(ext_modules=[NATIVE])
