@@ -21,10 +21,12 @@ from benchmarks.diagnosis import diagnose
 from benchmarks.peer_data import extract_images
 from benchmarks.timing import interleave, summarise
 from pipelines import DataError, Manifest, load_manifest
+from pipelines.native import has_native
 from tools.terminal import require
 
 LIMIT = "decode alone (the limit)"
 READ, TRAINING = "read alone", "a training step alone"  # no loaders, but stages that the diagnosis compares
+LOCK = "turbo without decoding"  # Python, of which one thread at a time runs
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ def own_candidates(options: LoaderOptions) -> dict[str, dict[str, str]]:
             found[f"{backend}, {crop}"] = {"work": "loader", "backend": backend, "crop": crop}
     first = f"{options.backends[0]}, {options.crops[0]}"
     found[f"{first}, normalised"] = found[first] | {"normalise": "mean_std"}
+    if has_native() and "turbo" in options.backends:
+        found[LOCK] = {"work": "lock", "backend": "turbo", "crop": "random"}
     return found | {READ: {"work": "read"}, TRAINING: {"work": "step"}}
 
 
@@ -127,12 +131,13 @@ def stage_rates(rows: list[dict], options: LoaderOptions) -> dict[str, float]:
     rates = {str(row["name"]).removesuffix(ending): row["median"] for row in rows if row["name"].endswith(ending)}
     first = f"{options.backends[0]}, {options.crops[0]}"
     stages = {"read": rates[READ], "decode": rates[LIMIT], "training": rates[TRAINING]}
+    stages |= {"lock": rates[LOCK]} if LOCK in rates else {}
     return stages | {"pixels": rates[first], "batches": rates[f"{first}, normalised"]}
 
 
 def loader_rows(result: dict) -> list[dict]:
     """Without the stages that the diagnosis compares."""
-    return [row for row in result["rows"] if not str(row["name"]).startswith((READ, TRAINING))]
+    return [row for row in result["rows"] if not str(row["name"]).startswith((READ, LOCK, TRAINING))]
 
 
 def describe_loader(result: dict) -> str:

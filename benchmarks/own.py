@@ -22,6 +22,7 @@ from alexnet.engine import TrainStep, compile_model, find_device
 from alexnet.optim import make_optimizer
 from benchmarks.peers.serve import Rounds, answer
 from pipelines import Augment, DataError, load_manifest, open_loader
+from pipelines.native import native_library
 from pipelines.records import Records
 
 WARM_BATCHES = 6  # more than any loader makes in advance
@@ -29,7 +30,8 @@ WARM_BATCHES = 6  # more than any loader makes in advance
 
 @dataclass(frozen=True)
 class Settings:
-    """``work``: limit, only decoding, from memory; read, only reading; loader; step, only training, on one batch."""
+    """``work``: limit, only decoding, from memory; read, only reading; loader; lock, a loader whose decoder says at
+    once that it is done; step, only training, on one batch."""
 
     work: str
     data: Path
@@ -50,7 +52,7 @@ class Settings:
 def main() -> None:
     given = json.loads(sys.argv[1])
     settings = Settings(**given | {"data": Path(given["data"])})
-    work = {"limit": decoding, "read": reading, "loader": loading, "step": training}[settings.work]
+    work = {"limit": decoding, "read": reading, "loader": loading, "lock": locking, "step": training}[settings.work]
     answer(lambda: work(settings))
 
 
@@ -99,6 +101,17 @@ def loading(settings: Settings) -> Rounds:
 
     dtype = str(next(endless).images.dtype).removeprefix("torch.")
     return Rounds(partial(take, settings.batches), f"{dtype} on {device.type}", partial(take, WARM_BATCHES))
+
+
+def locking(settings: Settings) -> Rounds:
+    """What is left is Python, which one thread at a time runs: on no number of cores does a process make more."""
+
+    def decode_nothing(worker: object, samples: Any, count: int) -> None:
+        for sample in samples[:count]:
+            sample.done = True
+
+    native_library().decode_parts = decode_nothing
+    return loading(settings)
 
 
 def training(settings: Settings) -> Rounds:

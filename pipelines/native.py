@@ -24,8 +24,8 @@ class Sample(ctypes.Structure):
 
     _fields_ = (
         *(("line", POINTER), ("extension", ctypes.c_char_p), ("length", INT), ("file", INT)),
-        *(("label_digits", INT), ("classes", INT), ("label", INT), ("height", INT), ("width", INT)),
-        *(("size", INT), ("at", ctypes.c_int64), ("shrink", INT), ("top", INT), ("left", INT)),
+        *(("label_digits", INT), ("classes", INT), ("square", INT), ("label", INT), ("height", INT)),
+        *(("width", INT), ("size", INT), ("at", ctypes.c_int64), ("shrink", INT), ("top", INT), ("left", INT)),
         *(("part_height", INT), ("part_width", INT), ("flip", INT), ("channels", INT), ("done", INT)),
         ("out", POINTER),
     )
@@ -42,12 +42,12 @@ class Worker:
 
     def __init__(self, records: Records, at_once: int) -> None:
         """``at_once``: samples of a call, at most."""
-        self._library, self._records = _library(), records
+        self._library, self._records = native_library(), records
         self._worker = POINTER(self._library.worker_new())
         weakref.finalize(self, self._library.worker_free, self._worker)
         self._samples = (Sample * at_once)()
         for sample in self._samples:
-            sample.extension, sample.label_digits, sample.classes = records.stored
+            sample.extension, sample.label_digits, sample.classes, sample.square = records.stored
         self._memory = np.empty(0, np.uint8)
 
     def read(self, numbers: Sequence[int]) -> list[Sample]:
@@ -89,12 +89,12 @@ class Worker:
 
 
 def has_native() -> bool:
-    """Whether native.c was built with the package, and fits the libjpeg that is installed."""
-    return _library() is not None
+    return native_library() is not None
 
 
 @cache
-def _library() -> Any:
+def native_library() -> Any:
+    """None where it was not built, or does not fit the libjpeg that is installed."""
     found = util.find_spec("pipelines._native")
     if not found or not found.origin:
         return None
