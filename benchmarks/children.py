@@ -64,24 +64,27 @@ class Child:
 
     def _kill(self) -> None:
         for process in self._tree():
-            with suppress(psutil.Error):  # it may have ended
+            with suppress(psutil.NoSuchProcess):
                 process.kill()
 
     def _tree(self) -> list[psutil.Process]:
-        own = psutil.Process(self._process.pid)
-        return [*own.children(recursive=True), own]
+        with suppress(psutil.NoSuchProcess):  # it may have ended
+            own = psutil.Process(self._process.pid)
+            return [*own.children(recursive=True), own]
+        return []
 
     def _answer(self) -> dict:
         assert self._process.stdout
         alarm = threading.Timer(self._patience, self._kill)
         alarm.start()
         line = self._process.stdout.readline()
-        alarm.cancel()
         if not line:
             self._process.wait()
-            self._errors.seek(0)
-            raise DataError(f"{self.name} ended with {self._process.returncode}: {self._errors.read().strip()[-800:]}")
-        return json.loads(line)
+        alarm.cancel()
+        if line:
+            return json.loads(line)
+        self._errors.seek(0)
+        raise DataError(f"{self.name} ended with {self._process.returncode}: {self._errors.read().strip()[-800:]}")
 
     def _memory_mb(self) -> int:
         """Of the process and those it started, what they share counted once; 0 where the system does not tell."""

@@ -43,6 +43,7 @@ FEW = "--rounds 1 --batches 2 --threads 2"
 DECODERS = f"--batch-sizes 8 --prefetch 2 --decoders image {FEW}"
 LOADERS = f"--batch-size 8 --backends turbo {FEW}"
 STEPS = "--batch-sizes 2 --steps 1 --rounds 1 --compile off --precisions fp32"
+TRAININGS = "--batch-sizes 2 --steps 1 --rounds 1 --threads 2 --backends turbo"
 STEP = "-m benchmarks step --precisions bf16 --rounds 4"
 DATA = [
     Line("-m benchmarks.corpus {work}/images --images 4000 --copies 5", "--images 100 --copies 1", 3),
@@ -97,7 +98,7 @@ ITEMS: dict[str, list[Line]] = {
     "5": [
         Line(
             f"-m benchmarks train --data {{work}}/jpeg256 {{work}}/raw256 --rounds 4 --batch-sizes {size}",
-            "--batch-sizes 8 --steps 1 --rounds 1 --threads 2 --backends turbo",
+            TRAININGS,
             minutes,
         )
         for size, minutes in ((1024, 4), (256, 3), (2048, 4))
@@ -111,7 +112,7 @@ ITEMS: dict[str, list[Line]] = {
         ),
         Line(
             "-m benchmarks train --peers --data {work}/jpeg256 --work {work}/peers --batch-sizes 256 --rounds 3",
-            "--batch-sizes 8 --steps 1 --rounds 1 --threads 2 --backends turbo",
+            TRAININGS,
             4,
         ),
     ],
@@ -182,14 +183,14 @@ def execute(line: Line, options: GpuOptions, end: float) -> dict[str, Any]:
     """What came of a command: how it ended, in what time, and its result or the end of its log."""
     given = arguments(line, options)
     found: dict[str, Any] = {"command": "python " + shlex.join(given)}
-    limit = min(60 * line.minutes, end - time.monotonic())
-    if limit < LEAST_SECONDS:
+    left = end - time.monotonic()
+    if left < LEAST_SECONDS:
         return found | {"ended": "before it began: no time was left"}
     print(f"\n== {found['command']}", flush=True)
     written, start = options.out.resolve() / "part.json", time.monotonic()
     written.unlink(missing_ok=True)
     to_file = ["--json", str(written)] if line.arguments.startswith("-m benchmarks ") else []
-    code, log = finish(given + to_file, limit)
+    code, log = finish(given + to_file, min(60 * line.minutes, left))
     print(log[-LOG_CHARACTERS:], flush=True)
     found |= {"ended": "well" if code == 0 else f"with {code}", "seconds": round(time.monotonic() - start, 1)}
     if not written.exists():

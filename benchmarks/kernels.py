@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch.profiler import ProfilerActivity, profile
 
+from alexnet import AlexNetError
 from alexnet.engine import find_device
 from benchmarks.step import GPU, Candidate, Compiling, Precision, Variant, prepare
 from tools.terminal import require
@@ -49,6 +50,8 @@ def run_kernels(options: KernelsOptions) -> dict:
         take(options.steps)
     spent = [(event.key, event.count, own_us(event, gpu)) for event in profiled.key_averages()]
     total = sum(us for _, _, us in spent)
+    if not total:
+        raise AlexNetError("torch's profiler saw no kernel: it needs CUPTI, which comes with torch's CUDA packages")
     rows = [
         {"name": name, "ms": round(us / 1000 / options.steps, 4), "share": round(us / total, 4), "calls": calls}
         for name, calls, us in sorted(spent, key=lambda entry: -entry[2])[: options.kernels]
