@@ -23,6 +23,21 @@ def with_project() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
 
 
+def tree(pid: int) -> list[psutil.Process]:
+    """What the process started, and itself; nothing where it has ended."""
+    with suppress(psutil.NoSuchProcess):
+        own = psutil.Process(pid)
+        return [*own.children(recursive=True), own]
+    return []
+
+
+def kill(pid: int) -> None:
+    """The process and all that it started."""
+    for process in tree(pid):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 class Child:
     """``arguments`` follow ``python``. Raises DataError where the process ends before it is told to.
 
@@ -63,15 +78,7 @@ class Child:
         self._process.wait()
 
     def _kill(self) -> None:
-        for process in self._tree():
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-
-    def _tree(self) -> list[psutil.Process]:
-        with suppress(psutil.NoSuchProcess):  # it may have ended
-            own = psutil.Process(self._process.pid)
-            return [*own.children(recursive=True), own]
-        return []
+        kill(self._process.pid)
 
     def _answer(self) -> dict:
         assert self._process.stdout
@@ -89,7 +96,7 @@ class Child:
     def _memory_mb(self) -> int:
         """Of the process and those it started, what they share counted once; 0 where the system does not tell."""
         total = 0
-        for process in self._tree():
+        for process in tree(self._process.pid):
             with suppress(psutil.Error, AttributeError):  # it may have ended
                 total += process.memory_full_info().pss
         return total >> 20

@@ -10,7 +10,6 @@ follows. The data are made first, where they are missing: random views of a few 
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import tyro
 
-from benchmarks.children import ROOT, with_project
+from benchmarks.children import ROOT, kill, with_project
 from benchmarks.page import page
 from pipelines.shards import write_atomically
 from tools.terminal import require
@@ -45,12 +44,12 @@ LOADERS = f"--batch-size 8 --backends turbo {FEW}"
 STEPS = "--batch-sizes 2 --steps 1 --rounds 1 --compile off --precisions fp32"
 TRAININGS = "--batch-sizes 2 --steps 1 --rounds 1 --threads 2 --backends turbo"
 STEP = "-m benchmarks step --precisions bf16 --rounds 4"
-DATA = [
-    Line("-m benchmarks.corpus {work}/images --images 4000 --copies 5", "--images 100 --copies 1", 3),
-    Line("tools/shard_imagenet.py {work}/images {work}/jpeg256", "", 3),
-    Line("tools/shard_imagenet.py {work}/images {work}/raw256 --encoding raw", "", 3),
-    Line("tools/shard_imagenet.py {work}/images {work}/jpeg500 --resize none", "", 3),
-]
+IMAGES = Line("-m benchmarks.corpus {work}/images --images 4000 --copies 5", "--images 100 --copies 1", 3)
+SHARDS = {
+    "jpeg256": Line("tools/shard_imagenet.py {work}/images {work}/jpeg256", "", 3),
+    "raw256": Line("tools/shard_imagenet.py {work}/images {work}/raw256 --encoding raw", "", 3),
+    "jpeg500": Line("tools/shard_imagenet.py {work}/images {work}/jpeg500 --resize none", "", 3),
+}
 TITLES = {
     "1": "Does it run?",
     "2": "The ceilings",
@@ -149,9 +148,16 @@ class GpuOptions:
 
     @property
     def lines(self) -> list[Line]:
-        """What is to be run, the data's first."""
-        missing = [line for line in DATA if not produced(line, self).exists()]
-        return missing + [line for n, line in enumerate(ITEMS[self.item], 1) if not self.only or n in self.only]
+        """What is to be run, after the data that it needs and that are missing."""
+        chosen = [line for number, line in enumerate(ITEMS[self.item], 1) if not self.only or number in self.only]
+        needed = " ".join(line.arguments for line in chosen)
+        missing = {
+            name: line for name, line in SHARDS.items() if name in needed and not self.has(f"{name}/manifest.json")
+        }
+        return [IMAGES] * bool(missing and not self.has("images")) + [*missing.values()] + chosen
+
+    def has(self, name: str) -> bool:
+        return (self.data / name).exists()
 
 
 def run_gpu(options: GpuOptions) -> None:
@@ -171,12 +177,6 @@ def run_gpu(options: GpuOptions) -> None:
 def arguments(line: Line, options: GpuOptions) -> list[str]:
     text = f"{line.arguments} {line.quick if options.quick else ''}"
     return shlex.split(text.format(work=shlex.quote(str(options.data)), cores=os.cpu_count() or 1))
-
-
-def produced(line: Line, options: GpuOptions) -> Path:
-    """What a command of DATA makes; a half made set of shards has no manifest."""
-    folder = Path(arguments(line, options)[2])
-    return folder if folder.name == "images" else folder / "manifest.json"
 
 
 def execute(line: Line, options: GpuOptions, end: float) -> dict[str, Any]:
@@ -209,11 +209,10 @@ def finish(given: list[str], limit: float) -> tuple[int | str, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
     )
     try:
         log, _ = process.communicate(timeout=limit)
         return process.returncode, log
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        kill(process.pid)
         return f"no end in {limit:.0f} s", process.communicate()[0]
