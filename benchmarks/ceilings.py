@@ -103,31 +103,40 @@ def kinds(device: torch.device) -> dict[str, torch.dtype]:
 
 
 def measure_decoders(options: CeilingsOptions, data: Path, device: str) -> tuple[list[dict], list[dict[str, str]]]:
-    manifest = load_manifest(data)
-    usual = variations(options, device)[0]
-    settings: dict[str, dict[str, Any]] = {}
-    failed: list[dict[str, str]] = []
+    """Rows of one shard folder, and names and reasons of what failed."""
+    manifest, chosen = load_manifest(data), dict(candidates(options, device))
+    failed: dict[str, str] = {}
     with ExitStack() as stack:
-        common = {"data": str(data), "device": device}
-        limit = {"work": "limit", "batches": options.batches, "batch_size": usual["batch_size"]} | common
-        limit |= {"threads": usual["threads"]}
-        children: dict[str, Any] = {LIMIT: stack.enter_context(Child(LIMIT, ["benchmarks/own.py", json.dumps(limit)]))}
-        settings[LIMIT] = {"threads": usual["threads"]}
-        for name, chosen in candidates(options, device):
-            batches = max(1, options.batches * usual["batch_size"] // chosen["batch_size"])
-            given = json.dumps(common | chosen | {"batches": batches})
+        running: dict[str, Any] = {LIMIT: stack.enter_context(start_limit(options, data))}
+        for name, settings in chosen.items():
             try:
-                child = Child(name, ["benchmarks/decoders.py", given], patience=PATIENCE)
+                child = start(name, settings, options, data, device)
             except DataError as error:
-                failed.append({"name": f"{data.name}: {name}", "why": str(error)})
-                continue
-            children[name], settings[name] = Guarded(stack.enter_context(child)), chosen
-        rates = interleave(children, options.rounds)
-    whole = {name: values for name, values in rates.items() if all(values)}
-    failed += [{"name": f"{data.name}: {n}", "why": children[n].failure} for n in rates if n not in whole]
+                failed[name] = str(error)
+            else:
+                running[name] = Guarded(stack.enter_context(child))
+        rates = interleave(running, options.rounds)
+    failed |= {name: one.failure for name, one in running.items() if name != LIMIT and one.failure}
     image = {"data": data.name, "encoding": manifest.image.encoding, "mean_kb": mean_kb(manifest)}
-    rows = [row | image | settings[str(row["name"])] for row in summarise(whole, LIMIT)]
-    return [row | {"name": f"{data.name}: {row['name']}"} for row in rows], failed
+    rows = [
+        row | {"name": f"{data.name}: {row['name']}"} | image | chosen.get(str(row["name"]), {})
+        for row in summarise({name: values for name, values in rates.items() if name not in failed}, LIMIT)
+    ]
+    return rows, [{"name": f"{data.name}: {name}", "why": why} for name, why in failed.items()]
+
+
+def start_limit(options: CeilingsOptions, data: Path) -> Child:
+    """libjpeg-turbo on all threads."""
+    sizes = {"batch_size": options.batch_sizes[0], "batches": options.batches, "threads": options.threads[0]}
+    given = {"work": "limit", "data": str(data), "device": "cpu"} | sizes
+    return Child(LIMIT, ["benchmarks/own.py", json.dumps(given)])
+
+
+def start(name: str, settings: dict[str, Any], options: CeilingsOptions, data: Path, device: str) -> Child:
+    """A round has as many images whatever the batch size."""
+    batches = max(1, options.batches * options.batch_sizes[0] // settings["batch_size"])
+    given = {"data": str(data), "device": device, "batches": batches} | settings
+    return Child(name, ["benchmarks/decoders.py", json.dumps(given)], patience=PATIENCE)
 
 
 def variations(options: CeilingsOptions, device: str) -> list[dict[str, Any]]:

@@ -42,8 +42,8 @@ FEW = "--rounds 1 --batches 2 --threads 2"
 DECODERS = f"--batch-sizes 8 --prefetch 2 --decoders image {FEW}"
 LOADERS = f"--batch-size 8 --backends turbo {FEW}"
 STEPS = "--batch-sizes 2 --steps 1 --rounds 1 --compile off --precisions fp32"
-TRAININGS = "--batch-sizes 2 --steps 1 --rounds 1 --threads 2 --backends turbo"
-STEP = "-m benchmarks step --precisions bf16 --rounds 4"
+TRAININGS = "--batch-sizes 2 --images 2 --rounds 1 --threads 2 --backends turbo"
+STEP = "-m benchmarks step --precisions bf16 --steps 50 --rounds 4"
 IMAGES = Line("-m benchmarks.corpus {work}/images --images 4000 --copies 5", "--images 100 --copies 1", 3)
 SHARDS = {
     "jpeg256": Line("tools/shard_imagenet.py {work}/images {work}/jpeg256", "", 3),
@@ -69,18 +69,25 @@ ITEMS: dict[str, list[Line]] = {
             2,
         ),
     ],
-    "2": [Line("-m benchmarks ceilings --data {work}/jpeg256 {work}/jpeg500", f"--hw-loads 0.65 {DECODERS}", 8)],
-    "3": [
-        Line("-m benchmarks ceilings --finish --data {work}/jpeg256", DECODERS, 4),
+    "2": [
         Line(
-            "-m benchmarks loader --data {work}/jpeg256 --batch-size 256 --augments paper torchvision modern",
+            "-m benchmarks ceilings --data {work}/jpeg256 {work}/jpeg500 --batches 60 --rounds 4",
+            f"--hw-loads 0.65 {DECODERS}",
+            8,
+        )
+    ],
+    "3": [
+        Line("-m benchmarks ceilings --finish --data {work}/jpeg256 --batches 100 --rounds 4", DECODERS, 4),
+        Line(
+            "-m benchmarks loader --data {work}/jpeg256 --batch-size 256 --batches 200 "
+            "--augments paper torchvision modern",
             f"{LOADERS} --augments paper --crops random",
             4,
         ),
-        Line("-m benchmarks loader --data {work}/raw256 --batch-size 256 --augments paper", LOADERS, 3),
+        Line("-m benchmarks loader --data {work}/raw256 --batch-size 256 --batches 60 --augments paper", LOADERS, 3),
         Line(
             "-m benchmarks loader --data {work}/jpeg256 --batch-size 256 --backends turbo --crops random "
-            "--threads 1 2 4 8 {cores} --rounds 3",
+            "--threads 1 2 4 8 {cores} --batches 100 --rounds 3",
             LOADERS,
             3,
         ),

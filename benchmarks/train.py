@@ -47,8 +47,8 @@ class TrainOptions:
     compile: Compiling = "on" if GPU else "off"
     conv1: Literal["direct", "blocks"] = "direct"
     batch_sizes: tuple[int, ...] = (256, 1024) if GPU else (32,)
-    steps: int = 50 if GPU else 2
-    """Steps in a round."""
+    images: int = 50_000 if GPU else 64
+    """In a round; as many steps as they make, one at least."""
     rounds: int = 5
     threads: int = os.cpu_count() or 1
     """Of a loader."""
@@ -64,8 +64,8 @@ class TrainOptions:
     def __post_init__(self) -> None:
         require(self.augment in AUGMENTS, f"--augment is {self.augment!r}, known: {', '.join(AUGMENTS)}")
         require(bool(self.data), "--data is empty")
-        smallest = min([*self.batch_sizes, self.steps, self.rounds, self.threads])
-        require(smallest >= 1, "--batch-sizes, --steps, --rounds and --threads start at 1")
+        smallest = min([*self.batch_sizes, self.images, self.rounds, self.threads])
+        require(smallest >= 1, "--batch-sizes, --images, --rounds and --threads start at 1")
 
 
 class Training:
@@ -116,7 +116,7 @@ def run_train(options: TrainOptions) -> dict:
     """The settings, and a row a loader and batch size with its ratio to synthetic batches of that size."""
     device = find_device(options.device)
     rows = [row for size in options.batch_sizes for row in measure(options, size, device)]
-    names = ("augment", "variant", "precision", "compile", "conv1", "steps", "rounds", "threads")
+    names = ("augment", "variant", "precision", "compile", "conv1", "images", "rounds", "threads")
     settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     print(f"\n{'':<60}{'data wait':>10}{'step ms':>10}{'GiB':>8}{'J/image':>10}{'90 epochs, h':>14}")
     for row in rows:
@@ -146,19 +146,20 @@ def trainings(
     """Synthetic batches, then each data set with each loader, on one network; and the peer with its own."""
     candidate = Candidate(options.variant, options.precision, options.compile, conv1=options.conv1)
     step = training_step(build(candidate, device), candidate, device)
+    steps = max(1, options.images // batch_size)
     backends: list[tuple[str, Path, Any]] = [(SYNTHETIC, options.data[0], "synthetic")]
     backends += [(f"{backend}, {data.name}", data, backend) for data in options.data for backend in options.backends]
     for name, data, backend in backends:
         common: dict[str, Any] = {"augment": options.augment, "threads": options.threads, "device": device}
         loader = open_loader(data, "train", batch_size, backend=backend, **common)
         stack.callback(loader.close)
-        yield name, Training(step, loader, options.steps, device)
+        yield name, Training(step, loader, steps, device)
     if options.peers:
         batches = TorchvisionBatches(options, batch_size, device)
         theirs = Candidate("torchvision", options.precision, "off")
         step = training_step(build(theirs, device), theirs, device)
         ahead = 2 * options.threads + WARM_BATCHES  # a DataLoader's workers make two batches each
-        yield "peer: torchvision's alexnet, ImageFolder", Training(step, batches, options.steps, device, ahead)
+        yield "peer: torchvision's alexnet, ImageFolder", Training(step, batches, steps, device, ahead)
 
 
 class TorchvisionBatches:

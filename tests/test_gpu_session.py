@@ -131,7 +131,7 @@ def test_a_loader_that_is_waited_for_is_seen() -> None:
 
 
 def test_training_is_measured_end_to_end_and_shown(demo_shards: Path, tmp_path: Path) -> None:
-    small = ("--batch-sizes", "2", "--steps", "1", "--rounds", "1", "--backends", "turbo", "--device", "cpu")
+    small = ("--batch-sizes", "2", "--images", "2", "--rounds", "1", "--backends", "turbo", "--device", "cpu")
     out = tmp_path / "train.json"
     done = script(BENCHMARKS, "train", "--data", demo_shards, *small, "--json", out)
     assert done.returncode == 0, done.stderr
