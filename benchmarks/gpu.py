@@ -41,7 +41,7 @@ class Line(NamedTuple):
 FEW = "--rounds 1 --batches 2 --threads 2"
 DECODERS = f"--batch-sizes 8 --prefetch 2 --decoders image {FEW}"
 LOADERS = f"--batch-size 8 --backends turbo {FEW}"
-STEPS = "--batch-sizes 2 --steps 1 --rounds 1 --compile off --precisions fp32"
+STEPS = "--batch-sizes 2 --steps 1 --rounds 1 --compile off --precisions fp32 --conv1 direct"
 TRAININGS = "--batch-sizes 2 --images 2 --rounds 1 --threads 2 --backends turbo"
 STEP = "-m benchmarks step --precisions bf16 --steps 50 --rounds 4"
 IMAGES = Line("-m benchmarks.corpus {work}/images --images 4000 --copies 5", "--images 100 --copies 1", 3)
@@ -111,9 +111,8 @@ ITEMS: dict[str, list[Line]] = {
     ],
     "6": [
         Line(
-            "-m benchmarks loader --peers --data {work}/jpeg256 --work {work}/peers --batch-size 256 --rounds 3 "
-            "--crops random",
-            LOADERS,
+            "-m benchmarks loader --peers --data {work}/jpeg256 --work {work}/peers --batch-size 256 --rounds 3",
+            f"{LOADERS} --crops random",
             5,
         ),
         Line(
