@@ -211,7 +211,7 @@ def finish(given: list[str], limit: float) -> tuple[int | str, str]:
     process = subprocess.Popen(
         [sys.executable, *given],
         cwd=ROOT,
-        env=with_project(),
+        env=with_project() | {"PYTHONUNBUFFERED": "1"},  # what was said before an end by force
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
