@@ -1,40 +1,57 @@
-"""Measure how fast shards are written, batches are made, and the networks train on batches from nowhere.
+"""Measure how fast shards are written, batches made and networks trained, beside what the machine allows.
 
 python -m benchmarks shard --data IMAGES [--peers] [--json FILE]
 python -m benchmarks loader --data SHARDS [--json FILE]
 python -m benchmarks step [--json FILE]
+python -m benchmarks train --data SHARDS [--json FILE]
+python -m benchmarks ceilings|runs|kernels|gpu ...     # docs/gpu.md
 """
 
 import json
 import os
 import platform
+import sys
 import time
+from importlib import metadata
 from typing import Annotated
 
 import torch
 import tyro
 
 from alexnet import AlexNetError
+from benchmarks.ceilings import CeilingsOptions, run_ceilings
+from benchmarks.gpu import GpuOptions, run_gpu
+from benchmarks.kernels import KernelsOptions, run_kernels
 from benchmarks.loader import LoaderOptions, describe_loader, loader_rows, run_loader
 from benchmarks.picture import draw_rates
+from benchmarks.runs import RunsOptions, run_runs
 from benchmarks.shard import ShardOptions, run_shard
 from benchmarks.step import StepOptions, run_step
+from benchmarks.train import TrainOptions, run_train
 from pipelines import DataError
 from pipelines.shards import write_atomically
 from tools.terminal import run
 
+PACKAGES = ("torchvision", "nvidia-dali-cuda130", "nvidia-nvimgcodec-cu13", "simplejpeg", "opencv-python-headless")
+Measured = LoaderOptions | StepOptions | ShardOptions | TrainOptions | CeilingsOptions | RunsOptions | KernelsOptions
 Command = (
     Annotated[LoaderOptions, tyro.conf.subcommand("loader")]
     | Annotated[StepOptions, tyro.conf.subcommand("step")]
     | Annotated[ShardOptions, tyro.conf.subcommand("shard")]
+    | Annotated[TrainOptions, tyro.conf.subcommand("train")]
+    | Annotated[CeilingsOptions, tyro.conf.subcommand("ceilings")]
+    | Annotated[RunsOptions, tyro.conf.subcommand("runs")]
+    | Annotated[KernelsOptions, tyro.conf.subcommand("kernels")]
+    | Annotated[GpuOptions, tyro.conf.subcommand("gpu")]
 )
 
 
-def main(options: LoaderOptions | StepOptions | ShardOptions) -> None:
+def main(options: Measured | GpuOptions) -> None:
+    if isinstance(options, GpuOptions):
+        run_gpu(options)
+        return
     result = measure(options)
-    print(f"{'':<48}{'images/s':>10}{'least':>10}{'most':>10}{'ratio':>8}")
-    for row in result["rows"]:
-        print(f"{row['name']:<48}{row['median']:>10}{row['least']:>10}{row['most']:>10}{row['ratio']:>8}")
+    print_rates([row for row in result["rows"] if "median" in row])
     print("\n".join(result.get("diagnosis", ())))
     if isinstance(options, LoaderOptions) and options.picture:
         draw_rates(loader_rows(result), describe_loader(result), options.picture)
@@ -44,7 +61,7 @@ def main(options: LoaderOptions | StepOptions | ShardOptions) -> None:
         print(f"written to {options.json}")
 
 
-def measure(options: LoaderOptions | StepOptions | ShardOptions) -> dict:
+def measure(options: Measured) -> dict:
     match options:
         case LoaderOptions():
             return run_loader(options)
@@ -52,15 +69,34 @@ def measure(options: LoaderOptions | StepOptions | ShardOptions) -> dict:
             return run_step(options)
         case ShardOptions():
             return run_shard(options)
+        case TrainOptions():
+            return run_train(options)
+        case CeilingsOptions():
+            return run_ceilings(options)
+        case RunsOptions():
+            return run_runs(options)
+        case KernelsOptions():
+            return run_kernels(options)
+
+
+def print_rates(rows: list[dict]) -> None:
+    width = max((len(row["name"]) for row in rows), default=0)
+    if rows:
+        print(f"{'':<{width}}{'images/s':>12}{'least':>12}{'most':>12}{'ratio':>8}")
+    for row in rows:
+        print(f"{row['name']:<{width}}{row['median']:>12}{row['least']:>12}{row['most']:>12}{row['ratio']:>8}")
 
 
 def machine() -> dict[str, object]:
     return {
         "date": time.strftime("%Y-%m-%d"),
+        "command": "python -m benchmarks " + " ".join(sys.argv[1:]),
         "cores": os.cpu_count(),
         "machine": platform.machine(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
         "torch": torch.__version__,
+        "packages": {name: metadata.version(name) for name in PACKAGES if any(metadata.distributions(name=name))},
     }
 
 

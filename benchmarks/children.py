@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,16 +18,41 @@ from pipelines import DataError
 ROOT = Path(__file__).parents[1]
 
 
-class Child:
-    """``arguments`` follow ``python``. Raises DataError where the process ends before it is told to."""
+def with_project() -> dict[str, str]:
+    """This process's environment; Python finds the project before whatever else it was told to look for."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
 
-    def __init__(self, name: str, arguments: Sequence[str], python: str = sys.executable) -> None:
-        self.name = name
+
+def tree(pid: int) -> list[psutil.Process]:
+    """What the process started, and itself; nothing where it has ended."""
+    with suppress(psutil.NoSuchProcess):
+        own = psutil.Process(pid)
+        return [*own.children(recursive=True), own]
+    return []
+
+
+def kill(pid: int) -> None:
+    """The process and all that it started."""
+    for process in tree(pid):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+class Child:
+    """``arguments`` follow ``python``. Raises DataError where the process ends before it is told to.
+
+    One that has not answered after ``patience`` seconds is ended: decoders have hung.
+    """
+
+    def __init__(
+        self, name: str, arguments: Sequence[str], python: str = sys.executable, patience: float = 600
+    ) -> None:
+        self.name, self._patience = name, patience
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  as long as the process
         self._process = subprocess.Popen(
             [python, *arguments],
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=with_project(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -48,27 +74,29 @@ class Child:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self._tree():
-            process.kill()
+        self._kill()
         self._process.wait()
 
-    def _tree(self) -> list[psutil.Process]:
-        own = psutil.Process(self._process.pid)
-        return [*own.children(recursive=True), own]
+    def _kill(self) -> None:
+        kill(self._process.pid)
 
     def _answer(self) -> dict:
         assert self._process.stdout
+        alarm = threading.Timer(self._patience, self._kill)
+        alarm.start()
         line = self._process.stdout.readline()
         if not line:
             self._process.wait()
-            self._errors.seek(0)
-            raise DataError(f"{self.name} ended with {self._process.returncode}: {self._errors.read().strip()[-800:]}")
-        return json.loads(line)
+        alarm.cancel()
+        if line:
+            return json.loads(line)
+        self._errors.seek(0)
+        raise DataError(f"{self.name} ended with {self._process.returncode}: {self._errors.read().strip()[-800:]}")
 
     def _memory_mb(self) -> int:
         """Of the process and those it started, what they share counted once; 0 where the system does not tell."""
         total = 0
-        for process in self._tree():
+        for process in tree(self._process.pid):
             with suppress(psutil.Error, AttributeError):  # it may have ended
                 total += process.memory_full_info().pss
         return total >> 20

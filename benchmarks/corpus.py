@@ -2,7 +2,8 @@
 
     python -m benchmarks.corpus data/corpus --images 4000
 
-About 110 KB each at 500x375, 4:2:0 JPEG, as ImageNet's are; the same seed gives the same files.
+About 110 KB each at 500x375, 4:2:0 JPEG, as ImageNet's are; the same seed gives the same files. With --copies each
+view is there several times, as hard links: a large set in a short time.
 """
 
 import multiprocessing
@@ -43,6 +44,8 @@ class Options:
     """Folder to make, with train/ and val/."""
     images: int = 4000
     """Of which a tenth are for val."""
+    copies: int = 1
+    """Files of each view."""
     width: int = 500
     height: int = 375
     quality: int = 98
@@ -50,6 +53,7 @@ class Options:
 
     def __post_init__(self) -> None:
         require(self.images >= 10 * CLASSES, f"--images is {self.images}, it starts at {10 * CLASSES}")
+        require(self.copies >= 1, f"--copies is {self.copies}, it starts at 1")
         require(1 <= self.quality <= 100, f"--quality is {self.quality}, it goes from 1 to 100")
         require(min(self.width, self.height) >= 16, "--width and --height start at 16")
 
@@ -64,7 +68,7 @@ def main(options: Options) -> None:
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
         views = pool.map(partial(save_view, options, sources), range(options.images), chunksize=16)
         total = sum(tqdm(views, total=options.images, unit=" images", desc="corpus"))
-    print(f"{options.images} views, {total / options.images / 1000:.1f} KB each")
+    print(f"{options.images * options.copies} files, {total / options.images / 1000:.1f} KB each")
 
 
 def photographs() -> list[Path]:
@@ -91,6 +95,8 @@ def save_view(options: Options, sources: list[Path], number: int) -> int:
     split = "val" if number % 10 == 9 else "train"
     path = options.out / split / f"c{number // 10 % CLASSES}" / f"{number:06d}.JPEG"
     view.save(path, quality=options.quality, subsampling="4:2:0")
+    for copy in range(1, options.copies):
+        path.with_name(f"{path.stem}_{copy}.JPEG").hardlink_to(path)
     return path.stat().st_size
 
 

@@ -20,7 +20,7 @@ from benchmarks.children import ROOT, Child
 from benchmarks.diagnosis import diagnose
 from benchmarks.peer_data import extract_images
 from benchmarks.timing import interleave, summarise
-from pipelines import DataError, Manifest, load_manifest
+from pipelines import AUGMENTS, DataError, Manifest, load_manifest
 from pipelines.native import has_native
 from tools.terminal import require
 
@@ -37,6 +37,8 @@ class LoaderOptions:
     """A shard folder."""
     backends: tuple[Literal["turbo", "dali"], ...] = ("turbo", "dali")
     crops: tuple[Literal["random", "resized"], ...] = ("random", "resized")
+    augments: tuple[str, ...] = ()
+    """Augmentations by name, of normalised batches, besides the crops."""
     batch_size: int = 64
     batches: int = 40
     """Batches that each candidate makes in a round; peers go through the whole train split."""
@@ -57,6 +59,8 @@ class LoaderOptions:
     """Draw the rates here, a PNG."""
 
     def __post_init__(self) -> None:
+        unknown = set(self.augments) - set(AUGMENTS)
+        require(not unknown, f"--augments has {', '.join(unknown)}, known: {', '.join(AUGMENTS)}")
         for name in ("batch_size", "batches", "rounds"):
             require(getattr(self, name) >= 1, f"--{name.replace('_', '-')} is {getattr(self, name)}, it starts at 1")
         require(min(self.threads, default=0) >= 1, "--threads takes one number or several, from 1")
@@ -85,7 +89,7 @@ def run_loader(options: LoaderOptions) -> dict:
 def start(options: LoaderOptions, manifest: Manifest) -> Iterator[Child]:
     """Every candidate, ready to run."""
     for threads in options.threads:
-        for name, work in own_candidates(options).items():
+        for name, work in own_candidates(options, manifest).items():
             settings: dict[str, Any] = {"batch_size": options.batch_size, "batches": options.batches}
             settings |= {"data": str(options.data), "threads": threads, "device": options.device}
             given = json.dumps(settings | work)
@@ -94,15 +98,17 @@ def start(options: LoaderOptions, manifest: Manifest) -> Iterator[Child]:
             yield from start_peers(options, manifest, threads)
 
 
-def own_candidates(options: LoaderOptions) -> dict[str, dict[str, str]]:
+def own_candidates(options: LoaderOptions, manifest: Manifest) -> dict[str, dict[str, str]]:
     """The limit, our loaders, and what the diagnosis needs."""
     found = {LIMIT: {"work": "limit"}}
     for backend in options.backends:
         for crop in options.crops:
             found[f"{backend}, {crop}"] = {"work": "loader", "backend": backend, "crop": crop}
+        for augment in options.augments:
+            found[f"{backend}, {augment} normalised"] = {"work": "loader", "backend": backend, "augment": augment}
     first = f"{options.backends[0]}, {options.crops[0]}"
     found[f"{first}, normalised"] = found[first] | {"normalise": "mean_std"}
-    if has_native() and "turbo" in options.backends:
+    if has_native() and "turbo" in options.backends and manifest.image.encoding == "jpeg":
         found[LOCK] = {"work": "lock", "backend": "turbo", "crop": "random"}
     return found | {READ: {"work": "read"}, TRAINING: {"work": "step"}}
 

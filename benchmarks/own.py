@@ -42,6 +42,8 @@ class Settings:
     backend: Any = "auto"
     crop: Any = "random"
     normalise: Any = "none"
+    augment: str = ""
+    """A name in AUGMENTS, instead of ``crop`` and ``normalise``."""
 
     @property
     def images(self) -> int:
@@ -57,12 +59,12 @@ def main() -> None:
 
 
 def decoding(settings: Settings) -> Rounds:
-    """Each image is decoded whole and thrown away."""
-    records = Records(load_manifest(settings.data), "train")
-    jpegs = [bytes(records.read(sample % len(records)).data) for sample in range(settings.images)]
-    return Rounds(
-        on_threads(settings.threads, simplejpeg.decode_jpeg, jpegs), "no batch: decoded from memory, thrown away"
-    )
+    """Each image is decoded whole and thrown away; raw pixels are copied."""
+    manifest = load_manifest(settings.data)
+    records = Records(manifest, "train")
+    files = [bytes(records.read(sample % len(records)).data) for sample in range(settings.images)]
+    work, done = (simplejpeg.decode_jpeg, "decoded") if manifest.image.encoding == "jpeg" else (bytearray, "copied")
+    return Rounds(on_threads(settings.threads, work, files), f"no batch: {done} from memory, thrown away")
 
 
 def reading(settings: Settings) -> Rounds:
@@ -86,7 +88,7 @@ def on_threads(threads: int, work: Callable[[Any], object], items: list) -> Call
 
 def loading(settings: Settings) -> Rounds:
     """Batches as a trainer gets them."""
-    augment = Augment(crop=settings.crop, normalise=settings.normalise)
+    augment = settings.augment or Augment(crop=settings.crop, normalise=settings.normalise)
     device = find_device(settings.device)
     loader = open_loader(
         settings.data, "train", settings.batch_size, augment, device, settings.backend, threads=settings.threads

@@ -63,6 +63,15 @@ def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
     return Limits(flops / seconds(product, device), copied / seconds(lambda: target.copy_(source), device))
 
 
+def measure_host_copy(device: torch.device) -> float | None:
+    """Bytes a second from pinned memory to the GPU; None where there is none."""
+    if device.type != "cuda":
+        return None
+    source = torch.randint(256, (2**28,), dtype=torch.uint8).pin_memory()
+    target = torch.empty_like(source, device=device)
+    return source.numel() / seconds(lambda: target.copy_(source, non_blocking=True), device)
+
+
 def train_flops(model: nn.Module, device: torch.device) -> int:
     """Floating-point operations of matrix products and convolutions for one image, forward and backward."""
     found: list[int] = []

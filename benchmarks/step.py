@@ -19,7 +19,7 @@ import torchvision
 from torch import nn
 
 from alexnet import RECIPES, AlexNet
-from alexnet.engine import HALVES, CompileMode, TrainStep, compile_model, find_device
+from alexnet.engine import HALVES, TrainStep, compile_model, find_device
 from alexnet.optim import make_optimizer
 from benchmarks.roofline import Layer, Limits, layers, matmul, measure_limits, train_flops, wait
 from benchmarks.timing import interleave, summarise
@@ -27,6 +27,7 @@ from tools.terminal import require
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Variant = Literal["paper", "ungrouped", "source2012", "one_weird_trick", "bn"]
+Compiling = Literal["off", "on", "graphs", "autotune"]
 GPU = torch.cuda.is_available()
 
 
@@ -37,9 +38,12 @@ class StepOptions:
     batch_sizes: tuple[int, ...] = (256, 1024) if GPU else (32,)
     variants: tuple[Variant, ...] = get_args(Variant) if GPU else ("paper", "one_weird_trick")
     precisions: tuple[Precision, ...] = ("bf16", "fp16") if GPU else ("fp32",)
-    compile: tuple[CompileMode, ...] = ("off", "on", "graphs") if GPU else ("off", "on")
+    compile: tuple[Compiling, ...] = ("off", "on", "graphs") if GPU else ("off", "on")
+    """As train.py's; autotune, torch's max-autotune, times every kernel's variants first, for minutes."""
     conv1: tuple[Literal["direct", "blocks"], ...] = ("direct", "blocks")
     """Ways to compute the first convolution, tried on the first of the variants."""
+    cudnn_benchmark: bool = False
+    """Let cuDNN time its algorithms for each convolution, and take the fastest."""
     steps: int = 30 if GPU else 1
     """Steps of each candidate in a round."""
     rounds: int = 5
@@ -63,7 +67,7 @@ class Candidate:
     network: str
     """A variant, or torchvision."""
     precision: Precision
-    compile: CompileMode
+    compile: Compiling
     channels_last: bool = True
     conv1: Literal["direct", "blocks"] = "direct"
 
@@ -88,6 +92,7 @@ def candidates(options: StepOptions) -> list[Candidate]:
 def run_step(options: StepOptions) -> dict:
     """The settings, a row a candidate, and a line a layer of the first variant, which it prints and draws as well."""
     device = find_device(options.device)
+    torch.backends.cudnn.benchmark = options.cudnn_benchmark
     limits = {name: measure_limits(device, HALVES.get(name, torch.float32)) for name in ("fp32", *options.precisions)}
     rows = [row for size in options.batch_sizes for row in measure_steps(options, size, device)]
     precision, batch_size = options.precisions[0], options.batch_sizes[-1]
@@ -147,18 +152,12 @@ def repeat(product: Callable[[], object], flops: int, device: torch.device, time
 
 def prepare(
     candidate: Candidate, steps: int, batch_size: int, device: torch.device
-) -> tuple[Callable[[], int], dict[str, Any]]:
+) -> tuple[Callable[..., int], dict[str, Any]]:
     """What runs the steps and waits for the last; and the seconds of compiling, GiB of memory and FLOP an image."""
     held = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     model = build(candidate, device)
     flops = train_flops(model, device)
-    recipe = replace(RECIPES["paper"], precision=candidate.precision)
-    optimizer = (
-        make_optimizer(model, recipe)
-        if isinstance(model, AlexNet)
-        else torch.optim.SGD(model.parameters(), recipe.learning_rate, 0.9, weight_decay=5e-4)
-    )
-    step = TrainStep(compile_model(model, candidate.compile, device), optimizer, recipe, device)
+    step = training_step(model, candidate, device)
     images = torch.randn(batch_size, 3, 224, 224, device=device)
     layout = torch.channels_last if candidate.channels_last else torch.contiguous_format
     images = images.to(torch.float16 if device.type == "cuda" else torch.float32, memory_format=layout)
@@ -188,6 +187,21 @@ def build(candidate: Candidate, device: torch.device) -> nn.Module:
         model = AlexNet(candidate.network, conv1=candidate.conv1)
     layout = torch.channels_last if candidate.channels_last else torch.contiguous_format
     return model.to(device, memory_format=layout)  # type: ignore[call-overload]
+
+
+def training_step(model: nn.Module, candidate: Candidate, device: torch.device) -> TrainStep:
+    """As train.py's, at a rate so small that no network on any data goes astray."""
+    recipe = replace(RECIPES["paper"], precision=candidate.precision, learning_rate=1e-5)
+    optimizer = (
+        make_optimizer(model, recipe)
+        if isinstance(model, AlexNet)
+        else torch.optim.SGD(model.parameters(), recipe.learning_rate, 0.9, weight_decay=5e-4)
+    )
+    if candidate.compile == "autotune":
+        compiled: Any = torch.compile(model, dynamic=False, mode="max-autotune")
+    else:
+        compiled = compile_model(model, candidate.compile, device)
+    return TrainStep(compiled, optimizer, recipe, device)
 
 
 def timed(take: Callable[[int], int]) -> float:

@@ -100,6 +100,8 @@ def test_a_half_written_format_is_written_again(tmp_path: Path) -> None:
         ("timm", "timm", "resized"),
         ("spdl", "spdl", "random"),
         ("spdl", "spdl", "resized"),
+        ("dali_example", "nvidia.dali", "random"),
+        ("dali_example", "nvidia.dali", "resized"),
         ("ffcv", "ffcv", "random"),
         ("ffcv", "ffcv", "resized"),
     ],

@@ -1,0 +1,195 @@
+"""Decoders of JPEGs with their settings, each in a process of its own; see benchmarks/peers/serve.py.
+
+python benchmarks/decoders.py JSON
+"""
+
+import itertools
+import json
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.serve import Rounds, answer
+from pipelines import Augment, DataError, Manifest, load_manifest, open_loader
+from pipelines.dali_graph import DECODER_PADDING, Graph
+from pipelines.decode import CPU_ONLY
+from pipelines.plan import Plan
+from pipelines.records import Records
+
+SIZE = 224
+NVIMGCODEC = {"cpu": ("CPU_ONLY",), "cuda": ("HW_GPU_ONLY", "GPU_ONLY", "HYBRID_CPU_GPU")}  # a device's backends
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``work``: a function of WORK. ``finish``: batches as a trainer gets them, not pixels thrown away."""
+
+    work: str
+    data: Path
+    batch_size: int
+    batches: int
+    threads: int
+    device: str
+    finish: bool = False
+    decoder: str = "image"
+    hw_load: float = 0.65
+    prefetch: int = 2
+    backend: str = "CPU_ONLY"
+
+    @property
+    def gpu(self) -> bool:
+        return self.device == "cuda"
+
+    def rounds(self, make: Callable[[], object], batch: str) -> Rounds:
+        """``make`` makes one batch; a round makes ``batches``, and ends when the GPU has."""
+
+        def take(batches: int) -> int:
+            for _ in range(batches):
+                made = make()
+            finish_work(self.gpu)
+            del made
+            return batches * self.batch_size
+
+        return Rounds(partial(take, self.batches), batch, partial(take, self.prefetch + 1))
+
+    def jpegs(self) -> list[bytes]:
+        """A round's files, in memory."""
+        records = Records(load_manifest(self.data), "train")
+        return [bytes(records.read(number % len(records)).data) for number in range(self.batch_size * self.batches)]
+
+
+def finish_work(gpu: bool) -> None:
+    """Wait for the GPU."""
+    if gpu:
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def dali(settings: Settings) -> Rounds:
+    """The project's reader and DALI's decoders, in a pipeline whose settings can be chosen."""
+    from nvidia.dali import Pipeline
+
+    manifest = load_manifest(settings.data)
+    pipeline = Pipeline(
+        batch_size=settings.batch_size,
+        num_threads=settings.threads,
+        device_id=0 if settings.gpu else None,
+        seed=0,
+        prefetch_queue_depth=settings.prefetch,
+        exec_dynamic=True,
+    )
+    with pipeline:
+        pipeline.set_outputs(*graph(settings, manifest))
+    pipeline.build()
+    kind = f"float16 N,{SIZE},{SIZE},3" if settings.finish else "pixels, thrown away"
+    return settings.rounds(pipeline.run, f"{kind}, {settings.device}")
+
+
+def graph(settings: Settings, manifest: Manifest) -> tuple[Any, Any]:
+    """What pipelines/dali_graph.py does for crop_flip, with any decoder; images and labels."""
+    from nvidia.dali import fn, types
+
+    plan = Plan(manifest.split("train").samples, settings.batch_size, 0, 1, training=True)
+    encoded, labels = Graph(manifest, "train", plan, Augment(), settings.gpu, seed=0).read()
+    x, y = (fn.random.uniform(range=(0, 1)) for _ in "xy")
+    crop: dict[str, Any] = {"crop": (SIZE, SIZE), "crop_pos_x": x, "crop_pos_y": y}
+    decode = getattr(fn.decoders, settings.decoder)
+    pixels = decode(encoded, **decoder_options(settings), **(crop if settings.decoder == "image_crop" else {}))
+    if not settings.finish:
+        return pixels, labels
+    if settings.decoder != "image":
+        crop = {}
+    if settings.decoder == "image_random_crop":
+        pixels = fn.resize(pixels, size=(SIZE, SIZE))
+    mean, std = Augment().mean_and_std(manifest.statistics)
+    finish = {"mean": list(mean), "std": list(std), "dtype": types.FLOAT16, "output_layout": "HWC"}
+    return fn.crop_mirror_normalize(pixels, **crop, mirror=fn.random.coin_flip(), **finish), labels
+
+
+def decoder_options(settings: Settings) -> dict[str, Any]:
+    from nvidia.dali import types
+
+    if not settings.gpu:
+        return {"device": "cpu", "output_type": types.RGB}
+    padding = {"device_memory_padding": DECODER_PADDING, "host_memory_padding": DECODER_PADDING}
+    return {"device": "mixed", "output_type": types.RGB, "hw_decoder_load": settings.hw_load, **padding}
+
+
+def nvimgcodec(settings: Settings) -> Rounds:
+    """nvImageCodec by itself, with one of its backends: nothing is read and nobody else takes part."""
+    from nvidia import nvimgcodec
+
+    backend = nvimgcodec.Backend(getattr(nvimgcodec.BackendKind, settings.backend))
+    device_id = 0 if settings.gpu else CPU_ONLY
+    decoder = nvimgcodec.Decoder(device_id=device_id, max_num_cpu_threads=settings.threads, backends=[backend])
+
+    def decode(jpegs: list[bytes]) -> object:
+        images = decoder.decode([nvimgcodec.CodeStream(jpeg) for jpeg in jpegs])
+        if None in images:
+            raise DataError(f"{settings.backend} decodes {len(images) - images.count(None)} of {len(images)} images")
+        return images
+
+    return in_batches(settings, settings.jpegs(), decode)
+
+
+def torchvision(settings: Settings) -> Rounds:
+    """decode_jpeg, on a GPU with nvJPEG's batched decoder."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    jpegs = [torch.frombuffer(bytearray(jpeg), dtype=torch.uint8) for jpeg in settings.jpegs()]
+    return in_batches(settings, jpegs, partial(decode_jpeg, mode=ImageReadMode.RGB, device=settings.device))
+
+
+def in_batches(settings: Settings, jpegs: list, decode: Callable[[Any], object]) -> Rounds:
+    """``jpegs`` are those of a round."""
+    starts = itertools.cycle(range(0, len(jpegs), settings.batch_size))
+
+    def next_batch() -> object:
+        start = next(starts)
+        return decode(jpegs[start : start + settings.batch_size])
+
+    return settings.rounds(next_batch, f"pixels, thrown away, {settings.device}")
+
+
+def together(settings: Settings) -> Rounds:
+    """DALI and turbo at once, each on half of the threads: decoding split between the GPU and the host."""
+    threads = max(1, settings.threads // 2)
+    common: dict[str, Any] = {"augment": "crop_flip", "device": settings.device, "threads": threads}
+    backends: tuple[Any, ...] = ("dali", "turbo")
+    loaders = [open_loader(settings.data, "train", settings.batch_size, backend=name, **common) for name in backends]
+    sources = [itertools.chain.from_iterable(itertools.repeat(loader)) for loader in loaders]
+    pool = ThreadPoolExecutor(len(sources))
+
+    def take(batches: int) -> int:
+        left = iter(range(batches))  # each thread takes from it what it can
+
+        def drain(source: Any) -> int:
+            return sum(len(next(source).labels) for _ in left)
+
+        images = sum(pool.map(drain, sources))
+        finish_work(settings.gpu)
+        return images
+
+    return Rounds(partial(take, settings.batches), f"as open_loader's, {settings.device}", partial(take, 12))
+
+
+WORK = {"dali": dali, "nvimgcodec": nvimgcodec, "torchvision": torchvision, "together": together}
+
+
+def main() -> None:
+    given = json.loads(sys.argv[1])
+    settings = Settings(**given | {"data": Path(given["data"])})
+    answer(lambda: WORK[settings.work](settings))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except DataError as error:
+        sys.exit(str(error))

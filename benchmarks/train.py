@@ -1,0 +1,205 @@
+"""How fast is training from shards, beside training on batches from nowhere? All in turn, on one compiled network.
+
+    python -m benchmarks train --data SHARDS [RAW_SHARDS] [--peers]
+
+The steps are train.py's, without its schedule. ``data_wait`` is the share of the time in which the host waits for a
+batch: where the network is slower than the loader that includes waiting for the network, so judge by the ratio.
+``adds_gib`` is what the GPU held more after a candidate's first steps: the network too, in the first row.
+"""
+
+import itertools
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from alexnet.engine import TrainStep, find_device
+from alexnet.log import Interval
+from benchmarks.own import WARM_BATCHES
+from benchmarks.peer_data import extract_images
+from benchmarks.step import GPU, Candidate, Compiling, Precision, Variant, build, training_step
+from benchmarks.timing import interleave, summarise
+from pipelines import AUGMENTS, Batch, load_manifest, open_loader
+from tools.terminal import require
+
+IMAGENET_IMAGES, EPOCHS = 1_281_167, 90
+SYNTHETIC = "synthetic (the limit)"
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Images a second of training from shards, as a ratio to training on synthetic batches."""
+
+    data: tuple[Path, ...] = (Path("data/demo/shards"),)
+    """Shard folders; of JPEGs and raw, say."""
+    backends: tuple[Literal["turbo", "dali"], ...] = ("turbo", "dali")
+    augment: str = "paper"
+    variant: Variant = "paper"
+    precision: Precision = "bf16" if GPU else "fp32"
+    compile: Compiling = "on" if GPU else "off"
+    conv1: Literal["direct", "blocks"] = "direct"
+    batch_sizes: tuple[int, ...] = (256, 1024) if GPU else (32,)
+    images: int = 50_000 if GPU else 64
+    """In a round; as many steps as they make, one at least."""
+    rounds: int = 5
+    threads: int = os.cpu_count() or 1
+    """Of a loader."""
+    peers: bool = False
+    """Measure torchvision's too: its alexnet under autocast, eager, fed by ImageFolder and a DataLoader."""
+    work: Path = Path("data/benchmark/train")
+    """Where the peer's images are kept."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu or cuda."""
+    json: Path | None = None
+    """Write the result here too."""
+
+    def __post_init__(self) -> None:
+        require(self.augment in AUGMENTS, f"--augment is {self.augment!r}, known: {', '.join(AUGMENTS)}")
+        require(bool(self.data), "--data is empty")
+        smallest = min([*self.batch_sizes, self.images, self.rounds, self.threads])
+        require(smallest >= 1, "--batch-sizes, --images, --rounds and --threads start at 1")
+
+
+class Training:
+    """Steps on one loader's batches; a call is a round. The loader is opened in the first, which is not counted."""
+
+    def __init__(
+        self, step: TrainStep, batches: Iterable[Batch], steps: int, device: torch.device, warm: int = WARM_BATCHES
+    ) -> None:
+        self._step, self._steps, self._device, self._warm = step, steps, device, warm
+        self._batches: Iterator[Batch] = itertools.chain.from_iterable(itertools.repeat(batches))
+        self._joules = energy_meter(device)
+        self._adds_gib: float | None = None
+        self._rounds: list[dict[str, float]] = []
+
+    def __call__(self) -> tuple[int, float]:
+        before = held_gib(self._device)
+        self._take(self._warm)  # what was made while others were measured is used up
+        if self._adds_gib is None and before is not None:
+            self._adds_gib = round((held_gib(self._device) or 0) - before, 2)
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        joules, start = self._joules(), time.perf_counter()
+        images, summary = self._take(self._steps)
+        seconds = time.perf_counter() - start
+        energy = {} if joules is None else {"joules_per_image": (self._joules() - joules) / images}
+        self._rounds.append({name: summary[name] for name in ("data_wait", "memory_gib")} | energy)
+        return images, seconds
+
+    def _take(self, steps: int) -> tuple[int, dict[str, float]]:
+        """The loop of train.py. Waits for the GPU at its end."""
+        interval, images = Interval(self._device), 0
+        for _ in range(steps):
+            asked = time.perf_counter()
+            batch = next(self._batches)
+            waited = time.perf_counter() - asked
+            interval.add(self._step(batch.images, batch.labels), batch.valid, waited)
+            images += batch.valid
+        return images, interval.summary(steps)
+
+    def measured(self) -> dict[str, float | None]:
+        """Medians over the rounds, the first left out."""
+        rounds = self._rounds[1:]
+        medians = {name: round(statistics.median(r[name] for r in rounds), 5) for name in rounds[0]}
+        return {"adds_gib": self._adds_gib, **medians}
+
+
+def run_train(options: TrainOptions) -> dict:
+    """The settings, and a row a loader and batch size with its ratio to synthetic batches of that size."""
+    device = find_device(options.device)
+    rows = [row for size in options.batch_sizes for row in measure(options, size, device)]
+    names = ("augment", "variant", "precision", "compile", "conv1", "images", "rounds", "threads")
+    settings: dict[str, Any] = {name: getattr(options, name) for name in names}
+    print(f"\n{'':<60}{'data wait':>10}{'step ms':>10}{'GiB':>8}{'J/image':>10}{'90 epochs, h':>14}")
+    for row in rows:
+        energy = row.get("joules_per_image", "")
+        print("{name:<60}{data_wait:>10}{step_ms:>10}{memory_gib:>8}".format(**row), end="")
+        print(f"{energy:>10}{row['hours_90_epochs']:>14}")
+    unit = "images/s; the ratio is to synthetic batches of the same size"
+    return {"benchmark": "train", "unit": unit, "device": str(device), **settings, "rows": rows}
+
+
+def measure(options: TrainOptions, batch_size: int, device: torch.device) -> list[dict]:
+    with ExitStack() as stack:
+        candidates = dict(trainings(options, batch_size, device, stack))
+        rows = summarise(interleave(candidates, options.rounds), SYNTHETIC)
+    found = []
+    for row in rows:
+        rate = float(row["median"])
+        more = {"batch_size": batch_size, "step_ms": round(1000 * batch_size / rate, 2)}
+        more |= {"hours_90_epochs": round(EPOCHS * IMAGENET_IMAGES / rate / 3600, 2)}
+        found.append(row | more | candidates[str(row["name"])].measured() | {"name": f"{row['name']}, {batch_size}"})
+    return found
+
+
+def trainings(
+    options: TrainOptions, batch_size: int, device: torch.device, stack: ExitStack
+) -> Iterator[tuple[str, Training]]:
+    """Synthetic batches, then each data set with each loader, on one network; and the peer with its own."""
+    candidate = Candidate(options.variant, options.precision, options.compile, conv1=options.conv1)
+    step = training_step(build(candidate, device), candidate, device)
+    steps = max(1, options.images // batch_size)
+    backends: list[tuple[str, Path, Any]] = [(SYNTHETIC, options.data[0], "synthetic")]
+    backends += [(f"{backend}, {data.name}", data, backend) for data in options.data for backend in options.backends]
+    for name, data, backend in backends:
+        common: dict[str, Any] = {"augment": options.augment, "threads": options.threads, "device": device}
+        loader = open_loader(data, "train", batch_size, backend=backend, **common)
+        stack.callback(loader.close)
+        yield name, Training(step, loader, steps, device)
+    if options.peers:
+        batches = TorchvisionBatches(options, batch_size, device)
+        theirs = Candidate("torchvision", options.precision, "off")
+        step = training_step(build(theirs, device), theirs, device)
+        ahead = 2 * options.threads + WARM_BATCHES  # a DataLoader's workers make two batches each
+        yield "peer: torchvision's alexnet, ImageFolder", Training(step, batches, steps, device, ahead)
+
+
+class TorchvisionBatches:
+    """ImageFolder and a DataLoader as in torchvision's references/classification; an epoch each time."""
+
+    def __init__(self, options: TrainOptions, batch_size: int, device: torch.device) -> None:
+        from benchmarks.peers.loader_imagefolder import prepare
+        from benchmarks.peers.serve import Settings
+
+        images = extract_images(load_manifest(options.data[0]), options.work)
+        settings = Settings(images, options.data[0], options.work, "resized", 224, batch_size, options.threads)
+        loader: Any = prepare(settings)[0]
+        pinned = device.type == "cuda"
+        self._loader = DataLoader(loader.dataset, shuffle=True, pin_memory=pinned, **settings.loading())
+        self._device = device
+
+    def __iter__(self) -> Iterator[Batch]:
+        for images, labels in self._loader:
+            moved: list[Tensor] = [tensor.to(self._device, non_blocking=True) for tensor in (images, labels)]
+            yield Batch(moved[0].to(memory_format=torch.channels_last), moved[1], len(labels))
+
+
+def held_gib(device: torch.device) -> float | None:
+    """What all processes hold of the GPU's memory."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return (total - free) / 2**30
+
+
+def energy_meter(device: torch.device) -> Callable[[], Any]:
+    """Gives the joules that the GPU has used so far; None where nobody tells: no GPU, or no nvidia-ml-py."""
+    if device.type != "cuda":
+        return lambda: None
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except Exception:  # its errors have no class before it is imported, and no energy is no reason to stop
+        return lambda: None
+    return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000

@@ -1,0 +1,188 @@
+"""What is to be run on a GPU, run here first: the same commands, as small as they go."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import tyro
+
+from benchmarks import ceilings, corpus, gpu
+from benchmarks.__main__ import Command
+from benchmarks.ceilings_picture import draw
+from benchmarks.children import Child
+from benchmarks.gpu import GpuOptions, Line, run_gpu
+from benchmarks.page import page, table
+from benchmarks.runs import RunsOptions, ending, outcome, run_runs
+from benchmarks.train import SYNTHETIC, Training
+from pipelines import Batch, DataError
+from tests.conftest import assert_refused, script
+from tools import shard_imagenet
+
+BENCHMARKS = "benchmarks/__main__.py"
+
+
+def parsed(arguments: list[str]) -> Any:
+    """The options that a command of an item gives."""
+    if arguments[:2] == ["-m", "benchmarks"]:
+        return tyro.cli(Command, args=arguments[2:])  # type: ignore[call-overload]
+    if arguments[0] == "tools/shard_imagenet.py":
+        return tyro.cli(shard_imagenet.Options, args=arguments[1:])
+    if arguments[:2] == ["-m", "benchmarks.corpus"]:
+        return tyro.cli(corpus.Options, args=arguments[2:])
+    assert arguments[:2] == ["-m", "pytest"]
+    return None
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("item", gpu.ITEMS)
+def test_no_command_is_refused_for_its_options(item: Any, quick: bool, tmp_path: Path) -> None:
+    """On the machine with the GPU that would cost its minutes."""
+    options = GpuOptions(item, tmp_path, tmp_path, quick=quick)
+    data = len(options.lines) - len(gpu.ITEMS[item])
+    assert data == {"1": 3, "2": 3, "3": 3, "4": 0, "5": 3, "6": 2}[item], "photographs, and the shards that it needs"
+    for line in options.lines:
+        found = parsed(gpu.arguments(line, options))
+        if quick and hasattr(found, "rounds"):
+            assert found.rounds == 1, "what makes it small comes last, and counts"
+    assert GpuOptions("4", tmp_path, tmp_path, only=(2,)).lines[-1].arguments == "-m benchmarks kernels"
+
+
+def test_an_item_goes_on_after_failures_and_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        Line("-c 'raise SystemExit(\"no such engine\")'", "", 1),
+        Line("-c 'import time; print(1 + 1); time.sleep(60)'", "", 0.05),
+        Line("-c 'print(6 * 7)'", "", 1),
+    ]
+    monkeypatch.setitem(gpu.ITEMS, "1", lines)
+    start = time.monotonic()
+    run_gpu(GpuOptions("1", tmp_path / "out", tmp_path))
+    assert time.monotonic() - start < 30
+    failed, endless, last = json.loads((tmp_path / "out" / "1.json").read_bytes())["commands"]
+    assert (failed["ended"], failed["log"].strip()) == ("with 1", "no such engine")
+    assert (endless["ended"], endless["log"].strip()) == ("with no end in 3 s", "2")
+    assert (last["ended"], last["log"].strip()) == ("well", "42")
+    assert "no such engine" in (tmp_path / "out" / "1.md").read_text()
+    run_gpu(GpuOptions("1", tmp_path / "late", tmp_path, minutes=0.1))
+    assert "no time was left" in (tmp_path / "late" / "1.json").read_text()
+
+
+def test_a_child_that_hangs_is_ended() -> None:
+    with pytest.raises(DataError, match="toy ended with -9"):
+        Child("toy", ["-c", "import time; time.sleep(60)"], patience=0.5)
+
+
+def test_decoders_are_tried_on_odd_pictures() -> None:
+    """DALI's of the CPU give Pillow's pixels, and refuse half a file."""
+    rows = run_runs(RunsOptions(("image", "image_crop"), ("CMYK", "EXIF orientation", "cut off"), 2, device="cpu"))[
+        "rows"
+    ]
+    found = {row["name"]: row for row in rows}
+    for name in ("image: CMYK", "image: EXIF orientation", "image_crop: EXIF orientation"):
+        assert (found[name]["ended"], found[name]["difference"]) == ("well", 0), found[name]
+    assert found["image: EXIF orientation"]["shape"] == [320, 240, 3]
+    assert found["image: cut off"]["ended"] == "with an error" and "decode" in found["image: cut off"]["said"]
+
+
+def test_a_decoder_that_crashes_or_hangs_is_a_row() -> None:
+    work = {"decoder": "image", "picture": "large", "gpu": False, "backend": ""}
+    assert outcome(work, patience=0.1)["ended"] == "never"
+    assert (ending(-11), ending(0), ending(1)) == ("SIGSEGV", "well", "with an error")
+
+
+def test_ceilings_say_which_decoder_failed(
+    demo_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """nvImageCodec has no GPU here: its row is missing, the others are there."""
+    monkeypatch.setattr(ceilings, "NVIMGCODEC", {"cpu": ("GPU_ONLY",)})
+    small: dict[str, Any] = {"batch_sizes": (8,), "threads": (2, 1), "prefetch": (2,), "batches": 2, "rounds": 1}
+    result = ceilings.run_ceilings(ceilings.CeilingsOptions((demo_shards,), **small, decoders=("image",), device="cpu"))
+    rows = {row["name"]: row for row in result["rows"]}
+    assert list(rows) == [
+        "shards: decode alone (the limit)",
+        "shards: DALI image",
+        "shards: DALI image, 1 threads",
+        "shards: torchvision decode_jpeg",
+    ]
+    assert all(row["median"] > 0 for row in rows.values()) and rows["shards: DALI image, 1 threads"]["threads"] == 1
+    assert [row["name"] for row in result["failed"]] == ["shards: nvImageCodec GPU_ONLY"]
+    assert result["limits"]["fp32"]["flops_per_second"] > 1e9 and result["limits"]["host"]["bytes_per_second"] is None
+    assert any("failed: shards: nvImageCodec GPU_ONLY" in line for line in result["diagnosis"])
+
+
+def test_a_loader_that_is_waited_for_is_seen() -> None:
+    images, labels = torch.zeros(4, 3, 2, 2), torch.zeros(4).long()
+
+    def slow() -> Any:
+        while True:
+            time.sleep(0.02)
+            yield Batch(images, labels, 4)
+
+    def run(batches: Any) -> Training:
+        training = Training(lambda *_: torch.tensor(0.5), batches, 5, torch.device("cpu"))  # type: ignore[arg-type]
+        for _ in range(3):
+            assert training()[0] == 20
+        return training
+
+    assert run(slow()).measured()["data_wait"] > 0.8  # type: ignore[operator]
+    assert run([Batch(images, labels, 4)]).measured()["data_wait"] < 0.2  # type: ignore[operator]
+
+
+def test_training_is_measured_end_to_end_and_shown(demo_shards: Path, tmp_path: Path) -> None:
+    small = ("--batch-sizes", "2", "--images", "2", "--rounds", "1", "--backends", "turbo", "--device", "cpu")
+    out = tmp_path / "train.json"
+    done = script(BENCHMARKS, "train", "--data", demo_shards, *small, "--json", out)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_bytes())
+    synthetic, turbo = result["rows"]
+    assert synthetic["name"] == f"{SYNTHETIC}, 2" and turbo["name"] == "turbo, shards, 2"
+    assert synthetic["ratio"] == 1 and 0 <= turbo["data_wait"] <= 1 and turbo["memory_gib"] > 0
+    assert turbo["hours_90_epochs"] == pytest.approx(90 * 1_281_167 / turbo["median"] / 3600, rel=0.01)
+    item = {"item": "5", "title": "End to end", "quick": True, "commands": [{"command": "c", "ended": "well"}]}
+    item["commands"] = [{"command": "python -m benchmarks train", "ended": "well", "seconds": 1.5, "result": result}]
+    text = page([item])
+    assert f"torch {torch.__version__}" in text and f"| turbo, shards, 2 | {turbo['median']:,} |" in text
+    assert "no measurement" in text
+    figure = draw([item])
+    assert [label.get_text().strip() for label in figure.axes[0].get_yticklabels()].count(
+        "training: turbo, shards, 2"
+    ) == 1
+    assert_refused(script(BENCHMARKS, "train", "--data", tmp_path / "none"), "no shards at")
+    assert_refused(script(BENCHMARKS, "train", "--augment", "papper"), "--augment is 'papper'", code=2)
+
+
+def test_copies_of_a_view_take_no_room(tmp_path: Path) -> None:
+    (tmp_path / "train" / "c0").mkdir(parents=True)
+    corpus.save_view(corpus.Options(tmp_path, width=32, height=32, copies=3), corpus.photographs(), 0)
+    names = ["000000.JPEG", "000000_1.JPEG", "000000_2.JPEG"]
+    assert sorted(path.name for path in tmp_path.rglob("*.JPEG")) == names
+    assert len({path.stat().st_ino for path in tmp_path.rglob("*.JPEG")}) == 1
+
+
+def test_a_table_leaves_out_what_is_the_same_in_all_rows() -> None:
+    rows = [{"name": "a|b", "median": 1234.5, "rounds": 5}, {"name": "c", "median": None, "rounds": 5}]
+    assert table(rows).splitlines() == ["| name | median |", "| --- | --- |", "| a\\|b | 1,234.5 |", "| c |  |"]
+
+
+def test_the_kernels_of_a_step_are_listed(tmp_path: Path) -> None:
+    out = tmp_path / "kernels.json"
+    done = script(BENCHMARKS, "kernels", "--batch-size", "2", "--steps", "1", "--device", "cpu", "--json", out)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_bytes())
+    times = [row["ms"] for row in result["rows"]]
+    assert times == sorted(times, reverse=True) and 0.5 < sum(row["share"] for row in result["rows"]) <= 1.001
+    assert any("convolution" in row["name"] for row in result["rows"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("item", gpu.ITEMS)
+def test_each_item_runs_whole(item: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    work = tmp_path_factory.getbasetemp() / "gpu-data"  # made by the first
+    out = tmp_path_factory.mktemp("out")
+    done = script(BENCHMARKS, "gpu", item, out, "--quick", "--work", work, "--minutes", "15")
+    assert done.returncode == 0, done.stderr
+    commands = json.loads((out / f"{item}.json").read_bytes())["commands"]
+    assert [c["ended"] for c in commands] == ["well"] * len(commands), (out / f"{item}.md").read_text()
+    assert all(c["result"]["rows"] for c in commands if "result" in c)
