@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipelines.limits import MAX_FILE_BYTES
 from pipelines.shards import DataError, Manifest
 
 BLOCK = 512  # of a tar file
@@ -71,7 +72,11 @@ class Records:
             extension, (start, size, name), (label_start, label_size, label_name) = self._entry(entry)
         except ValueError:
             raise error(f"has a damaged line in the index: {line[:80].decode('ascii', 'replace')}") from None
-        if extension != self._extension or not BLOCK <= start < label_start < shard.bytes or size < 1:
+        if (
+            extension != self._extension
+            or not BLOCK <= start < label_start < shard.bytes
+            or not 0 < size <= MAX_FILE_BYTES
+        ):
             raise error("has a damaged line in the index")
         if label_start != start + _blocks(size) + BLOCK or label_size != self._manifest.label_width:
             raise error("is not where the index says, or its label is not")

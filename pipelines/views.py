@@ -9,6 +9,7 @@ import numpy as np
 from pipelines.augment import Augment
 from pipelines.crops import Box, center_box, in_source, random_box, resized_box, shorter_sides, ten_boxes
 from pipelines.decode import Decoder
+from pipelines.limits import check_jpeg
 from pipelines.records import Record
 from pipelines.resize import resize
 from pipelines.shards import Manifest
@@ -86,6 +87,7 @@ class Views:
                 raise ValueError(f"it is not an array of {wanted},{wanted},3 uint8")
             return wanted, wanted
         height, width = self._decoder.size(record.data)
+        check_jpeg(record.data, height, width, self._image)
         if self._image.resize == "square" and (height, width) != (wanted, wanted):
             raise ValueError(f"it has {width} x {height} pixels instead of {wanted} x {wanted}")
         return height, width
