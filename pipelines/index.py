@@ -32,13 +32,13 @@ def check_index(manifest: Manifest, shard: Shard) -> None:
     """
     path = (manifest.folder / shard.path).with_suffix(".idx")
     text = path.read_bytes()
-    start = text.find(b"\n") + 1
+    start, lines = text.find(b"\n") + 1, text.count(b"\n") - 1
+    if lines != shard.samples:
+        raise _wrong(manifest, shard, f"it lists {lines} samples instead of {shard.samples}")
     line = _line(manifest)
     if not re.compile(b"(?:" + line + b")*+").fullmatch(text, start):
         raise _wrong(manifest, shard, _first_bad_line(text[start:], line))
     members = _numbers(text, start)  # N,2,2: offset and size of image and label
-    if len(members) != shard.samples:
-        raise _wrong(manifest, shard, f"it lists {len(members)} samples instead of {shard.samples}")
     offsets, sizes = members.reshape(-1, 2).T
     ends = offsets + -(-sizes // BLOCK) * BLOCK
     follows = np.append(0, ends[:-1]) + BLOCK == offsets

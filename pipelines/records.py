@@ -115,7 +115,8 @@ class Records:
         path = (self._manifest.folder / self._shards[number].path).with_suffix(".idx")
         text = path.read_bytes() if path.is_file() else b""
         ends = np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
-        if len(ends) != self._shards[number].samples + 1 or text[-1:] != b"\n":
+        lines = self._shards[number].samples + 1
+        if len(ends) != lines or text[-1:] != b"\n" or len(set(text.split(b"\n"))) != lines + 1:  # none stands twice
             raise DataError(
                 f"index {path} does not list the {self._shards[number].samples} samples of its shard: restore it, or "
                 "write it again with tools/shard_imagenet.py --repair"

@@ -20,6 +20,7 @@ from pipelines.errors import DataError
 FORMAT = 1
 ENCODINGS = ("jpeg", "raw")
 RESIZES = ("square", "shorter", "none")
+SPLIT_NAME = re.compile(r"[a-z]{1,40}")
 SHARD_NAME = re.compile(r"[a-z]+-[0-9]{6}\.tar")
 MEAN_IMAGE = "mean.npy"
 MAX_SIZE = 4096  # pixels of a side that shards are resized to
@@ -175,7 +176,7 @@ def load_manifest(folder: str | Path, check_shards: bool = True) -> Manifest:
         manifest = _parse(folder, read_json(path))
     except ValueError as error:
         raise DataError(
-            f"{path} is damaged ({printable(str(error))}): make the shards again or restore the file"
+            f"{path} is damaged ({printable(str(error))[:300]}): make the shards again or restore the file"
         ) from error
     if check_shards:
         for split in manifest.splits.values():
@@ -204,6 +205,8 @@ def _parse(folder: Path, content: Any) -> Manifest:
 
 def _check_split(name: str, split: Split) -> None:
     """Raises ValueError for names that are paths, and for counts that cannot be."""
+    if not SPLIT_NAME.fullmatch(name):
+        raise ValueError(f"{name[:80]!r} is no split's name")
     for shard in split.shards:
         if not SHARD_NAME.fullmatch(shard.path):
             raise ValueError(f"{shard.path[:80]!r} is no shard's name")
