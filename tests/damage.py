@@ -1,5 +1,6 @@
 """Ways in which files get damaged, by accident or on purpose; used by the fuzz tests."""
 
+import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
@@ -41,15 +42,25 @@ class Edit(NamedTuple):
 
 def edits(kinds: tuple[str, ...] = KINDS, most: int = 4, where: Sequence[int] = ()) -> st.SearchStrategy[list[Edit]]:
     """Up to ``most`` edits: near the start, where headers are, or anywhere; or at the places given."""
-
-    def edit(drawn: bytes) -> Edit:  # of plain bytes: a tenth of the time of a strategy for each field
-        place = int.from_bytes(drawn[1:4]) if drawn[0] & 1 else int.from_bytes(drawn[2:4]) % 700
-        place = where[place % len(where)] if where else place
-        return Edit(kinds[(drawn[0] >> 1) % len(kinds)], place, 1 + int.from_bytes(drawn[4:6]) % 3000, drawn[6])
-
     drawn = st.binary(min_size=EDIT_BYTES, max_size=most * EDIT_BYTES)
-    starts = range(0, most * EDIT_BYTES, EDIT_BYTES)
-    return drawn.map(lambda b: [edit(b[i : i + EDIT_BYTES]) for i in starts if i + EDIT_BYTES <= len(b)])
+    return drawn.map(lambda data: _edits(data, kinds, where))
+
+
+def random_edits(rng: random.Random) -> list[Edit]:
+    """Up to four edits, without hypothesis."""
+    return _edits(rng.randbytes(rng.randint(1, 4) * EDIT_BYTES), KINDS, ())
+
+
+def _edits(drawn: bytes, kinds: tuple[str, ...], where: Sequence[int]) -> list[Edit]:
+    """From plain bytes: a tenth of the time of a strategy for each field."""
+    whole = range(0, len(drawn) - EDIT_BYTES + 1, EDIT_BYTES)
+    return [_edit(drawn[start : start + EDIT_BYTES], kinds, where) for start in whole]
+
+
+def _edit(drawn: bytes, kinds: tuple[str, ...], where: Sequence[int]) -> Edit:
+    place = int.from_bytes(drawn[1:4]) if drawn[0] & 1 else int.from_bytes(drawn[2:4]) % 700
+    place = where[place % len(where)] if where else place
+    return Edit(kinds[(drawn[0] >> 1) % len(kinds)], place, 1 + int.from_bytes(drawn[4:6]) % 3000, drawn[6])
 
 
 def damaged(data: bytes, changes: list[Edit]) -> bytes:
