@@ -25,7 +25,7 @@ from alexnet import AlexNetError
 from pipelines import Augment, DataError, Manifest, load_manifest
 from pipelines.augment import lighting_matrix, load_mean_image
 from pipelines.documents import COMMANDS
-from pipelines.images import read_picture
+from pipelines.images import read_member, read_picture
 from pipelines.index import list_samples
 from pipelines.records import Record, Records
 from pipelines.shards import ImageFormat
@@ -286,7 +286,7 @@ def test_an_image_is_decoded_whole_or_refused(folders: dict[str, Path], count: i
         for image in (manifest.image, ImageFormat("raw", "square", 64, 0)):
             refusal(
                 lambda image=image: check_pixels(
-                    decoded(make_member(data, ".jpg", image, 1_000_000, False).data, image)
+                    read_member(make_member(data, ".jpg", image, 1_000_000, False).data, image)
                 )
             )
         record = Record(manifest.folder, "train-000000.tar", "key", memoryview(data), 0)
@@ -296,12 +296,6 @@ def test_an_image_is_decoded_whole_or_refused(folders: dict[str, Path], count: i
             assert said is None or "train-000000.tar: sample key cannot be decoded: " in said, said
 
     fuzz(st.tuples(st.integers(0, len(PICTURES) - 1), edits()), check, count, number)
-
-
-def decoded(member: bytes, image: ImageFormat) -> np.ndarray:
-    from pipelines.images import read_member
-
-    return read_member(member, image)
 
 
 def check_pixels(pixels: np.ndarray) -> None:

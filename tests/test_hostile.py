@@ -27,8 +27,9 @@ from pipelines.augment import load_mean_image
 from pipelines.documents import MAX_VALUES, parse_json, printable
 from pipelines.images import read_member, read_picture
 from pipelines.jpeg import inspect
+from pipelines.limits import check_jpeg
 from pipelines.preprocess import Preparation
-from pipelines.shards import ImageFormat, Statistics
+from pipelines.shards import ImageFormat
 from tests.conftest import ROOT, assert_refused, command, script
 from tests.test_shard_imagenet import edit_manifest
 from tools.shard_imagenet import Options
@@ -259,9 +260,7 @@ def test_a_loader_refuses_a_member_that_claims_too_much(
         verify(tmp_path / "out", 1)
 
 
-def test_a_turbo_thread_is_not_kept_busy_by_a_thousand_scans(tmp_path: Path) -> None:
-    from pipelines.limits import check_jpeg
-
+def test_a_turbo_thread_is_not_kept_busy_by_a_thousand_scans() -> None:
     image = ImageFormat("jpeg", "none", 256, 90)
     with pytest.raises(ValueError, match="scans are more than the 100 allowed"):
         check_jpeg(of_scans(2000), 8000, 8000, image)
@@ -383,7 +382,3 @@ def test_names_of_classes_are_escaped_in_a_report(run_folder: Path) -> None:
     assert script("tools/report.py", run_folder).returncode == 0
     text = (run_folder / "report.html").read_text()
     assert "<script" not in text and "<img src=x" not in text and "&lt;script&gt;" in text
-
-
-def test_statistics_are_numbers_of_pixels() -> None:
-    assert Statistics(**STATISTICS).images == 0  # type: ignore[arg-type]
