@@ -13,6 +13,8 @@ from torch import Tensor
 
 from alexnet.errors import AlexNetError
 
+MAX_BYTES = 1 << 28  # of a log; a line has about 200
+
 
 class RunLog:
     """Appends lines to ``log.jsonl``; each is on the disk's way when ``write`` returns."""
@@ -26,13 +28,17 @@ class RunLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; one cut off by a stop is left out."""
+    """The lines of a log; one cut off by a stop is left out. Raises AlexNetError for a file too long to be one."""
+    if path.stat().st_size > MAX_BYTES:
+        raise AlexNetError(f"{path} has {path.stat().st_size} bytes, which no log has: remove what is not of this run")
     entries = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
-            entries.append(json.loads(line))
-        except ValueError:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(entry, dict) and "kind" in entry:
+            entries.append(entry)
     return entries
 
 

@@ -7,6 +7,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.arrays import read_npy
+from pipelines.documents import read_limited
+from pipelines.limits import MAX_FILE_BYTES
 from pipelines.shards import DataError, Manifest, Statistics
 
 RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
@@ -80,9 +83,16 @@ class Augment:
         return replace(self, crop=crop, flip=False, shared_by=1, jitter=None, lighting=0.0)
 
     def mean_and_std(self, statistics: Statistics) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Per RGB channel on the 0..255 scale: but for a mean image, an image becomes (image - mean) / std."""
+        """Per RGB channel on the 0..255 scale: but for a mean image, an image becomes (image - mean) / std.
+
+        Raises DataError where a channel would be divided by 0.
+        """
         mean = statistics.mean_rgb if self.normalise in ("mean", "mean_std") else (0.0, 0.0, 0.0)
         std = statistics.std_rgb if self.normalise == "mean_std" else (1.0, 1.0, 1.0)
+        if not all(value > 0 for value in std):
+            raise DataError(
+                f"the train images deviate by {std} in red, green and blue: choose an augment with a mean alone"
+            )
         return mean, tuple(value * (self.lit_divisor if self.lighting else 1.0) for value in std)
 
 
@@ -108,12 +118,12 @@ def load_mean_image(manifest: Manifest) -> np.ndarray:
             "subtract one (crop_flip), or shard with --resize square"
         )
     size, path = manifest.image.size, manifest.folder / name
-    expected = 128 + size * size * 3 * 4  # numpy's header, then the pixels
-    if not path.is_file() or path.stat().st_size != expected:
-        raise DataError(f"{path} is missing or not {size} x {size} pixels: restore it, or make the shards again")
-    image = np.load(path, allow_pickle=False)
-    if image.shape != (size, size, 3) or image.dtype != np.float32:
-        raise DataError(f"{path} is not {size},{size},3 float32: restore it, or make the shards again")
+    try:
+        image = read_npy(read_limited(path, MAX_FILE_BYTES), (size, size, 3), np.float32)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is missing or damaged ({error}): restore it, or make the shards again") from error
+    if not ((image >= 0) & (image <= 255)).all():
+        raise DataError(f"{path} holds other values than 0 to 255: restore it, or make the shards again")
     return image
 
 

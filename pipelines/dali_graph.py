@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from pipelines.augment import Augment, Jitter, lighting_matrix, load_mean_image
+from pipelines.limits import PILLOW_MAX_PIXELS, most_elongated
 from pipelines.plan import Plan
-from pipelines.shards import Manifest
+from pipelines.shards import ImageFormat, Manifest
 
 SHUFFLE_BUFFER = 4096  # samples; the shards themselves are in a global permutation already
 DECODER_PADDING = 1 << 22  # bytes of memory set aside for an image, so that a large one does not stall the pipeline
@@ -93,7 +94,7 @@ class Graph:
             pixels = fn.reshape(fn.decoders.numpy(encoded), layout="HWC")
             return pixels.gpu() if self.gpu else pixels
         return fn.decoders.image(
-            _with_header(encoded),
+            _with_header(encoded, self.manifest.image),
             device="mixed" if self.gpu else "cpu",
             output_type=types.RGB,
             device_memory_padding=DECODER_PADDING if self.gpu else None,
@@ -153,16 +154,23 @@ class Graph:
         return types.Constant(np.array(mean, np.float32), device="cpu") - light
 
 
-def _with_header(encoded: Any) -> Any:
-    """The same bytes, once their header has been read: a damaged one is an error then.
+def _with_header(encoded: Any, image: ImageFormat) -> Any:
+    """The same bytes, once their header has been read: a damaged one, or one that claims too much, is an error then.
 
-    In the decoder of DALI 2.4 it is a crash of the process, wherever it stands in the last part of a batch. Nothing is
-    copied, and the cost is too small to measure; as the decoder's input depends on the header, it waits for it.
+    In the decoder of DALI 2.4 a damaged one is a crash of the process, wherever it stands in the last part of a batch;
+    and what a header claims is allocated. Nothing is copied, and the cost is small; as the decoder's input depends on
+    the header, it waits for it. One that claims too much asks for another size of the bytes, which reshape refuses.
     """
     from nvidia.dali import fn, types
 
-    height = fn.peek_image_shape(encoded, dtype=types.INT32)[0]
-    return fn.reshape(encoded, shape=encoded.shape(dtype=types.INT32) + 0 * height)
+    shape = fn.peek_image_shape(encoded, dtype=types.INT32)
+    height, width = shape[0], shape[1]
+    pixels = height * 1.0 * width
+    refused = pixels > PILLOW_MAX_PIXELS
+    if image.resize != "square":
+        ratio = most_elongated(image)
+        refused = refused | (height > ratio * width) | (width > ratio * height)
+    return fn.reshape(encoded, shape=encoded.shape(dtype=types.INT32) + refused)
 
 
 def _jittered(pixels: Any, jitter: Jitter) -> Any:

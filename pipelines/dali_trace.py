@@ -15,6 +15,7 @@ import numpy as np
 
 from pipelines.dali_graph import Graph
 from pipelines.images import read_member
+from pipelines.limits import check_shape
 from pipelines.shards import DataError, ImageFormat
 
 PATIENCE_SECONDS = 20.0
@@ -107,7 +108,8 @@ def _refused(pipeline: Any, data: np.ndarray) -> str | None:
 def _reason(data: np.ndarray, image: ImageFormat) -> str | None:
     """In our own decoder's words; None where it can read what DALI cannot."""
     try:
-        read_member(data.tobytes(), image)
-    except DataError as error:
+        height, width = read_member(data.tobytes(), image).shape[:2]
+        check_shape(height, width, image)
+    except (DataError, ValueError) as error:
         return str(error)
     return None

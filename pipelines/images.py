@@ -20,16 +20,16 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from pipelines.arrays import read_npy
+from pipelines.documents import read_limited
 from pipelines.exif import orientation
 from pipelines.jpeg import TURNED, YCCK, inspect
 from pipelines.jpeg_header import BROKEN_EXIF, FIRST_PICTURE
+from pipelines.limits import MAX_FILE_BYTES, MAX_PIXELS, PILLOW_MAX_PIXELS, check_scans
 from pipelines.shards import DataError, ImageFormat
 
 SUFFIXES = {".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF"}
 FORMATS = (*dict.fromkeys(SUFFIXES.values()), "TIFF")  # never EPS, which would start another program
-MAX_PIXELS = 150_000_000  # the largest image of ImageNet has 26 million
-PILLOW_MAX_PIXELS = 178_956_970  # beyond it Pillow refuses, whatever we allow
-MAX_FILE_BYTES = 1 << 28
 WEB_PAGE = re.compile(rb"\s*<(!doctype|html|\?xml|svg)", re.IGNORECASE)
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -73,6 +73,8 @@ def read_picture(data: bytes, suffix: str, max_pixels: int = MAX_PIXELS) -> Pict
             raise too_large(int(re.findall(r"\d+", str(error))[0]), max_pixels) from None
         except UnidentifiedImageError:
             raise DataError(_what_it_is(data)) from None
+        except MemoryError:
+            raise DataError("it takes more memory to decode than there is") from None
         except Exception as error:  # decoders raise anything on damaged files
             raise DataError(f"it cannot be decoded: {error}") from error
 
@@ -80,25 +82,20 @@ def read_picture(data: bytes, suffix: str, max_pixels: int = MAX_PIXELS) -> Pict
 def read_member(data: bytes, image: ImageFormat) -> np.ndarray:
     """An image of a shard, H,W,3 uint8. Raises DataError."""
     if image.encoding == "raw":
-        return _read_raw(data)
+        try:
+            return read_npy(data, (image.size, image.size, 3), np.uint8)
+        except ValueError as error:
+            raise DataError(str(error)) from error
     return read_picture(data, ".jpg", PILLOW_MAX_PIXELS).pixels
-
-
-def _read_raw(data: bytes) -> np.ndarray:
-    try:
-        pixels = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"it is not a whole array: {error}") from error
-    if not isinstance(pixels, np.ndarray) or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-        raise DataError("it is not an array of H,W,3 uint8")
-    return pixels
 
 
 def read_file(path: Path) -> Picture:
     """``read_picture`` of a file. Raises DataError with the reason, OSError where it cannot be read."""
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise DataError(f"its {path.stat().st_size} bytes are more than the {MAX_FILE_BYTES} allowed")
-    return read_picture(path.read_bytes(), path.suffix)
+    try:
+        data = read_limited(path, MAX_FILE_BYTES)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    return read_picture(data, path.suffix)
 
 
 def misnamed(found: str, suffix: str) -> tuple[str, ...]:
@@ -122,6 +119,8 @@ def _decode_healthy(data: bytes, max_pixels: int) -> np.ndarray | None:
 
 
 def _decode(data: bytes, suffix: str, max_pixels: int) -> Picture:
+    if data[:2] == b"\xff\xd8":
+        check_scans(data)
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.width * image.height > max_pixels:
         raise too_large(image.width * image.height, max_pixels)

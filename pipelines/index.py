@@ -5,6 +5,7 @@ import tarfile
 
 import numpy as np
 
+from pipelines.limits import MAX_FILE_BYTES
 from pipelines.shards import DataError, Manifest, Shard
 
 BLOCK = tarfile.BLOCKSIZE
@@ -31,28 +32,30 @@ def check_index(manifest: Manifest, shard: Shard) -> None:
     """
     path = (manifest.folder / shard.path).with_suffix(".idx")
     text = path.read_bytes()
-    start = text.find(b"\n") + 1
+    start, lines = text.find(b"\n") + 1, text.count(b"\n") - 1
+    if lines != shard.samples:
+        raise _wrong(manifest, shard, f"it lists {lines} samples instead of {shard.samples}")
     line = _line(manifest)
     if not re.compile(b"(?:" + line + b")*+").fullmatch(text, start):
         raise _wrong(manifest, shard, _first_bad_line(text[start:], line))
     members = _numbers(text, start)  # N,2,2: offset and size of image and label
-    if len(members) != shard.samples:
-        raise _wrong(manifest, shard, f"it lists {len(members)} samples instead of {shard.samples}")
     offsets, sizes = members.reshape(-1, 2).T
     ends = offsets + -(-sizes // BLOCK) * BLOCK
     follows = np.append(0, ends[:-1]) + BLOCK == offsets
     if not follows.all():
         row = int(np.argmin(follows)) // 2
         raise _wrong(manifest, shard, f"offset or size is wrong in {_shown(text[start:].splitlines()[row])}")
+    if sizes.max() > MAX_FILE_BYTES:
+        raise _wrong(manifest, shard, f"it lists a member of {sizes.max()} bytes; {MAX_FILE_BYTES} are allowed")
     if -(-(ends[-1] + 2 * BLOCK) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE != shard.bytes:
         raise _wrong(manifest, shard, f"its members end at byte {ends[-1]}, those of the shard elsewhere")
 
 
 def _line(manifest: Manifest) -> bytes:
-    """A pattern. The key is written twice."""
+    """A pattern. The key, printable ASCII without what paths and extensions are made of, is written twice."""
     extension, width = manifest.image.extension, manifest.label_width
     return (
-        rf"{extension} \d{{1,15}}+ [1-9]\d{{0,11}}+ ([^ /.\n]++)\.{extension} cls \d{{1,15}}+ {width} \1\.cls\n"
+        rf"{extension} \d{{1,15}}+ [1-9]\d{{0,11}}+ ([!-\-0-\[\]-~]++)\.{extension} cls \d{{1,15}}+ {width} \1\.cls\n"
     ).encode()
 
 

@@ -121,8 +121,7 @@ def _scan_end(data: bytes, first: int, header: Header) -> int:
         markers = np.flatnonzero(is_marker)
         _, mcus = _blocks_and_mcus(header)
         restarts = (mcus - 1) // header.restart_interval
-        expected = 0xD0 + np.arange(restarts) % 8
-        if len(markers) <= restarts or (scan[markers[:restarts] + 1] != expected).any():
+        if len(markers) <= restarts or (scan[markers[:restarts] + 1] != 0xD0 + np.arange(restarts) % 8).any():
             raise Damaged("restart markers are missing or out of order")
         found = int(markers[restarts])
     if not is_marker[found]:

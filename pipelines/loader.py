@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args
 
 from pipelines.augment import AUGMENTS, Augment
+from pipelines.documents import printable
 from pipelines.plan import Plan
 from pipelines.records import Records, SampleError
 from pipelines.shards import DataError, Manifest, load_manifest
@@ -140,7 +141,7 @@ class Loader:
             return
         self._reported.add((error.shard, error.key))
         self.skipped.append((error.shard, error.key, error.reason))
-        print(f"skipped: {error.shard}: {error.key} {error.reason}", file=sys.stderr)
+        print(printable(f"skipped: {error.shard}: {error.key} {error.reason}"), file=sys.stderr)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands; holds only numbers, text and bytes."""

@@ -146,7 +146,7 @@ static int read_image_size(struct worker *worker, struct sample *sample) {
     }
     jpeg_mem_src(info, worker->spans + sample->at + BLOCK, sample->size);
     jpeg_read_header(info, TRUE);
-    int fits = (int64_t)info->image_height * info->image_width <= MAX_PIXELS;
+    int fits = (int64_t)info->image_height * info->image_width <= MAX_PIXELS && !jpeg_has_multiple_scans(info);
     sample->height = fits ? (int32_t)info->image_height : 0;
     sample->width = (int32_t)info->image_width;
     jpeg_abort_decompress(info);
@@ -222,7 +222,8 @@ static void decode_part(struct worker *worker, struct sample *sample) {
     }
     jpeg_mem_src(info, worker->spans + sample->at + BLOCK, sample->size);
     jpeg_read_header(info, TRUE);
-    if ((int)info->image_height != sample->height || (int)info->image_width != sample->width) fail((j_common_ptr)info);
+    if ((int)info->image_height != sample->height || (int)info->image_width != sample->width
+        || jpeg_has_multiple_scans(info)) fail((j_common_ptr)info); /* each scan may take as long as the whole image */
     info->out_color_space = stored == 4 ? JCS_EXT_RGBX : JCS_EXT_RGB;
     info->scale_num = 1;
     info->scale_denom = sample->shrink;

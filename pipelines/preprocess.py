@@ -7,33 +7,51 @@ import torch
 
 from pipelines.augment import AUGMENTS
 from pipelines.crops import center_box
+from pipelines.documents import fitted, shown
 from pipelines.resize import square
-from pipelines.shards import DataError, Statistics
+from pipelines.shards import MAX_SIZE, DataError, Statistics
 
 
 class Preparation:
     """What a checkpoint says about its input: ``augment``, a name in AUGMENTS, ``image_size`` and ``statistics``, and
-    ``mean_image``, size,size,3, which an augment may subtract. Raises DataError where that is missing.
+    ``mean_image``, size,size,3, which an augment may subtract. Raises DataError where that is missing or
+    cannot be.
 
     An image becomes (view - ``mean``) / ``std``: float32 of 3, or of the view's size.
     """
 
-    def __init__(
-        self, augment: str, image_size: int, statistics: dict[str, Any], mean_image: torch.Tensor | None
-    ) -> None:
-        self._augment, self._image_size = AUGMENTS[augment].for_evaluation(), image_size
-        mean, std = self._augment.mean_and_std(Statistics(**statistics))
+    def __init__(self, augment: Any, image_size: Any, statistics: Any, mean_image: Any) -> None:
+        """As a checkpoint has them, of whatever types."""
+        if not isinstance(augment, str) or augment not in AUGMENTS:
+            raise DataError(f"the checkpoint's augment is {shown(augment)}; known are {', '.join(AUGMENTS)}")
+        self._augment = AUGMENTS[augment].for_evaluation()
+        if type(image_size) is not int or not self._augment.size <= image_size <= MAX_SIZE:
+            sizes = f"it goes from {self._augment.size} to {MAX_SIZE}"
+            raise DataError(f"the checkpoint's image_size is {shown(image_size)}; {sizes}")
+        self._image_size = image_size
+        try:
+            mean, std = self._augment.mean_and_std(fitted(statistics, Statistics, "statistics"))
+        except ValueError as error:
+            raise DataError(f"the checkpoint's statistics are damaged: {error}") from error
         self.mean, self.std = np.array(mean, np.float32), np.array(std, np.float32)
         if self._augment.normalise == "mean_image":
-            if mean_image is None:
-                raise DataError(f"the checkpoint lacks the mean image that the augment {augment} subtracts")
-            self.mean = self._centre(mean_image.numpy())
+            self.mean = self._centre(self._checked(mean_image))
 
     @classmethod
     def of(cls, checkpoint: dict[str, Any]) -> "Preparation":
         """As the network of the checkpoint was trained. Older ones have no mean image."""
-        image_size, statistics = checkpoint["image_size"], checkpoint["statistics"]
-        return cls(checkpoint["augment"], image_size, statistics, checkpoint.get("mean_image"))
+        return cls(*(checkpoint.get(name) for name in ("augment", "image_size", "statistics", "mean_image")))
+
+    def _checked(self, mean_image: Any) -> np.ndarray:
+        size = self._image_size
+        if mean_image is None:
+            raise DataError("the checkpoint lacks the mean image that its augment subtracts")
+        if not isinstance(mean_image, torch.Tensor) or mean_image.shape != (size, size, 3):
+            raise DataError(f"the checkpoint's mean image is no tensor of {size},{size},3")
+        pixels = mean_image.float().numpy()
+        if not ((pixels >= 0) & (pixels <= 255)).all():
+            raise DataError("the checkpoint's mean image holds other values than 0 to 255")
+        return pixels
 
     def view(self, pixels: np.ndarray) -> np.ndarray:
         """The part of an H,W,3 uint8 image that the network sees, size,size,3."""

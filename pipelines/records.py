@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipelines.limits import MAX_FILE_BYTES
 from pipelines.shards import DataError, Manifest
 
 BLOCK = 512  # of a tar file
@@ -93,7 +94,11 @@ class Records:
             extension, (start, size, name), (label_start, label_size, label_name) = self._entry(entry)
         except ValueError:
             raise error(f"has a damaged line in the index: {line[:80].decode('ascii', 'replace')}") from None
-        if extension != self._extension or not BLOCK <= start < label_start < shard.bytes or size < 1:
+        if (
+            extension != self._extension
+            or not BLOCK <= start < label_start < shard.bytes
+            or not 0 < size <= MAX_FILE_BYTES
+        ):
             raise error("has a damaged line in the index")
         if label_start != start + _blocks(size) + BLOCK or label_size != self._manifest.label_width:
             raise error("is not where the index says, or its label is not")
@@ -134,7 +139,8 @@ class Records:
         text = path.read_bytes() if path.is_file() else b""
         letters = np.frombuffer(text, np.uint8)
         ends = np.flatnonzero(letters == ord("\n"))
-        if len(ends) != self._shards[number].samples + 1 or text[-1:] != b"\n":
+        lines = self._shards[number].samples + 1
+        if len(ends) != lines or text[-1:] != b"\n" or len(set(text.split(b"\n"))) != lines + 1:  # none stands twice
             raise DataError(
                 f"index {path} does not list the {self._shards[number].samples} samples of its shard: restore it, or "
                 "write it again with tools/shard_imagenet.py --repair"

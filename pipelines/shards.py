@@ -6,22 +6,27 @@ without reading the shards; ``python tools/shard_imagenet.py --verify FOLDER`` r
 
 import dataclasses
 import json
+import math
 import os
 import re
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pipelines.documents import COMMANDS, fitted, printable, read_json, shown
+from pipelines.errors import DataError
 
 FORMAT = 1
 ENCODINGS = ("jpeg", "raw")
 RESIZES = ("square", "shorter", "none")
-SHARD_NAME = re.compile(r"[a-z]+-\d{6}\.tar")
+SPLIT_NAME = re.compile(r"[a-z]{1,40}")
+SHARD_NAME = re.compile(r"[a-z]+-[0-9]{6}\.tar")
 MEAN_IMAGE = "mean.npy"
-MAX_MANIFEST_BYTES = 1 << 30
-
-
-class DataError(Exception):
-    """Something is wrong with the data: the message says what, where and what to do."""
+MAX_SIZE = 4096  # pixels of a side that shards are resized to
+MAX_CLASSES = 100_000  # a network's last layer has 4096 weights for each
+SAMPLE_BYTES = 2048  # that a sample takes in a tar at least: two headers, an image and a label
+INDEX_LINE_BYTES = 300  # at most: two names of 100 bytes, four numbers
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,8 @@ class ImageFormat:
             raise ValueError(f"{self.encoding} images resized {self.resize} are none that this version reads")
         if self.encoding == "raw" and self.resize != "square":
             raise ValueError("raw images must be square, so that all have one shape")
+        if not 1 <= self.size <= MAX_SIZE:
+            raise ValueError(f"images of {self.size} pixels a side; they go from 1 to {MAX_SIZE}")
 
     @property
     def extension(self) -> str:
@@ -94,6 +101,19 @@ class Statistics:
     eigenvectors: tuple[tuple[float, ...], ...]
     mean_image: str | None
     images: int = 0  # 0: not noted
+
+    def __post_init__(self) -> None:
+        colours = (*self.mean_rgb, *self.std_rgb)
+        if len(self.mean_rgb) != 3 or len(self.std_rgb) != 3 or not all(0 <= value <= 255 for value in colours):
+            raise ValueError(f"mean {self.mean_rgb} and deviation {self.std_rgb} are none of RGB pixels")
+        if len(self.eigenvalues) != 3 or not all(0 <= value < math.inf for value in self.eigenvalues):
+            raise ValueError(f"eigenvalues {self.eigenvalues} are none of a covariance")
+        if [len(row) for row in self.eigenvectors] != [3] * 3 or not all(
+            -2 < v < 2 for r in self.eigenvectors for v in r
+        ):
+            raise ValueError("eigenvectors that are not three by three numbers from -1 to 1")
+        if self.mean_image not in (None, MEAN_IMAGE):
+            raise ValueError(f"{self.mean_image!r} is no mean image's name")
 
 
 @dataclass(frozen=True)
@@ -152,13 +172,11 @@ def load_manifest(folder: str | Path, check_shards: bool = True) -> Manifest:
         if (folder / ".work").is_dir():
             raise DataError(f"{folder} is unfinished: run the same tools/shard_imagenet.py command again to finish it")
         raise DataError(f"no shards at {folder}: make them with tools/shard_imagenet.py SOURCE {folder}")
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise DataError(f"{path} is {path.stat().st_size} bytes long, which no manifest is")
     try:
-        manifest = _parse(folder, json.loads(path.read_bytes()))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        manifest = _parse(folder, read_json(path))
+    except ValueError as error:
         raise DataError(
-            f"{path} is damaged ({type(error).__name__}: {error}): make the shards again or restore the file"
+            f"{path} is damaged ({printable(str(error))[:300]}): make the shards again or restore the file"
         ) from error
     if check_shards:
         for split in manifest.splits.values():
@@ -167,33 +185,36 @@ def load_manifest(folder: str | Path, check_shards: bool = True) -> Manifest:
     return manifest
 
 
-def _parse(folder: Path, content: dict) -> Manifest:
-    if content["format"] != FORMAT:
-        raise ValueError(f"format is {content['format']!r}, this version reads {FORMAT}")
-    manifest = Manifest(
-        folder=folder,
-        seed=int(content["seed"]),
-        image=ImageFormat(**content["image"]),
-        classes=tuple(ImageClass(**entry) for entry in content["classes"]),
-        splits={
-            name: Split(int(split["samples"]), tuple(Shard(**shard) for shard in split["shards"]))
-            for name, split in content["splits"].items()
-        },
-        statistics=Statistics(**content["statistics"]),
-        repaired=tuple(content["repaired"]),
-        quarantined=tuple(content["quarantined"]),
-    )
-    if not manifest.classes:
-        raise ValueError("it lists no classes")
-    if manifest.statistics.mean_image not in (None, MEAN_IMAGE):
-        raise ValueError(f"{manifest.statistics.mean_image!r} is no mean image's name")
+def _parse(folder: Path, content: Any) -> Manifest:
+    """Raises ValueError."""
+    found = content.pop("format", None) if isinstance(content, dict) else None
+    if found != FORMAT or found is True:
+        raise ValueError(f"format is {shown(found)}, this version reads {FORMAT}")
+    manifest: Manifest = fitted(content | {"folder": folder}, Manifest, "manifest")
+    if not 1 <= len(manifest.classes) <= MAX_CLASSES:
+        raise ValueError(f"it lists {len(manifest.classes) or 'no'} classes; 1 to {MAX_CLASSES} can be told apart")
+    odd = next((name for entry in manifest.classes for name in vars(entry).values() if COMMANDS.search(name)), None)
+    if odd is not None:
+        raise ValueError(f"the class name {odd[:40]!r} holds what is not to be printed")
+    if not all({"split", "source"} <= entry.keys() for entry in (*manifest.repaired, *manifest.quarantined)):
+        raise ValueError("it lists repaired or quarantined images without their split or source")
     for name, split in manifest.splits.items():
-        for shard in split.shards:
-            if not SHARD_NAME.fullmatch(shard.path):
-                raise ValueError(f"{shard.path!r} is no shard's name")
-        if split.samples < 1 or split.samples != sum(shard.samples for shard in split.shards):
-            raise ValueError(f"{name} does not have the {split.samples} samples it claims")
+        _check_split(name, split)
     return manifest
+
+
+def _check_split(name: str, split: Split) -> None:
+    """Raises ValueError for names that are paths, and for counts that cannot be."""
+    if not SPLIT_NAME.fullmatch(name):
+        raise ValueError(f"{name[:80]!r} is no split's name")
+    for shard in split.shards:
+        if not SHARD_NAME.fullmatch(shard.path):
+            raise ValueError(f"{shard.path[:80]!r} is no shard's name")
+    if split.samples < 1 or split.samples != sum(shard.samples for shard in split.shards):
+        raise ValueError(f"{name} does not have the {split.samples} samples it claims")
+    for shard in split.shards:
+        if not 1 <= shard.samples <= shard.bytes // SAMPLE_BYTES:
+            raise ValueError(f"{shard.path} of {shard.bytes} bytes cannot hold {shard.samples} samples")
 
 
 def check_shard(folder: Path, shard: Shard) -> None:
@@ -207,6 +228,8 @@ def check_shard(folder: Path, shard: Shard) -> None:
     index = path.with_suffix(".idx")
     if not index.is_file():
         raise DataError(f"index {index} is missing: {remedy}")
+    if index.stat().st_size > INDEX_LINE_BYTES * (shard.samples + 1):
+        raise DataError(f"index {index} is longer than one of {shard.samples} samples can be: {remedy}")
     with index.open("rb") as file:
         header = file.readline(100)
     if header != b"v1.2 %d\n" % shard.samples:

@@ -1,15 +1,16 @@
 """What the network sees of a sample, still uint8: decoded, cropped, resized, flipped and jittered, in this order."""
 
-import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from pipelines.arrays import npy_header
 from pipelines.augment import Augment
 from pipelines.crops import Box, center_box, in_source, random_box, resized_box, shorter_sides, ten_boxes
 from pipelines.decode import Decoder
 from pipelines.draws import Chance
+from pipelines.limits import check_jpeg, most_elongated
 from pipelines.native import Worker
 from pipelines.records import Record
 from pipelines.resize import resize
@@ -35,7 +36,9 @@ class Views:
     def __init__(self, manifest: Manifest, augment: Augment) -> None:
         self._image, self._augment = manifest.image, augment
         self._decoder = Decoder()
-        self._raw_header = _raw_header(manifest.image.size) if manifest.image.encoding == "raw" else b""
+        size = manifest.image.size
+        self._raw_header = npy_header((size, size, 3), np.uint8) if manifest.image.encoding == "raw" else b""
+        self._most_elongated = most_elongated(manifest.image)
 
     def paint(self, record: Record, chance: Chance, out: np.ndarray) -> list[View]:
         """Fill ``out``, crops,size,size,3 uint8. Raises SampleError."""
@@ -63,7 +66,7 @@ class Views:
         """
         samples = worker.read(numbers)
         chosen = [
-            self._choose(sample.height, sample.width, chance) if sample.height else None
+            self._choose(sample.height, sample.width, chance) if self._is_usual(sample.height, sample.width) else None
             for sample, chance in zip(samples, chances, strict=True)
         ]
         boxes, flips = [choice and choice[0] for choice in chosen], [chance.flip for chance in chances]
@@ -77,6 +80,9 @@ class Views:
             (choice[1], sample.label) if choice and pixels is not None else None
             for choice, sample, pixels in zip(chosen, samples, decoded, strict=True)
         ]
+
+    def _is_usual(self, height: int, width: int) -> bool:
+        return 0 < max(height, width) <= self._most_elongated * min(height, width)
 
     def _choose(self, height: int, width: int, chance: Chance) -> tuple[Box, View] | None:
         """The part of the image that is seen, where one part is all that is needed of it."""
@@ -112,6 +118,7 @@ class Views:
                 raise ValueError(f"it is not an array of {wanted},{wanted},3 uint8")
             return wanted, wanted
         height, width = self._decoder.size(record.data)
+        check_jpeg(record.data, height, width, self._image)
         if self._image.resize == "square" and (height, width) != (wanted, wanted):
             raise ValueError(f"it has {width} x {height} pixels instead of {wanted} x {wanted}")
         return height, width
@@ -165,11 +172,3 @@ def _recolour(images: np.ndarray, matrix: np.ndarray) -> None:
 
     flat = images.reshape(-1, images.shape[-2], 3)
     cv2.transform(flat, matrix, dst=flat)
-
-
-def _raw_header(size: int) -> bytes:
-    """The start of a ``.npy`` member."""
-    buffer = io.BytesIO()
-    header = {"descr": "|u1", "fortran_order": False, "shape": (size, size, 3)}
-    np.lib.format.write_array_header_1_0(buffer, header)
-    return buffer.getvalue()

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import simplejpeg
 
-from pipelines.images import misnamed, read_picture, too_large
+from pipelines.images import misnamed, read_picture
 from pipelines.jpeg import Jpeg, inspect, without_cuts
+from pipelines.limits import check_shape
 from pipelines.resize import shorter, square
 from pipelines.shards import DataError, ImageFormat
 from tools.sources import Sample
 
-JPEG_MAX_SIDE = 65_500  # of libjpeg
 USUAL_BYTES_A_PIXEL = 0.34  # a photograph at quality 90
 SAMPLES_LOOKED_AT = 256  # to tell how large files are that will be copied
 
@@ -32,7 +32,8 @@ def make_member(data: bytes, suffix: str, image: ImageFormat, max_pixels: int, w
     if image.resize == "none":
         return _as_it_is(data, suffix, image, max_pixels, want_pixels)
     picture = read_picture(data, suffix, max_pixels)
-    _check_ratio(picture.pixels.shape, image, max_pixels)
+    height, width = picture.pixels.shape[:2]
+    _check_shape(height, width, image, max_pixels)
     resized = (square if image.resize == "square" else shorter)(picture.pixels, image.size)
     encoded = encode_raw(resized) if image.encoding == "raw" else encode_jpeg(resized, image.quality)
     return Member(encoded, picture.repairs, resized)
@@ -43,9 +44,7 @@ def _as_it_is(data: bytes, suffix: str, image: ImageFormat, max_pixels: int, wan
     jpeg = inspect(data)
     if jpeg.obstacles:
         return _written_anew(data, suffix, image, max_pixels, jpeg)
-    if jpeg.width * jpeg.height > max_pixels:
-        raise too_large(jpeg.width * jpeg.height, max_pixels)
-    _check_ratio((jpeg.height, jpeg.width), image, max_pixels)
+    _check_shape(jpeg.height, jpeg.width, image, max_pixels)
     repairs = (*misnamed("JPEG", suffix), *dict.fromkeys(why for _, _, why in jpeg.cuts))
     pixels = read_picture(data, suffix, max_pixels).pixels if want_pixels else None
     return Member(without_cuts(data, jpeg), repairs, pixels)
@@ -53,7 +52,8 @@ def _as_it_is(data: bytes, suffix: str, image: ImageFormat, max_pixels: int, wan
 
 def _written_anew(data: bytes, suffix: str, image: ImageFormat, max_pixels: int, jpeg: Jpeg) -> Member:
     picture = read_picture(data, suffix, max_pixels)
-    _check_ratio(picture.pixels.shape, image, max_pixels)
+    height, width = picture.pixels.shape[:2]
+    _check_shape(height, width, image, max_pixels)
     if picture.format == "JPEG":
         found = (*jpeg.obstacles, *(why for _, _, why in jpeg.cuts))
     else:
@@ -62,12 +62,11 @@ def _written_anew(data: bytes, suffix: str, image: ImageFormat, max_pixels: int,
     return Member(encode_jpeg(picture.pixels, image.quality), repairs, picture.pixels)
 
 
-def _check_ratio(shape: tuple[int, ...], image: ImageFormat, max_pixels: int) -> None:
-    """Whether it stays within bounds when its shorter side becomes ``image.size``, here or in a loader."""
-    height, width = shape[:2]
-    longer = image.size * max(width, height) / min(width, height)
-    if image.resize != "square" and (longer > JPEG_MAX_SIDE or longer * image.size > max_pixels):
-        raise DataError(f"its {width} x {height} pixels are too elongated for a shorter side of {image.size}")
+def _check_shape(height: int, width: int, image: ImageFormat, max_pixels: int) -> None:
+    try:
+        check_shape(height, width, image, max_pixels)
+    except ValueError as error:
+        raise DataError(str(error)) from None
 
 
 def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:

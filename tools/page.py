@@ -6,8 +6,12 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
+
+from pipelines import DataError
+from pipelines.images import read_file
 
 WIDEST_PIXELS = 1600
 STYLE = """
@@ -76,14 +80,14 @@ def side_by_side(parts: Iterable[str]) -> str:
 
 
 def picture(source: Path | Figure, caption: str) -> str:
-    """A PNG file or a figure, within the page, no wider than ``WIDEST_PIXELS``."""
+    """An image file or a figure, within the page, no wider than ``WIDEST_PIXELS``. Raises DataError."""
     if isinstance(source, Figure):
         file = io.BytesIO()
         source.savefig(file, dpi=120, bbox_inches="tight")
         file.seek(0)
         image = Image.open(file).convert("RGB")
     else:
-        image = Image.open(source).convert("RGB")
+        image = Image.fromarray(_pixels(source))
     image.thumbnail((WIDEST_PIXELS, 10 * WIDEST_PIXELS))
     packed = io.BytesIO()
     image.save(packed, "WEBP", quality=85)
@@ -93,3 +97,10 @@ def picture(source: Path | Figure, caption: str) -> str:
     wide = image.width > 1.5 * image.height  # on a phone it scrolls, so that its labels can be read
     shown = f'<img {size} alt="{caption}" src="data:image/webp;base64,{data}">'
     return f"<figure{' class=wide' if wide else ''}>{shown}<figcaption>{caption}</figcaption></figure>\n"
+
+
+def _pixels(path: Path) -> np.ndarray:
+    try:
+        return read_file(path).pixels
+    except DataError as error:
+        raise DataError(f"{path}: {error}: draw it again") from error

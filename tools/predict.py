@@ -23,7 +23,9 @@ import tyro
 from alexnet import AlexNet, AlexNetError, checkpoint
 from alexnet.engine import find_device
 from pipelines import DataError
+from pipelines.documents import printable
 from pipelines.images import SUFFIXES, read_file, read_picture
+from pipelines.limits import MAX_FILE_BYTES
 from pipelines.preprocess import Preparation
 from tools.terminal import require, run
 
@@ -64,7 +66,7 @@ class Reader:
                 pixels = read_standard_input() if str(path) == "-" else read_file(path).pixels
                 yield str(path), self.preparation.tensor(self.preparation.view(pixels))
             except (DataError, OSError) as error:
-                print(f"error: {path}: {error}", file=sys.stderr)
+                print(printable(f"error: {path}: {error}"), file=sys.stderr)
                 self.unreadable += 1
 
 
@@ -93,7 +95,11 @@ def expand(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def read_standard_input() -> np.ndarray:
-    return read_picture(sys.stdin.buffer.read(), ".jpg").pixels
+    """Raises DataError, for more than a file may have too: it may have no end."""
+    data = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise DataError(f"it has more than the {MAX_FILE_BYTES} bytes allowed")
+    return read_picture(data, ".jpg").pixels
 
 
 @torch.inference_mode()
@@ -111,9 +117,9 @@ def show(name: str, best: list[tuple[int, float]], classes: list[list[str]], as_
         ]
         print(json.dumps({"picture": name, "answers": answers}))
         return
-    print(name)
+    print(printable(name))
     for i, probability in best:
-        print(f"  {100 * probability:6.2f} %  {classes[i][1]}")
+        print(f"  {100 * probability:6.2f} %  {printable(classes[i][1])}")
 
 
 if __name__ == "__main__":

@@ -6,21 +6,19 @@
 It shows what is in the run folders: tools/evaluate.py and tools/visualize.py put metrics and pictures there.
 """
 
-import csv
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import tyro
 
 from alexnet import AlexNetError
 from alexnet.figures import compared_curves
-from alexnet.log import read_log
+from pipelines import DataError
 from pipelines.shards import write_atomically
 from tools.page import folded, page, paragraph, picture, section, side_by_side, table
+from tools.run_folder import Run, read_run
 from tools.terminal import require, run
 
 PICTURES = {
@@ -49,50 +47,11 @@ class Options:
         require(len(set(self.runs)) == len(self.runs), "a run folder is given twice")
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a run folder holds; empty where a file is missing."""
-
-    folder: Path
-    config: dict[str, Any]
-    environment: dict[str, Any]
-    log: list[dict[str, Any]]
-    metrics: dict[str, Any]
-    classes: list[dict[str, str]]
-
-    def last_epoch(self) -> dict[str, Any]:
-        return next((entry for entry in reversed(self.log) if entry["kind"] == "epoch"), {})
-
-    def of_steps(self, field: str) -> float | None:
-        """The median over the log's lines."""
-        values = [entry[field] for entry in self.log if entry["kind"] == "step" and field in entry]
-        return median(values) if values else None
-
-
 def main(options: Options) -> None:
     runs = [read_run(folder) for folder in options.runs]
     out = options.out or options.runs[0] / "report.html"
-    write_atomically(out, page(" and ".join(str(run.folder) for run in runs), parts(runs)).encode())
+    write_atomically(out, page(" and ".join(str(run.folder) for run in runs), parts(runs)).encode(errors="replace"))
     print(out)
-
-
-def read_run(folder: Path) -> Run:
-    """Raises AlexNetError where there is none, or a file of it is damaged."""
-    if not (folder / "log.jsonl").is_file():
-        raise AlexNetError(f"no run at {folder}: log.jsonl is missing; train.py --out {folder} makes one")
-    classes = folder / "classes.csv"
-    rows = list(csv.DictReader(classes.read_text().splitlines())) if classes.is_file() else []
-    config, environment, metrics = (_read(folder / f"{name}.json") for name in ("config", "env", "metrics"))
-    return Run(folder, config, environment, read_log(folder / "log.jsonl"), metrics, rows)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise AlexNetError(f"{path} is damaged: {error}") from error
 
 
 def parts(runs: Sequence[Run]) -> Iterator[str]:
@@ -170,8 +129,8 @@ def class_tables(run: Run) -> str:
     if not run.classes:
         return ""
     rows = [
-        [row["name"], int(row["images"]), *(_percent(float(row[name])) for name in ("precision", "recall", "f1"))]
-        for row in sorted(run.classes, key=lambda row: float(row["f1"]))
+        [row.name, row.images, *map(_percent, (row.precision, row.recall, row.f1))]
+        for row in sorted(run.classes, key=lambda row: row.f1)
     ]
     head = ["class", "images", "precision", "recall", "F1"]
     worst = paragraph(f"{run.folder}: the lowest F1 first") + table(head, rows[:WORST_CLASSES])
@@ -209,4 +168,4 @@ def _written(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    run(main, Options, __doc__, errors=(AlexNetError,))
+    run(main, Options, __doc__, errors=(AlexNetError, DataError))

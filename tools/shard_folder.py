@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.documents import printable, read_json
 from pipelines.shards import MEAN_IMAGE, DataError, Manifest, Shard, Split, write_atomically
 from tools.pixel_statistics import summarise
 from tools.shard_writer import WORK, ShardTask
@@ -54,7 +55,7 @@ def claim(out: Path, plan: dict[str, Any]) -> Iterator[None]:
         path = work / "plan.json"
         if not path.exists():
             write_atomically(path, json.dumps(plan).encode())
-        earlier = json.loads(path.read_bytes())
+        earlier = read_json(path)
         if earlier != plan:
             names = ", ".join(
                 f"{key} was {earlier.get(key)}, is {plan[key]}" for key in plan if earlier.get(key) != plan[key]
@@ -71,7 +72,7 @@ def finish(out: Path, seed: int, source: Source, tasks: Sequence[ShardTask]) -> 
     Raises DataError where no image of a split can be used.
     """
     image = tasks[0].image
-    records = {task: json.loads(task.record_path.read_bytes()) for task in tasks}
+    records = {task: read_json(task.record_path) for task in tasks}
     repaired, quarantined = (
         tuple(entry for record in records.values() for entry in record[kind]) for kind in ("repaired", "quarantined")
     )
@@ -116,4 +117,4 @@ def report(manifest: Manifest, source_bytes: dict[str, int], seconds: float) -> 
         "(listed in manifest.json)"
     )
     for entry in manifest.quarantined[:5]:
-        print(f"  {entry['source']}: {entry['reason']}")
+        print(printable(f"  {entry['source']}: {entry['reason']}"))

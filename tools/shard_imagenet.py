@@ -9,7 +9,6 @@ that had to be altered to be a plain JPEG that looks as it should, under "repair
 stop continues where it was; the same source, options and seed give the same bytes whatever the number of workers.
 """
 
-import json
 import math
 import os
 import re
@@ -22,7 +21,8 @@ from typing import Literal
 
 import tyro
 
-from pipelines.images import MAX_PIXELS, PILLOW_MAX_PIXELS
+from pipelines.documents import read_json
+from pipelines.limits import MAX_PIXELS, PILLOW_MAX_PIXELS
 from pipelines.shards import DataError, ImageFormat, load_manifest
 from tools.image_members import expected_bytes
 from tools.pixel_statistics import measured_samples
@@ -164,7 +164,7 @@ def spooled(tasks: list[ShardTask], source: Source) -> list[ShardTask]:
 def write_shards(options: Options, source: Source, tasks: list[ShardTask]) -> None:
     """Write those that have no record yet. Raises DataError, OSError."""
     todo = spooled([task for task in tasks if not task.record_path.exists()], source)
-    earlier = [json.loads(task.record_path.read_bytes()) for task in tasks if task.record_path.exists()]
+    earlier = [read_json(task.record_path) for task in tasks if task.record_path.exists()]
     total, left = (sum(len(task.samples) for task in some) for some in (tasks, todo))
     progress = Progress(total, total - left, options.max_bad)
     try:
@@ -195,7 +195,7 @@ def repair(options: Options, source: Source, tasks: list[ShardTask]) -> None:
     (scratch / WORK).mkdir(parents=True)
     write_shards(options, source, todo)
     for task in todo:
-        record = json.loads(task.record_path.read_bytes())
+        record = read_json(task.record_path)
         if record["shard"] != vars(expected[task.tar_path.name]):
             raise DataError(
                 f"{task.tar_path.name}, written again, is not what {options.out} had: the source or the options differ "

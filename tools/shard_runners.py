@@ -1,6 +1,5 @@
 """Who writes the shards: processes of this machine, or the workers of a Dask cluster. The bytes are the same."""
 
-import json
 import multiprocessing
 import os
 import signal
@@ -13,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipelines.documents import read_json
 from pipelines.shards import DataError
 from tools.shard_writer import ShardTask, write_shard
 
@@ -131,7 +131,7 @@ def write_on_cluster(tasks: Sequence[ShardTask], address: str, progress: Progres
                 future.result()
             except KilledWorker as error:
                 raise DataError(f"workers of the cluster died again and again: {error}") from error
-            record = json.loads(named[future].record_path.read_bytes())
+            record = read_json(named[future].record_path)
             for entry in record["quarantined"]:
                 progress.quarantine(entry)
             images += len(named[future].samples)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.images import MAX_PIXELS
+from pipelines.limits import MAX_PIXELS
 from pipelines.shards import DataError, ImageFormat, Shard, temporary, write_atomically
 from tools.hashed_tar import HashedTar
 from tools.image_members import make_member

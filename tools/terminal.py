@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import tyro
 
 from pipelines import DataError
+from pipelines.documents import printable
 
 Options = TypeVar("Options")
 
@@ -47,8 +48,8 @@ def run(
 
 
 def fail(message: str, code: int = 1) -> None:
-    """End the process with one message on standard error."""
-    print(f"error: {message}", file=sys.stderr)
+    """End the process with one message on standard error; what names in it would tell the terminal to do is escaped."""
+    print("error:", "\n".join(map(printable, message.split("\n"))), file=sys.stderr)
     raise SystemExit(code)
 
 

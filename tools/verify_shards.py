@@ -3,15 +3,18 @@
 import hashlib
 import multiprocessing
 import signal
-import tarfile
 from concurrent.futures import ProcessPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO
 
 from tqdm import tqdm
 
 from pipelines.images import read_member
+from pipelines.index import check_index
+from pipelines.limits import check_shape
 from pipelines.shards import DataError, Manifest, Shard, check_shard, load_manifest
+from tools.sources.tars import Member, members
 
 
 def verify(folder: Path, workers: int) -> None:
@@ -47,41 +50,45 @@ def _problem(shard: Shard, manifest: Manifest) -> str | None:
         same = hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
     try:
         wrong = _wrong_content(path, shard, manifest)
-    except (OSError, ValueError, tarfile.TarError) as error:
+    except (OSError, DataError) as error:
         wrong = str(error)
     return wrong if same else f"its sha256 is another{f'; {wrong}' if wrong else ''}"
 
 
 def _wrong_content(path: Path, shard: Shard, manifest: Manifest) -> str | None:
-    """What in the tar does not agree with its index or the manifest."""
+    """What in the tar does not agree with its index or the manifest. Raises DataError."""
+    try:
+        check_index(manifest, shard)
+    except DataError as error:
+        return f"its index does not describe it: {error}"
     lines = path.with_suffix(".idx").read_text().splitlines()[1:]
     entries = [line.split(" ") for line in lines]
-    listed = [tuple(entry[i : i + 4]) for entry in entries for i in range(0, len(entry), 4)]
-    with tarfile.open(path, "r:") as tar:
-        members = [(m.name.split(".", 1)[1], str(m.offset_data), str(m.size), m.name) for m in tar]
-    if members != listed:
-        wrong = next((member for member, entry in zip(members, listed, strict=False) if member != entry), None)
-        return f"its index does not describe it{f', first at {wrong[3]}' if wrong else ''}"
-    if len(lines) != shard.samples:
-        return f"it has {len(lines)} samples instead of {shard.samples}"
+    listed = [
+        Member(name, int(offset), int(size)) for entry in entries for offset, size, name in (entry[1:4], entry[5:])
+    ]
     with path.open("rb") as file:
-        for image, label in zip(members[::2], members[1::2], strict=True):
+        for found, member in zip_longest(members(file, str(path)), listed):
+            if found != member:
+                return f"its index does not describe it, first at {(found or member).name!r}"
+        for image, label in zip(listed[::2], listed[1::2], strict=True):
             try:
                 _check_sample(_read(file, image), _read(file, label), manifest)
-            except DataError as error:
-                return f"{image[3]}: {error}"
+            except (DataError, ValueError) as error:
+                return f"{image.name}: {error}"
     return None
 
 
-def _read(file: BinaryIO, member: tuple[str, str, str, str]) -> bytes:
-    file.seek(int(member[1]))
-    return file.read(int(member[2]))
+def _read(file: BinaryIO, member: Member) -> bytes:
+    file.seek(member.offset)
+    return file.read(member.size)
 
 
 def _check_sample(image: bytes, label: bytes, manifest: Manifest) -> None:
+    """Raises DataError, ValueError."""
     if len(label) != manifest.label_width or not label.isdigit() or int(label) >= len(manifest.classes):
         raise DataError(f"label {label[:20]!r} is not one of 0 to {len(manifest.classes) - 1}")
     height, width = read_member(image, manifest.image).shape[:2]
+    check_shape(height, width, manifest.image)
     size, resize = manifest.image.size, manifest.image.resize
     if resize == "square" and (width, height) != (size, size):
         raise DataError(f"it has {width} x {height} pixels instead of {size} x {size}")

@@ -28,12 +28,12 @@ from tqdm import tqdm
 from alexnet import AlexNet, AlexNetError, checkpoint, figures, inspection
 from alexnet.engine import find_device
 from alexnet.figures import Shown, shortened
-from alexnet.log import read_log
 from pipelines import DataError, open_loader
 from pipelines.images import read_file
 from pipelines.preprocess import Preparation
 from tools.gallery import Gallery
 from tools.pictures import save
+from tools.run_folder import read_lines
 from tools.terminal import require, run
 
 LAYERS = tuple(f"conv{i}" for i in range(1, 6))
@@ -71,7 +71,7 @@ def main(options: Options) -> None:
 
 def training(path: Path) -> dict[str, Figure]:
     log = path.with_name("log.jsonl")
-    return {"curves": figures.training_curves(read_log(log))} if log.is_file() else {}
+    return {"curves": figures.training_curves(read_lines(log))} if log.is_file() else {}
 
 
 class Painter:

@@ -7,6 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from alexnet.figures.tiles import plain
+
 STEP_FIELDS = ("loss", "rate", "images_per_second", "data_wait", "memory_gib")
 
 
@@ -20,7 +22,8 @@ def compared_curves(runs: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
     figure = Figure(figsize=(13, 6.8), layout="constrained")
     axes = list(figure.subplots(2, 3).flat)
     loss, accuracy, rate, speed, wait, memory = axes
-    for i, (name, entries) in enumerate(runs.items()):
+    for i, (run, entries) in enumerate(runs.items()):
+        name = plain(run)
         steps, epochs = _last_of_each(entries, "step"), _last_of_each(entries, "epoch")
         for place, field in zip((loss, rate, speed, wait, memory), STEP_FIELDS, strict=True):
             _line(place, steps, field, f"C{i}", name)

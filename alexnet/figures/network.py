@@ -8,7 +8,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from alexnet.figures.tiles import tile
+from alexnet.figures.tiles import plain, tile
 from alexnet.model import AlexNet
 
 COLUMNS = 16
@@ -39,7 +39,7 @@ def activation_maps(layers: dict[str, Tensor], picture: np.ndarray, title: str, 
     figure = Figure(figsize=(12, 8.5), layout="constrained")
     axes = figure.subplots(2, 3).flat
     axes[0].imshow(picture)
-    axes[0].set_title(title, fontsize=10)
+    axes[0].set_title(plain(title), fontsize=10)
     convolutions = {name: maps[0].float().cpu() for name, maps in layers.items() if name.startswith("conv")}
     for ax, (name, maps) in zip(axes[1:], convolutions.items(), strict=True):
         strongest = maps.mean(dim=(1, 2)).argsort(descending=True)[:channels]

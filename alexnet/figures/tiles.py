@@ -19,4 +19,9 @@ def tile(images: np.ndarray, columns: int, gap: int = 1, between: float = 1.0) -
 def shortened(name: str, length: int = 24) -> str:
     """A class's first name, cut where it is too long for a label."""
     first = name.split(",")[0]
-    return first if len(first) <= length else first[: length - 1] + "…"
+    return plain(first if len(first) <= length else first[: length - 1] + "…")
+
+
+def plain(text: str) -> str:
+    """For matplotlib: two dollars in a name begin no formula."""
+    return text.replace("$", r"\$")

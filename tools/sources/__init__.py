@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.documents import COMMANDS, printable
 from pipelines.shards import DataError, ImageClass
 from tools.sources import folders, kaggle, official, parquet, selection
 from tools.sources.sample import Listing, Sample, Spool
@@ -97,5 +98,8 @@ def _select(folder: Path, listing: Listing, seed: int, classes: str | None, per_
     found = {split: selection.ordered(samples, split, seed) for split, samples in found.items()}
     if per_class is not None and "train" in found:
         found["train"] = selection.first_of_each_class(found["train"], per_class, wnids)
-    taken = tuple(ImageClass(wnid, listing.words.get(wnid, wnid)) for wnid in wnids)
+    odd = next((wnid for wnid in wnids if COMMANDS.search(wnid)), None)
+    if odd is not None:
+        raise DataError(f"{folder} has a class {odd!r}, whose name holds what is not to be printed: rename it")
+    taken = tuple(ImageClass(wnid, printable(listing.words.get(wnid, wnid))) for wnid in wnids)
     return Source(folder, taken, {split: tuple(samples) for split, samples in found.items()}, listing.spool)

@@ -1,5 +1,6 @@
 """ILSVRC2012_devkit_t12.tar.gz: the classes' wnids and words, and the labels of val."""
 
+import gzip
 import io
 import tarfile
 import zlib
@@ -10,7 +11,7 @@ from pipelines.shards import DataError
 from tools.sources.sample import load_extra
 
 META, TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
-MAX_MEMBER_BYTES = 1 << 26
+MAX_BYTES = 1 << 28  # unpacked
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,16 @@ def read_devkit(path: Path) -> Devkit:
 def _read_members(path: Path) -> dict[str, bytes]:
     contents = {}
     try:
-        with tarfile.open(path, "r:gz") as tar:
+        with gzip.open(path) as file:
+            unpacked = file.read(MAX_BYTES + 1)
+        if len(unpacked) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES} bytes unpacked")
+        with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as tar:
             for member in tar:
                 name = next((wanted for wanted in (META, TRUTH) if f"/{member.name}".endswith(f"/{wanted}")), None)
-                if name and member.isreg() and member.size <= MAX_MEMBER_BYTES:
+                if name and member.isreg():
                     contents[name] = tar.extractfile(member).read()  # type: ignore[union-attr]  # in memory
-    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
+    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"{path} is no tar.gz, or a damaged or truncated one ({error}): download it again") from None
     for name in (META, TRUTH):
         if name not in contents:

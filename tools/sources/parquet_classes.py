@@ -1,10 +1,10 @@
 """Which classes the labels of Hugging Face's parquet files stand for."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.documents import parse_json
 from pipelines.shards import DataError
 from tools.sources.sample import ranked
 from tools.sources.spool import open_parquet
@@ -32,7 +32,7 @@ def class_names(path: Path) -> list[str]:
     """As the datasets library keeps them in the schema; none where it does not tell."""
     metadata = open_parquet(path).schema_arrow.metadata or {}
     try:
-        return [str(name) for name in json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"]]
+        return [str(name) for name in parse_json(metadata[b"huggingface"])["info"]["features"]["label"]["names"]]
     except (KeyError, TypeError, ValueError):
         return []
 

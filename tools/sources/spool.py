@@ -18,6 +18,7 @@ from pipelines.shards import DataError
 from tools.sources.sample import Sample, load_extra
 
 BATCH_ROWS = 64
+IMAGE_BYTES = 32  # the smallest image has more
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,8 @@ def open_parquet(path: Path) -> Any:
     with readable(path):
         file = parquet.ParquetFile(path)
         fields = {name: file.schema_arrow.field(name).type for name in file.schema_arrow.names}
+    if file.metadata.num_rows * IMAGE_BYTES > path.stat().st_size:
+        raise DataError(f"{path} claims {file.metadata.num_rows} images, more than it has room for: download it again")
     types, image = load_extra("pyarrow.types", "pyarrow", f"reading {path.name}"), fields.get("image")
     inside = {image.field(i).name for i in range(image.num_fields)} if image and types.is_struct(image) else set()
     if not inside >= {"bytes", "path"} or "label" not in fields or not types.is_integer(fields["label"]):

@@ -62,7 +62,7 @@ def members(file: BinaryIO, name: str, start: int = 0, size: int | None = None) 
                 if not member.isdir():
                     yield Member(member.name, start + member.offset_data, member.size)
             window.seek(tar.offset)
-    except (tarfile.TarError, ValueError, OverflowError) as error:
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"{name} is no tar, or a damaged or truncated one ({error}): download it again") from None
     end = window.read(tarfile.BLOCKSIZE)  # tarfile takes whatever it cannot read for the end
     if len(end) < tarfile.BLOCKSIZE:

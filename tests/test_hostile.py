@@ -1,0 +1,384 @@
+"""Files made to do harm: each is refused with one clear line, before memory or time is given to it."""
+
+import gzip
+import io
+import json
+import os
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from alexnet import figures
+from pipelines import DataError, load_manifest, open_loader
+from pipelines.arrays import npy_header
+from pipelines.augment import load_mean_image
+from pipelines.documents import MAX_VALUES, parse_json, printable
+from pipelines.images import read_member, read_picture
+from pipelines.jpeg import inspect
+from pipelines.limits import check_jpeg
+from pipelines.preprocess import Preparation
+from pipelines.shards import ImageFormat
+from tests.conftest import ROOT, assert_refused, command, script
+from tests.test_shard_imagenet import edit_manifest
+from tools.shard_imagenet import Options
+from tools.shard_imagenet import main as shard_images
+from tools.sources.devkit import read_devkit
+from tools.sources.tars import members
+from tools.verify_shards import verify
+
+STATISTICS = {
+    "mean_rgb": [120.0, 115.0, 100.0],
+    "std_rgb": [60.0, 59.0, 58.0],
+    "eigenvalues": [3.0, 2.0, 1.0],
+    "eigenvectors": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
+    "mean_image": "mean.npy",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"[" * 100_000, "too deeply"),
+        (b"[" * 40 + b"]" * 40, "more than 32 deep"),
+        (b"9" * 1_000_000, "a number of 1000000 digits"),
+        (b"NaN", "NaN is no number"),
+        (b"-Infinity", "-Infinity is no number"),
+        (b"1e999", "1e999 is no number"),
+        (b"\xff\xfe[\0]\0", "codec"),
+        (b"[1", "delimiter"),
+    ],
+)
+def test_json_that_no_writer_of_ours_makes_is_refused(text: bytes, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        parse_json(text)
+
+
+def test_json_of_too_many_values_takes_no_memory() -> None:
+    """120 MB that would be three gigabytes of empty objects."""
+    text = b"[" + b"{}," * 40_000_000 + b"0]"
+    with little_memory(300), pytest.raises(ValueError, match=f"more than {MAX_VALUES} values"):
+        parse_json(text)
+
+
+@pytest.mark.slow
+def test_json_of_a_manifest_that_lists_every_image_of_imagenet_is_read() -> None:
+    line = '{"split": "train", "source": "train/n01440764/n01440764_%d.JPEG", "action": "turned as EXIF says"}'
+    text = "[" + ",".join(line % number for number in range(1_331_167)) + "]"
+    assert len(parse_json(text.encode())) == 1_331_167
+
+
+class little_memory:
+    """Within it the process may take only so many more megabytes."""
+
+    def __init__(self, megabytes: int) -> None:
+        self._bytes = megabytes << 20
+
+    def __enter__(self) -> None:
+        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        self._before = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (now + self._bytes, self._before[1]))
+
+    def __exit__(self, *_: object) -> None:
+        resource.setrlimit(resource.RLIMIT_AS, self._before)
+
+
+def one(path: str, samples: int = 1, length: int = 10240) -> dict:
+    shard = {"path": path, "samples": samples, "bytes": length, "sha256": ""}
+    return {"train": {"samples": samples, "shards": [shard]}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        *(
+            ({"splits": one(path)}, "is no shard's name")
+            for path in ("../a-000000.tar", "/a-000000.tar", "C:\\a-000000.tar", "a-000000.tar\n", "a-000000\0.tar")
+        ),
+        ({"splits": {"a/b": one("train-000000.tar")["train"]}}, "'a/b' is no split's name"),
+        ({"splits": {"train": {"samples": "5", "shards": []}}}, r"manifest\.splits\.train\.samples is '5', not int"),
+        ({"splits": one("train-000000.tar", 10**9)}, "cannot hold 1000000000 samples"),
+        ({"classes": [{"wnid": "n1", "name": "\x1b]0;owned\x07"}]}, "holds what is not to be printed"),
+        ({"classes": [{"wnid": "n1", "name": "\ud800"}]}, "holds what is not to be printed"),
+        ({"classes": [{"wnid": "n1", "name": "x"}] * 100_001}, "100001 classes"),
+        ({"image": {"encoding": "jpeg", "resize": "square", "size": 10**9, "quality": 90}}, "1000000000 pixels a side"),
+        ({"statistics": STATISTICS | {"eigenvalues": [-1.0, 0.0, 0.0]}}, "none of a covariance"),
+        ({"statistics": STATISTICS | {"mean_image": "../mean.npy"}}, "no mean image's name"),
+        ({"statistics": STATISTICS | {"mean_rgb": [1e300, 0.0, 0.0]}}, "none of RGB pixels"),
+        ({"repaired": [{"split": "train"}]}, "without their split or source"),
+        ({"extra": 1}, "has 'extra', which nothing knows"),
+    ],
+)
+def test_a_manifest_that_leads_astray_is_refused(
+    numbered_shards: Path, tmp_path: Path, changes: dict, words: str
+) -> None:
+    copy = shutil.copytree(numbered_shards, tmp_path / "copy")
+    edit_manifest(copy, **changes)
+    with pytest.raises(DataError, match=rf"manifest\.json is damaged .*{words}"):
+        load_manifest(copy)
+
+
+def test_what_is_no_file_is_not_waited_for(numbered_shards: Path, trained: Path, tmp_path: Path) -> None:
+    """A pipe without another end, and an input without an end of its own."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert_refused(script("tools/predict.py", trained / "best.pt", tmp_path / "pipe.jpg"), "it is no plain file")
+    for split in ("train", "val"):
+        (tmp_path / "in" / split / "a").mkdir(parents=True)
+        os.mkfifo(tmp_path / "in" / split / "a" / "1.jpg")
+    with pytest.raises(DataError, match="it is no plain file"):
+        shard_images(Options(tmp_path / "in", tmp_path / "out", max_bad=1, workers=1))
+    line = [sys.executable, ROOT / "tools/predict.py", trained / "best.pt", "-"]
+    with Path("/dev/zero").open("rb") as endless:
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(line, stdin=endless, capture_output=True, text=True, env=environment, timeout=300)
+    assert_refused(done, "it has more than the 268435456 bytes allowed")
+
+
+def test_an_index_as_long_as_the_disk_is_not_read(numbered_shards: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(numbered_shards, tmp_path / "copy")
+    os.truncate(copy / "val-000000.idx", 1 << 40)
+    with pytest.raises(DataError, match=r"val-000000\.idx is longer than one of \d+ samples can be"):
+        load_manifest(copy)
+
+
+def test_a_member_as_large_as_the_disk_is_not_read(numbered_shards: Path, tmp_path: Path) -> None:
+    """An index and a sparse tar that agree on an image of 64 GiB."""
+    copy = shutil.copytree(numbered_shards, tmp_path / "copy")
+    size, shard = 1 << 36, "train-000000.tar"
+    length = -(-(size + 2048 + 1024) // 10240) * 10240
+    (copy / "train-000000.idx").write_text(f"v1.2 1\njpg 512 {size} a.jpg cls {size + 1024} 3 a.cls\n")
+    os.truncate(copy / shard, length)
+    edit_manifest(
+        copy, splits={"train": {"samples": 1, "shards": [{"path": shard, "samples": 1, "bytes": length, "sha256": ""}]}}
+    )
+    for backend in ("turbo", "dali"):
+        with pytest.raises(DataError, match=r"train-000000\.(tar|idx)"):
+            next(iter(open_loader(copy, "train", 1, backend=backend)))
+
+
+def test_arrays_are_what_they_must_be_or_unread(numbered_shards: Path, tmp_path: Path) -> None:
+    """Headers of numpy that claim 400 GB, objects that would be unpickled, pixels that are none."""
+    raw = ImageFormat("raw", "square", 64, 0)
+    for header in (npy_header((400_000, 1_000_000), np.uint8), npy_header((64, 64, 4), np.uint8), b"\x93NUMPY\1\0"):
+        with little_memory(500), pytest.raises(DataError, match="not a whole array of 64,64,3 uint8"):
+            read_member(header + bytes(64 * 64 * 3), raw)
+    copy = shutil.copytree(numbered_shards, tmp_path / "copy")
+    manifest, path = load_manifest(copy), copy / "mean.npy"
+    whole = path.read_bytes()
+    np.save(path, np.array([{}] * 3, object), allow_pickle=True)
+    damages = {
+        npy_header((100_000, 100_000, 3), np.float32) + whole[128:]: "is missing or damaged",
+        path.read_bytes(): "is missing or damaged",
+        whole[:-4] + struct.pack("<f", float("nan")): "other values than 0 to 255",
+    }
+    for data, words in damages.items():
+        path.write_bytes(data)
+        with little_memory(500), pytest.raises(DataError, match=words):
+            load_mean_image(manifest)
+
+
+def jpeg(**options: object) -> bytes:
+    file = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def of_size(data: bytes, height: int, width: int) -> bytes:
+    place = next(data.index(frame) for frame in (b"\xff\xc0\0\x11", b"\xff\xc2\0\x11") if frame in data) + 5
+    return data[:place] + struct.pack(">HH", height, width) + data[place + 4 :]
+
+
+def with_restarts(data: bytes) -> bytes:
+    place = data.index(b"\xff\xda")
+    return data[:place] + b"\xff\xdd\0\4\0\1" + data[place:]
+
+
+def of_scans(count: int) -> bytes:
+    data = jpeg(progressive=True)
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * count + b"\xff\xd9"
+
+
+def png(width: int, height: int, extra: bytes = b"") -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">L", len(body)) + kind + body + struct.pack(">L", zlib.crc32(kind + body))
+
+    parts = [(b"IHDR", struct.pack(">LLBBBBB", width, height, 8, 2, 0, 0, 0)), (b"zTXt", extra), (b"IDAT", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, body) for kind, body in parts if body or kind != b"zTXt")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: of_size(jpeg(), 65_500, 65_500), "4290250000 pixels are more than"),
+        (lambda: with_restarts(of_size(jpeg(), 65_535, 65_535)), "4294836225 pixels are more than"),
+        (lambda: of_scans(2000), "scans are more than the 100 allowed"),
+        (lambda: png(2**31 - 1, 2**31 - 1), "pixels are more than"),
+        (lambda: png(8, 8, b"a\0\0" + zlib.compress(bytes(300_000_000))), "too large"),
+        (lambda: b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\2\0;", "4294836225 pixels are more than"),
+    ],
+    ids=["jpeg", "restarts", "scans", "png", "text", "gif"],
+)
+def test_bombs_are_refused_before_they_are_decoded(make: Callable[[], bytes], words: str) -> None:
+    data = make()
+    inspect(data)
+    begun = time.process_time()
+    with little_memory(150), pytest.raises(DataError, match=words):
+        read_picture(data, ".jpg")
+    assert time.process_time() - begun < 2
+
+
+@pytest.mark.parametrize("backend", ["turbo", "dali"])
+@pytest.mark.parametrize(
+    ("height", "width", "words"),
+    [(65_500, 65_500, "pixels are more than"), (16, 65_500, "too elongated"), (65_500, 16, "too elongated")],
+)
+def test_a_loader_refuses_a_member_that_claims_too_much(
+    tmp_path: Path, backend, height: int, width: int, words: str
+) -> None:
+    """In shards of images as they came, where any size may stand."""
+    source = tmp_path / "in"
+    for split in ("train", "val"):
+        (source / split / "a").mkdir(parents=True)
+        (source / split / "a" / "1.jpg").write_bytes(jpeg())
+    shard_images(Options(source, tmp_path / "out", resize="none", workers=1))
+    tar = tmp_path / "out" / "val-000000.tar"
+    tar.write_bytes(of_size(tar.read_bytes(), height, width))
+    with pytest.raises(DataError, match=rf"val-000000\.tar.*1 cannot be .*{words}"):
+        list(open_loader(tmp_path / "out", "val", 1, backend=backend))
+    with pytest.raises(DataError, match=r"val-000000\.tar"):
+        verify(tmp_path / "out", 1)
+
+
+def test_a_turbo_thread_is_not_kept_busy_by_a_thousand_scans() -> None:
+    image = ImageFormat("jpeg", "none", 256, 90)
+    with pytest.raises(ValueError, match="scans are more than the 100 allowed"):
+        check_jpeg(of_scans(2000), 8000, 8000, image)
+    check_jpeg(jpeg(progressive=True), 8000, 8000, image)
+    check_jpeg(jpeg() + b"\xff\xda" * 1000, 8000, 8000, image)  # after the end of a picture of one scan: no scans
+
+
+def tar_header(name: str, size: bytes, kind: bytes = b"0") -> bytes:
+    header = bytearray(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT))
+    header[124:136], header[156:157], header[148:156] = size, kind, b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        tar_header("x", b"\x80" + bytes(5) + b"\x10" + bytes(5), b"L") + bytes(2048),
+        tar_header("x", b"\xff" * 12, b"x") + bytes(2048),
+        tar_header("x", b"\xff" * 11 + b"\0") + bytes(2048),
+        tar_header("x", b"%011o\0" % 10, b"L") * 3000 + bytes(2048),
+        tar_header("../x", b"%011o\0" % 0) + bytes(2048),
+        tar_header("/x", b"%011o\0" % 0) + bytes(2048),
+        tar_header("x", b"%011o\0" % 0, b"2") + bytes(2048),
+        tar_header("x", b"%011o\0" % 0, b"3") + bytes(2048),
+    ],
+    ids=["64 GiB name", "negative pax", "negative", "names of names", "parent", "absolute", "link", "device"],
+)
+def test_tars_that_lead_astray_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(content)
+    with path.open("rb") as file, little_memory(200), pytest.raises(DataError, match=r"a\.tar (is|holds) "):
+        list(members(file, str(path)))
+
+
+def test_a_devkit_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "devkit.tar.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(tar_header("data/meta.mat", b"%011o\0" % (1 << 30)))
+        for _ in range(40):
+            file.write(bytes(10_000_000))
+    with little_memory(1500), pytest.raises(DataError, match="bytes unpacked"):
+        read_devkit(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"augment": "none of ours"}, "augment is 'none of ours'"),
+        ({"augment": ["paper"]}, "augment is a list"),
+        ({"image_size": 10**9}, "image_size is 1000000000"),
+        ({"image_size": "256"}, "image_size is '256'"),
+        ({"statistics": {}}, "statistics are damaged: statistics lacks 'mean_rgb'"),
+        ({"statistics": STATISTICS | {"mean_rgb": [float("nan"), 0.0, 0.0]}}, "none of RGB pixels"),
+        ({"statistics": STATISTICS | {"std_rgb": [0.0, 0.0, 0.0]}, "augment": "crop_flip"}, "deviate by"),
+        ({"mean_image": None}, "lacks the mean image"),
+        ({"mean_image": torch.zeros(10, 10, 3)}, "no tensor of 256,256,3"),
+        ({"mean_image": torch.full((256, 256, 3), float("nan"))}, "other values than 0 to 255"),
+    ],
+)
+def test_what_a_checkpoint_says_of_its_input_is_checked(changes: dict, words: str) -> None:
+    whole = {"augment": "paper", "image_size": 256, "statistics": STATISTICS, "mean_image": torch.zeros(256, 256, 3)}
+    assert Preparation.of(whole).mean.shape == (224, 224, 3)
+    with pytest.raises(DataError, match=words):
+        Preparation.of(whole | changes)
+
+
+def test_names_do_not_command_the_terminal(trained: Path, tmp_path: Path) -> None:
+    assert printable("tench, Tinca tinca é 鱼\x1b[2J\u202e\udcff") == "tench, Tinca tinca é 鱼\\x1b[2J\\u202e\\udcff"
+    evil = tmp_path / "\x1b[31m.jpg"
+    evil.write_bytes(b"not a picture")
+    done = script("tools/predict.py", trained / "best.pt", evil)
+    assert "\x1b" not in done.stderr and "\\x1b[31m.jpg: it is not an image" in done.stderr
+    Image.new("RGB", (300, 300)).save(evil)
+    done = script("tools/predict.py", trained / "best.pt", evil)
+    assert done.returncode == 0 and "\x1b" not in done.stdout and "\\x1b[31m.jpg" in done.stdout
+
+
+def test_a_file_whose_name_is_no_text_is_answered(trained: Path, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.jpg")
+    Image.new("RGB", (300, 300)).save(path)
+    done = command("tools/predict.py", trained / "best.pt", path)
+    assert done.returncode == 0 and "\\udcff.jpg" in done.stdout, done.stderr
+
+
+def test_a_class_named_like_a_formula_is_drawn(tmp_path: Path) -> None:
+    figure = figures.confusion_matrix(np.ones((2, 2), int), [r"US$ \frac", r"$\nothing{$"])
+    figure.savefig(tmp_path / "x.png")
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [r"US\$ \frac", r"\$\nothing{\$"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("metrics.json", {"top1": "best"}, "metrics.top1 is 'best', not float"),
+        ("metrics.json", {"confused": 5}, "metrics.confused is 5"),
+        ("metrics.json", {"by_property": {"size": [{"group": "x"}]}}, "lacks 'images'"),
+        ("metrics.json", [], "metrics is a list"),
+        ("log.jsonl", {"kind": "step", "step": 1}, "StepLine lacks"),
+        ("log.jsonl", {"kind": "epoch", "epoch": 1, "top1": None, "top5": 0, "f1": 0}, "EpochLine.top1 is None"),
+        ("classes.csv", "name,images\nx,many\n", "classes.csv is damaged"),
+        ("pictures/filters.png", "no picture", "it is not an image"),
+    ],
+)
+def test_a_run_folder_from_elsewhere_is_checked(run_folder: Path, name: str, content: object, words: str) -> None:
+    path = run_folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    assert_refused(script("tools/report.py", run_folder), str(path), words)
+
+
+def test_names_of_classes_are_escaped_in_a_report(run_folder: Path) -> None:
+    evil = '"><script>alert(1)</script>\ud800'
+    (run_folder / "metrics.json").write_text(json.dumps({"confused": [[evil, "b", 1]]}))
+    (run_folder / "classes.csv").write_text('name,images,precision,recall,f1\n"<img src=x>",1,0,0,0\n')
+    (run_folder / "config.json").unlink()
+    (run_folder / "config.json").write_text(json.dumps({"settings": {evil: evil}}))
+    assert script("tools/report.py", run_folder).returncode == 0
+    text = (run_folder / "report.html").read_text()
+    assert "<script" not in text and "<img src=x" not in text and "&lt;script&gt;" in text
