@@ -172,6 +172,7 @@ def train(options: Options, here: Ranks, device: torch.device) -> str:
                     )
                 asked = time.perf_counter()
 
+            progress.step = (epoch + 1) * len(train_loader)  # one more, where batches were of another size before
             here.level(progress.evaluated)
             answers = here.gather_answers(answer(evaluated, val_loader, device, recipe.precision))
             metrics = scores(answers, classes)

@@ -3,6 +3,7 @@
 python -m benchmarks shard --data IMAGES [--peers] [--json FILE]
 python -m benchmarks loader --data SHARDS [--json FILE]
 python -m benchmarks step [--json FILE]
+python -m benchmarks checkpoint [--json FILE]
 """
 
 import json
@@ -15,6 +16,7 @@ import torch
 import tyro
 
 from alexnet import AlexNetError
+from benchmarks.checkpoint import CheckpointOptions, run_checkpoint
 from benchmarks.loader import LoaderOptions, describe_loader, loader_rows, run_loader
 from benchmarks.picture import draw_rates
 from benchmarks.shard import ShardOptions, run_shard
@@ -27,10 +29,11 @@ Command = (
     Annotated[LoaderOptions, tyro.conf.subcommand("loader")]
     | Annotated[StepOptions, tyro.conf.subcommand("step")]
     | Annotated[ShardOptions, tyro.conf.subcommand("shard")]
+    | Annotated[CheckpointOptions, tyro.conf.subcommand("checkpoint")]
 )
 
 
-def main(options: LoaderOptions | StepOptions | ShardOptions) -> None:
+def main(options: LoaderOptions | StepOptions | ShardOptions | CheckpointOptions) -> None:
     result = measure(options)
     print(f"{'':<48}{'images/s':>10}{'least':>10}{'most':>10}{'ratio':>8}")
     for row in result["rows"]:
@@ -44,7 +47,7 @@ def main(options: LoaderOptions | StepOptions | ShardOptions) -> None:
         print(f"written to {options.json}")
 
 
-def measure(options: LoaderOptions | StepOptions | ShardOptions) -> dict:
+def measure(options: LoaderOptions | StepOptions | ShardOptions | CheckpointOptions) -> dict:
     match options:
         case LoaderOptions():
             return run_loader(options)
@@ -52,6 +55,8 @@ def measure(options: LoaderOptions | StepOptions | ShardOptions) -> dict:
             return run_step(options)
         case ShardOptions():
             return run_shard(options)
+        case CheckpointOptions():
+            return run_checkpoint(options)
 
 
 def machine() -> dict[str, object]:
