@@ -134,7 +134,7 @@ def train(options: Options, here: Ranks, device: torch.device) -> str:
     evaluated = compile_model(average.model, options.compile, device) if average else compiled
     parallel = here.parallel(compiled, device, options.compress)
     train_step = TrainStep(parallel, optimizer, recipe, device, average, options.accumulate)
-    here.seed(options.seed)
+    here.seed(options.seed)  # for dropout
 
     progress = Progress(model, optimizer, schedule, train_step)
     state = RunState(here, progress, train_loader, options.seed, describe(options, train_loader, here))

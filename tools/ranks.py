@@ -104,9 +104,8 @@ class Ranks:
             print(message)
 
     def seed(self, seed: int) -> None:
-        """Of what the ranks draw by themselves from here on: dropout. Rank 0 draws what one rank alone would."""
-        if self.rank:
-            torch.manual_seed(seed + (self.rank << 32))
+        """Of what the ranks draw by themselves from here on: dropout, for each another one."""
+        torch.manual_seed((seed + self.rank * 1_000_003) % 2**32)  # a CPU's generator takes no more bits
 
     def command(self) -> str:
         """How this one was begun, on this machine."""

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from alexnet import AlexNetError, checkpoint
 from alexnet.progress import Progress, random_state, set_random_state
 from alexnet.writer import Writer
@@ -76,7 +74,7 @@ class RunState:
         if before["ranks"] == now["ranks"]:
             set_random_state(own["random"], self.loader.device)
         else:
-            torch.manual_seed(self.seed + (rank << 32) + self.progress.step)
+            self.here.seed(self.seed + self.progress.step)
         place, plan = own["loader"], self.loader.plan
         if (before["ranks"], before["backend"], place["step"]) != (now["ranks"], now["backend"], plan.step):
             place |= {"backend": now["backend"], "step": plan.step, "source": None}  # as far into the epoch, no more
