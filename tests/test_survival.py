@@ -219,8 +219,8 @@ def test_killed_at_any_moment_a_run_ends_as_the_uninterrupted_one(
     assert done.returncode == 0, done.stderr
     moments, kills, process = random.Random(f"{backend} {variant}"), 0, None
     while kills < KILLS:
-        going_on = ("--resume",) if (out / "config.json").exists() else ()
-        process = begin(errors, "train.py", *options, "--out", out, *OFTEN, *going_on)
+        begun = (out / "config.json").exists()
+        process = begin(errors, "train.py", *(("--resume",) if begun else options), "--out", out, *OFTEN)
         wait_for(lambda: "epoch" in errors.read_text(), process)
         time.sleep(moments.uniform(0, 5))
         process.kill()
