@@ -55,10 +55,10 @@ class Writer:
             self.finish()
             by_steps = self._changed_by_steps() if self._device.type == "cpu" else set()
             state = self._snapshot({"described": described, "progress": progress}, by_steps)
-        self._copied.clear()
-        on_gpu = torch.cuda.current_stream(self._device).record_event() if self._device.type == "cuda" else None
-        self._thread = Thread(target=self._work, args=(state, best, on_gpu), name="checkpoint", daemon=True)
-        self._thread.start()
+            self._copied.clear()
+            on_gpu = torch.cuda.current_stream(self._device).record_event() if self._device.type == "cuda" else None
+            self._thread = Thread(target=self._work, args=(state, best, on_gpu), name="checkpoint", daemon=True)
+            self._thread.start()
         self._began = time.monotonic()
 
     def finish(self) -> None:
