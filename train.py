@@ -3,20 +3,19 @@
     python train.py                                              # the demo: makes its data first
     python train.py --data SHARDS --recipe paper --out runs/paper
     python train.py --out runs/paper --resume                    # goes on from runs/paper/last.pt
+    torchrun --nproc-per-node 8 train.py --data SHARDS --recipe modern
 
 Every field of the recipe is an option. The run folder gets config.json, env.json, log.jsonl, last.pt and best.pt.
+Ctrl-C and SIGTERM end a run so that --resume goes on with its next step; docs/reliability.md has what else may happen.
 """
 
 import dataclasses
 import json
 import os
-import platform
-import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
-from importlib import metadata
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,22 +24,30 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from alexnet import RECIPES, AlexNet, AlexNetError, Recipe, checkpoint
+from alexnet import RECIPES, AlexNet, AlexNetError, Recipe
 from alexnet.average import Average
-from alexnet.board import EVENTS, BoardLog
-from alexnet.engine import CompileMode, TrainStep, compile_model, evaluate, find_device
+from alexnet.board import BoardLog
+from alexnet.engine import CompileMode, TrainStep, answer, compile_model
 from alexnet.log import Interval, RunLog
+from alexnet.metrics import scores
 from alexnet.optim import Schedule, make_optimizer
+from alexnet.progress import Progress, make_deterministic
 from alexnet.recipes import RecipeName, read_recipe
+from alexnet.stop import Stop
+from alexnet.writer import Writer
 from pipelines import AUGMENTS, DataError, Manifest, open_loader
 from pipelines.augment import load_mean_image
+from pipelines.documents import read_json
 from pipelines.loader import BackendName, Loader
-from pipelines.shards import write_atomically
+from tools import run_folder
+from tools.ranks import Compression, Ranks, rank_device, ranks, restarted
+from tools.run_state import RunState, epoch_under_way, find_checkpoint
 from tools.terminal import fail, require, run
 
 ROOT = Path(__file__).parent
+FIGURES = ("top1", "top5", "f1")
+ABOUT_A_START = ("resume", "override", "overwrite")
 DEMO_IMAGES, DEMO_SHARDS = Path("data/demo/images"), Path("data/demo/shards")
-RUN_FILES = ("config.json", "env.json", "log.jsonl", "last.pt", "best.pt", "metrics.json")
 
 
 @dataclass(frozen=True)
@@ -55,9 +62,21 @@ class Options:
     """The run folder."""
     resume: bool = False
     """Go on from last.pt in the run folder, with the configuration kept there."""
+    override: bool = False
+    """Go on although data or configuration are others than before."""
     overwrite: bool = False
     """Replace an earlier run in the run folder."""
+    checkpoint_minutes: float = 15.0
+    """Write last.pt as often as this, besides at the end of each epoch; 0: then alone."""
+    keep: int = 2
+    """How many checkpoints stay: last.pt, last-1.pt, ..."""
     seed: int = 0
+    deterministic: bool = False
+    """The same bits from run to run on one machine."""
+    accumulate: int = 1
+    """Parts that a rank's batch goes through the network in, where it does not fit into memory as a whole."""
+    compress: Compression = "none"
+    """How gradients travel between ranks; the sum is made in that precision."""
     device: str = "auto"
     """auto (a GPU where there is one), cpu or cuda."""
     backend: BackendName = "auto"
@@ -75,85 +94,161 @@ class Options:
         for option in ("augment", "late_augment"):
             name = getattr(self.settings, option) or self.settings.augment
             require(name in AUGMENTS, f"--{option.replace('_', '-')} is {name!r}, known: {', '.join(AUGMENTS)}")
-        require(self.log_steps >= 1, f"--log-steps is {self.log_steps}, it starts at 1")
+        for option in ("log_steps", "keep", "accumulate"):
+            number = getattr(self, option)
+            require(number >= 1, f"--{option.replace('_', '-')} is {number}, it starts at 1")
+        require(self.checkpoint_minutes >= 0, f"--checkpoint-minutes is {self.checkpoint_minutes}, it starts at 0")
         require(0 <= self.seed < 2**32, f"--seed is {self.seed}, it goes from 0 to 4294967295")
         require(not (self.resume and self.overwrite), "--resume and --overwrite exclude each other")
 
 
-def train(options: Options) -> None:
-    recipe, device = options.settings, find_device(options.device)
-    check_run_folder(options)
-    if options.data == DEMO_SHARDS:
-        make_demo_shards()
-    torch.manual_seed(options.seed)
-    restored = checkpoint.load(options.out / "last.pt") if options.resume else {}
-    first_epoch, best = restored.get("epoch", 0), restored.get("best", -1.0)
-    train_loader = open_train_loader(options, max(first_epoch - 1, 0), device)
-    val_loader = open_loader(options.data, "val", recipe.batch_size, recipe.augment, device, options.backend)
-    manifest = train_loader.manifest
-    start_run_folder(options, device)
+def main(options: Options) -> None:
+    """What torchrun begins again goes on by itself. Raises AlexNetError."""
+    if restarted():
+        options = replace(options, resume=True, overwrite=False)
+    if options.deterministic:
+        make_deterministic()
+    device = rank_device(options.device)
+    try:
+        with ranks(device.type == "cuda") as here:
+            here.say(train(options, here, device))
+    except torch.AcceleratorError as error:
+        raise AlexNetError(f"the GPU failed ({str(error).splitlines()[0]}): --resume goes on from last.pt") from error
 
-    model = AlexNet(recipe.variant, len(manifest.classes), recipe.dropout, options.conv1)
+
+def train(options: Options, here: Ranks, device: torch.device) -> str:
+    """Gives what there is to say at the end."""
+    recipe = options.settings
+    prepare(options, here)
+    path, restored = find_checkpoint(options.out, here) if options.resume else (options.out, {})
+    augment = recipe.augment_at(epoch_under_way(restored))
+    train_loader = open_part(options, "train", augment, here, device)
+    val_loader = open_part(options, "val", recipe.augment, here, device)
+
+    torch.manual_seed(options.seed)
+    classes = len(train_loader.manifest.classes)
+    model = AlexNet(recipe.variant, classes, recipe.dropout, options.conv1)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer, schedule = make_optimizer(model, recipe), Schedule(recipe, len(train_loader))
     average = Average(model, recipe.average_decay) if recipe.average_decay else None
     compiled = compile_model(model, options.compile, device)
     evaluated = compile_model(average.model, options.compile, device) if average else compiled
-    train_step = TrainStep(compiled, optimizer, recipe, device, average)
+    parallel = here.parallel(compiled, device, options.compress)
+    train_step = TrainStep(parallel, optimizer, recipe, device, average, options.accumulate)
+    here.seed(options.seed)  # for dropout
+
+    progress = Progress(model, optimizer, schedule, train_step)
+    state = RunState(here, progress, train_loader, options.seed, describe(options, train_loader, here))
     if restored:
-        restore(options, restored, model, optimizer, schedule, train_step, train_loader)
-    log = (BoardLog if options.tensorboard else RunLog)(options.out / "log.jsonl")
+        state.restore(path, restored, options.data, options.override)
+    log = start(options, state)
 
-    for epoch in range(first_epoch, recipe.epochs):
-        if epoch and recipe.augment_at(epoch) != recipe.augment_at(epoch - 1):
-            train_loader = open_train_loader(options, epoch, device)
-            train_loader.epoch = epoch
-        compiled.train()
-        interval = Interval(device)
-        batches = tqdm(train_loader, f"epoch {epoch + 1}/{recipe.epochs}", unit=" steps", dynamic_ncols=True)
-        asked = time.perf_counter()
-        for step, batch in enumerate(batches, start=epoch * len(train_loader)):
-            waited = time.perf_counter() - asked
-            rate = schedule.set_rate(optimizer, step)
-            interval.add(train_step(batch.images, batch.labels), batch.valid, waited)
-            if interval.steps == options.log_steps or step + 1 == (epoch + 1) * len(train_loader):
-                measured = interval.summary(step + 1)  # waits for the GPU
-                log.write("step", step=step + 1, epoch=round((step + 1) / len(train_loader), 4), rate=rate, **measured)
-                batches.set_postfix(loss=measured["loss"], images_s=measured["images_per_second"])
-                interval.restart()
+    with Stop() as stop, Writer(options.out, optimizer, options.keep, options.checkpoint_minutes) as writer:
+        for epoch in range(progress.epoch, recipe.epochs):
+            if recipe.augment_at(epoch) != augment:
+                augment = recipe.augment_at(epoch)
+                state.loader = train_loader = open_part(options, "train", augment, here, device)
+                train_loader.epoch = epoch
+            compiled.train()
+            interval = Interval(device)
+            batches = progress_bar(state, recipe.epochs)
             asked = time.perf_counter()
+            for batch in batches:
+                waited = time.perf_counter() - asked
+                rate = schedule.set_rate(optimizer, progress.step)
+                interval.add(train_step(batch.images, batch.labels), batch.valid * here.world_size, waited)
+                progress.step += 1
+                stopping, due = here.anyone(stop.asked, writer.due and here.rank == 0)
+                if stopping or due or interval.steps == options.log_steps or progress.step % len(train_loader) == 0:
+                    measured = interval.summary(progress.step, here.mean)  # waits for the GPU
+                    epochs = round(progress.step / len(train_loader), 4)
+                    log.write("step", step=progress.step, epoch=epochs, rate=rate, **measured)
+                    batches.set_postfix(loss=measured["loss"], images_s=measured["images_per_second"])
+                    interval.restart()
+                if stopping or due:
+                    state.save(writer)
+                if stopping:
+                    return (
+                        f"stopped after step {progress.step}; to go on: {here.command()} --out {options.out} --resume"
+                    )
+                asked = time.perf_counter()
 
-        metrics = evaluate(evaluated, val_loader, len(manifest.classes), device, recipe.precision)
-        schedule.observe(1 - metrics["top1"])
-        log.write("epoch", epoch=epoch + 1, **metrics)
-        tqdm.write(f"epoch {epoch + 1}: " + ", ".join(f"{name} {metrics[name]:.4f}" for name in ("top1", "top5", "f1")))
-        described = describe(options, manifest, average.model if average else model)
-        described |= {"epoch": epoch + 1, "metrics": metrics}
-        if metrics["top1"] > best:
-            best = metrics["top1"]
-            checkpoint.save(options.out / "best.pt", described)
-        progress = describe_progress(model, optimizer, schedule, train_step, train_loader)
-        checkpoint.save(options.out / "last.pt", described | progress | {"best": best})
+            progress.step = (epoch + 1) * len(train_loader)  # one more, where batches were of another size before
+            here.level(progress.evaluated)
+            answers = here.gather_answers(answer(evaluated, val_loader, device, recipe.precision))
+            metrics = scores(answers, classes)
+            best = progress.end_epoch(metrics)
+            log.write("epoch", epoch=epoch + 1, **metrics)
+            batches.close()
+            here.say(
+                f"epoch {epoch + 1}: " + ", ".join(f"{name} {metrics[name]:.4f}" for name in ("top1", "top5", "f1"))
+            )
+            state.save(writer, best)
 
-    print(f"{options.out}: {recipe.epochs} epochs, best top-1 {best:.4f}; now: tools/evaluate.py, tools/visualize.py")
-
-
-def open_train_loader(options: Options, epoch: int, device: torch.device) -> Loader:
-    """The training images, as the recipe augments them in that epoch."""
-    recipe, augment = options.settings, options.settings.augment_at(epoch)
-    return open_loader(options.data, "train", recipe.batch_size, augment, device, options.backend, seed=options.seed)
+    done = f"{options.out}: {recipe.epochs} epochs, best top-1 {progress.best:.4f}"
+    return f"{done}; now: tools/evaluate.py, tools/visualize.py"
 
 
-def describe(options: Options, manifest: Manifest, model: AlexNet) -> dict[str, Any]:
-    """What a checkpoint needs to be used by itself."""
+def prepare(options: Options, here: Ranks) -> None:
+    """The demo's data, where it is asked for. Raises AlexNetError where the run folder holds another run."""
+    if not (options.resume or options.overwrite):
+        run_folder.check_free(options.out)
+    if options.data == DEMO_SHARDS and here.rank == 0:
+        make_demo_shards()
+    here.gather(None)  # the others wait for it
+
+
+def open_part(options: Options, split: str, augment: str, here: Ranks, device: torch.device) -> Loader:
+    """This rank's share of a split; a recipe's batch is that of all ranks. Raises AlexNetError."""
+    size, parts = options.settings.batch_size, here.world_size * options.accumulate
+    if size % parts:
+        raise AlexNetError(
+            f"--batch-size {size} does not fall into {parts} equal parts: {here.world_size} ranks, each "
+            f"--accumulate {options.accumulate}"
+        )
+    return open_loader(
+        options.data,
+        split,
+        size // here.world_size,
+        augment,
+        device,
+        options.backend,
+        here.rank,
+        here.world_size,
+        options.seed,
+    )
+
+
+def progress_bar(state: RunState, epochs: int) -> tqdm:
+    """Over what is left of the epoch."""
+    steps, progress = len(state.loader), state.progress
+    done = progress.step - progress.epoch * steps
+    title, hidden = f"epoch {progress.epoch + 1}/{epochs}", state.here.rank > 0
+    return tqdm(state.loader, title, steps, initial=done, unit=" steps", dynamic_ncols=True, disable=hidden)
+
+
+def start(options: Options, state: RunState) -> RunLog:
+    """The run folder, and the log in it, which rank 0 alone writes."""
+    if state.here.rank:
+        return RunLog(None)
+    run_folder.start(options.out, options.overwrite, state.about["config"], state.about["environment"])
+    kind = BoardLog if options.tensorboard else RunLog
+    return kind(options.out / "log.jsonl", state.progress.step, state.progress.epoch)
+
+
+def describe(options: Options, loader: Loader, here: Ranks) -> dict[str, Any]:
+    """What a checkpoint needs to be used by itself, besides the weights, and what the run was made with."""
+    manifest, config = loader.manifest, configuration(options)
     return {
-        "variant": model.variant,
+        "variant": options.settings.variant,
         "classes": [[entry.wnid, entry.name] for entry in manifest.classes],
         "augment": options.settings.augment,
         "statistics": dataclasses.asdict(manifest.statistics),
         "mean_image": mean_image(manifest),
         "image_size": manifest.image.size,
-        "model": model.state_dict(),
+        "config": config,
+        "environment": run_folder.environment(loader.device, here.world_size),
+        "made_with": run_folder.fingerprint(config, manifest, loader.backend, here.world_size),
     }
 
 
@@ -162,85 +257,11 @@ def mean_image(manifest: Manifest) -> torch.Tensor | None:
     return torch.from_numpy(load_mean_image(manifest)) if manifest.statistics.mean_image else None
 
 
-def describe_progress(
-    model: AlexNet, optimizer: torch.optim.Optimizer, schedule: Schedule, train_step: TrainStep, train_loader: Loader
-) -> dict[str, Any]:
-    """What ``restore`` needs to go on."""
-    progress = {
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
-        "scaler": train_step.scaler.state_dict(),
-        "loader": train_loader.state_dict(),
-        "random": torch.get_rng_state(),
-    }
-    if train_step.average:
-        progress |= {"trained": model.state_dict(), "averaged_updates": train_step.average.updates}
-    return progress
-
-
-def restore(
-    options: Options,
-    state: dict[str, Any],
-    model: AlexNet,
-    optimizer: torch.optim.Optimizer,
-    schedule: Schedule,
-    train_step: TrainStep,
-    train_loader: Loader,
-) -> None:
-    """Take up the run where last.pt left it. Raises AlexNetError."""
-    path = options.out / "last.pt"
-    checkpoint.check_classes(state, path, [c.wnid for c in train_loader.manifest.classes], options.data)
-    checkpoint.check_variant(state, path, model.variant)
-    try:
-        model.load_state_dict(state.get("trained", state["model"]))
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        train_step.scaler.load_state_dict(state["scaler"])
-        if train_step.average:
-            train_step.average.model.load_state_dict(state["model"])
-            train_step.average.updates = state["averaged_updates"]
-        train_loader.load_state_dict(state["loader"])
-        torch.set_rng_state(state["random"])
-    except (KeyError, ValueError, RuntimeError, TypeError) as error:
-        raise AlexNetError(f"{path} does not fit this run: {str(error).splitlines()[0]}") from error
-    print(f"going on from {path}, after epoch {state['epoch']}")
-
-
-def check_run_folder(options: Options) -> None:
-    """Raises AlexNetError where the run folder holds another run."""
-    if not (options.resume or options.overwrite) and any((options.out / name).exists() for name in RUN_FILES):
-        raise AlexNetError(f"{options.out} holds a run already: add --resume to go on, --overwrite, or another --out")
-
-
-def start_run_folder(options: Options, device: torch.device) -> None:
-    """Make the run folder and write down what runs in it."""
-    options.out.mkdir(parents=True, exist_ok=True)
-    if options.overwrite:
-        for name in RUN_FILES:
-            (options.out / name).unlink(missing_ok=True)
-        shutil.rmtree(options.out / EVENTS, ignore_errors=True)
-    config = dataclasses.asdict(options) | {"data": str(options.data), "out": str(options.out)}
-    write_atomically(options.out / "config.json", json.dumps(config, indent=1).encode())
-    write_atomically(options.out / "env.json", json.dumps(environment(device), indent=1).encode())
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """What is needed to repeat a run."""
-    dali = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
-    packages = ("torch", "torchvision", *dali, "simplejpeg", "opencv-python-headless", "numpy", "pillow")
-    versions = {name: metadata.version(name) for name in packages if any(metadata.distributions(name=name))}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
-        "commit": commit.stdout.strip() or None,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "cuda": torch.version.cuda,
-        "packages": versions | {"torch": torch.__version__},
-    }
+def configuration(options: Options) -> dict[str, Any]:
+    """The options as JSON has them, without those about this one start."""
+    paths = {"data": str(options.data), "out": str(options.out)}
+    kept = {name: value for name, value in dataclasses.asdict(options).items() if name not in ABOUT_A_START}
+    return json.loads(json.dumps(kept | paths))
 
 
 def make_demo_shards() -> None:
@@ -273,13 +294,13 @@ def resumed_options(out: Path) -> Options:
     if not path.is_file():
         fail(f"no run to resume at {out}: {path} is missing")
     try:
-        kept = json.loads(path.read_bytes())
+        kept = read_json(path)
         kept |= {"settings": read_recipe(kept["settings"]), "data": Path(kept["data"]), "out": out}
-        return Options(**kept | {"resume": False, "overwrite": False})  # --resume itself is on the command line
-    except (ValueError, TypeError, KeyError, AlexNetError) as error:
+        return Options(**{name: value for name, value in kept.items() if name not in ABOUT_A_START})
+    except (ValueError, TypeError, KeyError, AttributeError, AlexNetError, DataError) as error:
         fail(f"{path} is damaged: {error}")
         raise  # not reached; fail ends the process
 
 
 if __name__ == "__main__":
-    run(train, Options, __doc__, defaults(sys.argv[1:]), errors=(AlexNetError, DataError))
+    run(main, Options, __doc__, defaults(sys.argv[1:]), errors=(AlexNetError, DataError))

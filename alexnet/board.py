@@ -12,8 +12,8 @@ EVENTS = "tensorboard"  # the folder in that of the run
 class BoardLog(RunLog):
     """A log whose numbers go to TensorBoard as well, by step, or by epoch. Raises AlexNetError without the wheel."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, step: int = 0, epoch: int = 0) -> None:
+        super().__init__(path, step, epoch)
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:

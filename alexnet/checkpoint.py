@@ -1,6 +1,15 @@
-"""Checkpoints: written whole or not at all, read without pickle's powers."""
+"""Checkpoints: written whole or not at all, checked when read, and read without pickle's powers.
 
+The checksum is the CRC-32 that the zip inside a .pt file holds of each record. torch.load does not look at it, ``load``
+does.
+"""
+
+import errno
 import os
+import re
+import sys
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,27 +18,88 @@ import torch
 from alexnet.errors import AlexNetError
 from alexnet.model import AlexNet
 
-FORMAT = 1
+FORMAT = 2
+# What commands a terminal, or turns the text around it, as in pipelines/documents.py.
+COMMANDS = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+MAX_STRUCTURE_BYTES = 1 << 26  # names, numbers and shapes: of 1000 classes 100 KB
+NETWORK_FORMATS = (1, 2)  # whose networks are described alike; a run goes on from FORMAT alone
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
+def save(path: Path, state: dict[str, Any], keep: int = 1) -> None:
     """Write ``state`` under a temporary name and rename it: a stop leaves the old file or the new one, whole.
 
-    Raises AlexNetError when it cannot be written.
+    ``keep`` - 1 older ones stay as ``path`` with -1, -2, ... behind its stem. Raises AlexNetError when it cannot be
+    written.
     """
     partial = path.with_name(path.name + ".tmp")
     try:
-        with partial.open("wb") as file:
+        with partial.open("wb") as file:  # by its name torch would write it with Python's lock held
             torch.save({"format": FORMAT} | state, file)
             file.flush()
             os.fsync(file.fileno())
+        _make_room(path, keep)
+        partial.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as either
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        full = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "free some space" if full else f"see to {path.parent}"
         raise AlexNetError(
-            f"cannot write {path} ({str(error).splitlines()[0]}): free some space, then go on with --resume; "
+            f"cannot write {path} ({str(error).splitlines()[0]}): {advice}, then go on with --resume; "
             "what was written before stands"
         ) from error
-    partial.replace(path)
+
+
+def _make_room(path: Path, keep: int) -> None:
+    """Link the newest as the first of the older ones, which move on by one. ``path`` itself stays where it is."""
+    if not path.exists():  # ``newest`` has put it aside: those before it are all there is
+        return
+    older = older_than(path)
+    kept = older[: max(keep - 2, 0)]
+    for surplus in older[len(kept) :]:
+        surplus.unlink()
+    for number, file in reversed([*enumerate(kept, start=2)]):
+        file.replace(_numbered(path, number))
+    if keep == 1:
+        return
+    try:
+        os.link(path, _numbered(path, 1))
+    except OSError:  # a file system without links: for a moment there is no newest one, and ``newest`` takes this
+        path.replace(_numbered(path, 1))
+
+
+def older_than(path: Path) -> list[Path]:
+    """Those that ``save`` kept, the newest first."""
+    pattern = re.compile(re.escape(path.stem) + r"-(\d+)" + re.escape(path.suffix))
+    found = {int(match[1]): file for file in path.parent.glob("*") if (match := pattern.fullmatch(file.name))}
+    return [found[number] for number in sorted(found)]
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_stem(f"{path.stem}-{number}")
+
+
+def newest(path: Path) -> Path:
+    """``path``, or where it is missing or damaged the newest whole one before it; says so, and puts damaged ones aside.
+
+    Raises AlexNetError where none is whole.
+    """
+    first_error: AlexNetError | None = None
+    damaged = []
+    for candidate in (path, *older_than(path)):
+        try:
+            load(candidate)
+        except AlexNetError as error:
+            first_error = first_error or error
+            damaged += [candidate] if candidate.exists() else []
+            continue
+        if first_error:
+            print(f"{first_error}; going back to {candidate.name}", file=sys.stderr)
+        for file in damaged:
+            file.replace(file.with_name(file.name + ".damaged"))
+        return candidate
+    assert first_error
+    raise first_error
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -37,12 +107,26 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise AlexNetError(f"no checkpoint {path}: train one with train.py --out {path.parent}")
     try:
+        with zipfile.ZipFile(path) as records:
+            _check_sizes(path, records.infolist())
+            if damaged := records.testzip():
+                raise ValueError(f"its record {damaged} is damaged")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # the unpickler raises anything on damaged files
-        raise AlexNetError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    except Exception as error:  # zipfile and the unpickler raise anything on damaged files
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise AlexNetError(f"{path} cannot be read as a checkpoint: {reason}") from error
+    if not isinstance(state, dict) or state.get("format") not in NETWORK_FORMATS:
         raise AlexNetError(f"{path} is no checkpoint of train.py")
     return state
+
+
+def _check_sizes(path: Path, records: list[zipfile.ZipInfo]) -> None:
+    """Nothing in the file unpacks to more than it is; torch stores records as they are. Raises ValueError."""
+    packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
+    if packed or sum(record.file_size for record in records) > path.stat().st_size:
+        raise ValueError("its records are compressed, or larger than the file")
+    if any(record.file_size > MAX_STRUCTURE_BYTES for record in records if record.filename.endswith("/data.pkl")):
+        raise ValueError(f"what is not a tensor in it takes more than {MAX_STRUCTURE_BYTES >> 20} MB")
 
 
 def load_model(path: Path, device: torch.device) -> tuple[AlexNet, dict[str, Any]]:
@@ -52,11 +136,30 @@ def load_model(path: Path, device: torch.device) -> tuple[AlexNet, dict[str, Any
     """
     state = load(path)
     try:
+        _check_names(state["classes"])
+        if len(state["model"]["classifier.6.bias"]) != len(state["classes"]):
+            raise ValueError("its last layer has not as many outputs as it names classes")
         model = AlexNet(state["variant"], len(state["classes"]))
         model.load_state_dict(state["model"])
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise AlexNetError(f"{path} does not fit its own description: {str(error).splitlines()[0]}") from error
     return model.to(device, memory_format=torch.channels_last).eval(), state  # type: ignore[call-overload]
+
+
+def _check_names(classes: Any) -> None:
+    """Of pairs of wnid and name, which are printed. Raises ValueError."""
+    pairs = isinstance(classes, list) and all(isinstance(entry, list) and len(entry) == 2 for entry in classes)
+    if not pairs or not all(isinstance(name, str) and not COMMANDS.search(name) for entry in classes for name in entry):
+        raise ValueError("its classes are no pairs of wnid and name")
+
+
+def check_format(state: dict[str, Any], path: Path) -> None:
+    """Raises AlexNetError unless a run can go on from the checkpoint."""
+    if state["format"] != FORMAT:
+        raise AlexNetError(
+            f"{path} is of format {state['format']}, and runs go on from format {FORMAT}: evaluate it as it is, and "
+            "begin another run with another --out"
+        )
 
 
 def check_variant(state: dict[str, Any], path: Path, variant: str) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -39,7 +40,11 @@ def forward(model: nn.Module, images: Tensor, precision: str, device: torch.devi
 
 
 class TrainStep:
-    """Forward, backward and update. Gives the loss as a tensor on the device: nothing waits for the GPU."""
+    """Forward, backward and update. Gives the loss as a tensor on the device: nothing waits for the GPU.
+
+    A batch goes through in ``parts`` equal parts, one after the other, whose gradients add up to the batch's: for
+    batches that do not fit into memory. Batch normalisation sees a part at a time. Ranks exchange gradients once.
+    """
 
     def __init__(
         self,
@@ -48,22 +53,32 @@ class TrainStep:
         recipe: Recipe,
         device: torch.device,
         average: Average | None = None,
+        parts: int = 1,
     ) -> None:
         self._model, self._optimizer, self._recipe, self._device = model, optimizer, recipe, device
+        self._parts, self._without_exchange = parts, getattr(model, "no_sync", nullcontext)
         self.average = average
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """``images`` N,3,224,224 channels-last, ``labels`` N int64; the mean loss, a scalar."""
-        torch.compiler.cudagraph_mark_step_begin()  # what the graph of the step before left may be overwritten
-        logits = forward(self._model, images, self._recipe.precision, self._device)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self._recipe.label_smoothing)
-        self.scaler.scale(loss).backward()
+        *first, last = zip(images.chunk(self._parts), labels.chunk(self._parts), strict=True)
+        with self._without_exchange():
+            loss = sum(self._learn(*part) for part in first)
+        loss = self._learn(*last) + loss
         self.scaler.step(self._optimizer)
         self.scaler.update()
         self._optimizer.zero_grad()
         if self.average:
             self.average.update()
+        return loss
+
+    def _learn(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Add a part's gradients; gives its share of the batch's loss."""
+        torch.compiler.cudagraph_mark_step_begin()  # what the graph of the pass before left may be overwritten
+        logits = forward(self._model, images, self._recipe.precision, self._device)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self._recipe.label_smoothing) / self._parts
+        self.scaler.scale(loss).backward()
         return loss.detach()
 
 

@@ -2,9 +2,11 @@
 
 import json
 import math
+import re
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,24 @@ MAX_BYTES = 1 << 28  # of a log; a line has about 200
 
 
 class RunLog:
-    """Appends lines to ``log.jsonl``; each is on the disk's way when ``write`` returns."""
+    """Appends lines to ``log.jsonl``; each is on the disk's way when ``write`` returns.
 
-    def __init__(self, path: Path) -> None:
+    A run that goes on after ``step`` and ``epoch`` begins by taking out what came later, which it will write again.
+    Without a ``path`` nothing is written: there is one log, and several ranks.
+    """
+
+    def __init__(self, path: Path | None, step: int = 0, epoch: int = 0) -> None:
         self._path = path
+        if path and path.is_file():
+            reached = {"step": step, "epoch": epoch}
+            kept = [entry for entry in read_log(path) if entry.get(entry["kind"], 0) <= reached.get(entry["kind"], 0)]
+            partial = path.with_name(path.name + ".tmp")
+            partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+            partial.replace(path)
 
     def write(self, kind: str, **values: Any) -> None:
+        if not self._path:
+            return
         with self._path.open("a") as file:
             file.write(json.dumps({"kind": kind} | values) + "\n")
 
@@ -62,20 +76,18 @@ class Interval:
         self._losses.append(loss.clone())  # a CUDA graph writes the next one over it
         self.steps, self._images, self._waited = self.steps + 1, self._images + images, self._waited + waited
 
-    def summary(self, last_step: int) -> dict[str, float]:
+    def summary(self, last_step: int, over_ranks: Callable[[float], float] = float) -> dict[str, float]:
         """Means since ``restart``. Waits for the GPU. ``last_step`` is the number of the one just added.
 
-        Raises AlexNetError when a loss was not finite.
+        ``over_ranks`` makes this rank's loss the mean of all. Raises AlexNetError when a loss was not finite.
         """
-        loss = self._loss.item() / self.steps
+        loss = over_ranks(self._loss.item() / self.steps)
         seconds = time.perf_counter() - self._start
         if not math.isfinite(loss):
             losses = torch.stack(self._losses).tolist()
-            bad = next((i for i, value in enumerate(losses) if not math.isfinite(value)), len(losses) - 1)
-            raise AlexNetError(
-                f"the loss became {losses[bad]} in step {last_step - len(losses) + bad + 1}: lower --learning-rate; "
-                "last.pt, where there is one, holds the last epoch before it"
-            )
+            bad = next((i for i, value in enumerate(losses) if not math.isfinite(value)), None)
+            where = f"{losses[bad]} in step {last_step - len(losses) + bad + 1}" if bad is not None else f"{loss}"
+            raise AlexNetError(f"the loss became {where}: lower --learning-rate; last.pt, where there is one, is sound")
         return {
             "loss": round(loss, 5),
             "images_per_second": round(self._images / seconds, 1),
@@ -89,5 +101,8 @@ def peak_memory_bytes(device: torch.device) -> int:
     """The GPU's, or on a CPU the process's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss would be the peak of the process that started this one, where that was higher
+        return int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

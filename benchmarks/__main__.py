@@ -5,6 +5,7 @@ python -m benchmarks loader --data SHARDS [--json FILE]
 python -m benchmarks step [--json FILE]
 python -m benchmarks train --data SHARDS [--json FILE]
 python -m benchmarks ceilings|runs|kernels|gpu ...     # docs/gpu.md
+python -m benchmarks checkpoint [--json FILE]
 """
 
 import json
@@ -20,6 +21,7 @@ import tyro
 
 from alexnet import AlexNetError
 from benchmarks.ceilings import CeilingsOptions, run_ceilings
+from benchmarks.checkpoint import CheckpointOptions, run_checkpoint
 from benchmarks.gpu import GpuOptions, run_gpu
 from benchmarks.kernels import KernelsOptions, run_kernels
 from benchmarks.loader import LoaderOptions, describe_loader, loader_rows, run_loader
@@ -33,7 +35,16 @@ from pipelines.shards import write_atomically
 from tools.terminal import run
 
 PACKAGES = ("torchvision", "nvidia-dali-cuda130", "nvidia-nvimgcodec-cu13", "simplejpeg", "opencv-python-headless")
-Measured = LoaderOptions | StepOptions | ShardOptions | TrainOptions | CeilingsOptions | RunsOptions | KernelsOptions
+Measured = (
+    LoaderOptions
+    | StepOptions
+    | ShardOptions
+    | TrainOptions
+    | CeilingsOptions
+    | RunsOptions
+    | KernelsOptions
+    | CheckpointOptions
+)
 Command = (
     Annotated[LoaderOptions, tyro.conf.subcommand("loader")]
     | Annotated[StepOptions, tyro.conf.subcommand("step")]
@@ -42,6 +53,7 @@ Command = (
     | Annotated[CeilingsOptions, tyro.conf.subcommand("ceilings")]
     | Annotated[RunsOptions, tyro.conf.subcommand("runs")]
     | Annotated[KernelsOptions, tyro.conf.subcommand("kernels")]
+    | Annotated[CheckpointOptions, tyro.conf.subcommand("checkpoint")]
     | Annotated[GpuOptions, tyro.conf.subcommand("gpu")]
 )
 
@@ -77,6 +89,8 @@ def measure(options: Measured) -> dict:
             return run_runs(options)
         case KernelsOptions():
             return run_kernels(options)
+        case CheckpointOptions():
+            return run_checkpoint(options)
 
 
 def print_rates(rows: list[dict]) -> None:

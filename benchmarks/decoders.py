@@ -16,11 +16,11 @@ from typing import Any
 from benchmarks.peers.serve import Rounds, answer
 from pipelines import Augment, DataError, Manifest, load_manifest, open_loader
 from pipelines.dali_graph import DECODER_PADDING, Graph
-from pipelines.decode import CPU_ONLY
 from pipelines.plan import Plan
 from pipelines.records import Records
 
 SIZE = 224
+CPU_ONLY = -99999  # nvImageCodec's number for "no GPU"
 NVIMGCODEC = {"cpu": ("CPU_ONLY",), "cuda": ("HW_GPU_ONLY", "GPU_ONLY", "HYBRID_CPU_GPU")}  # a device's backends
 
 

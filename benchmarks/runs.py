@@ -23,8 +23,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from benchmarks.decoders import CPU_ONLY
 from pipelines import DataError
-from pipelines.decode import CPU_ONLY
 from pipelines.images import read_picture
 from tools.terminal import require
 

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from alexnet import RECIPES, AlexNet
+from alexnet import RECIPES, AlexNet, checkpoint
 from alexnet.average import Average
 from alexnet.engine import CompileMode, TrainStep, compile_model
 from alexnet.log import Interval, read_log
 from alexnet.optim import Schedule, make_optimizer
 from alexnet.recipes import RecipeName
+from alexnet.writer import Writer
 from pipelines import AUGMENTS, Augment, DataError, open_loader
-from tests.conftest import NUMBERED_IMAGES, script
+from tests.conftest import NUMBERED_IMAGES, command, script
 
 pytestmark = [
     pytest.mark.gpu,
@@ -143,3 +144,38 @@ def test_a_compiled_step_in_half_precision_follows_the_eager_one_in_float32(vari
         losses[precision, compile_mode] = step(images, labels).item()
     for loss in losses.values():
         assert loss == pytest.approx(losses["fp32", "off"], rel=0.05)
+
+
+def test_a_checkpoint_of_a_gpu_is_what_was_there_when_it_was_asked_for(tmp_path: Path) -> None:
+    """Though steps follow at once, and another checkpoint uses the same memory; it lies on the CPU in the file."""
+    torch.manual_seed(0)
+    device, recipe = torch.device("cuda"), RECIPES["paper"]
+    model = AlexNet("paper", 10).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = make_optimizer(model, recipe)
+    step = TrainStep(model, optimizer, recipe, device)
+    images, labels = torch.randn(32, 3, 224, 224, device=device), torch.arange(32, device=device) % 10
+    expected = []
+    with Writer(tmp_path, optimizer, keep=2) as writer:
+        for _ in range(2):
+            step(images, labels)
+            expected.append({name: weights.clone() for name, weights in model.state_dict().items()})
+            writer.save({"model": model.state_dict()}, {"optimizer": optimizer.state_dict()})
+            for _ in range(3):
+                step(images, labels)
+    assert writer.stalled_seconds < writer.writing_seconds
+    for name, weights in (("last.pt", expected[1]), ("last-1.pt", expected[0])):
+        state = checkpoint.load(tmp_path / name)["model"]
+        assert all(torch.equal(state[key], value.cpu()) for key, value in weights.items()), name
+
+
+def test_a_run_on_the_gpu_goes_on_to_the_same_bits(numbered_shards: Path, tmp_path: Path) -> None:
+    """Stopped by its number of epochs, which this schedule does not depend on."""
+    line = ("train.py", "--data", numbered_shards, "--batch-size", "25", "--learning-rate", "0.001", "--deterministic")
+    line += ("--schedule", "steps", "--variant", "paper", "--out")
+    for name, epochs in (("whole", 2), ("stopped", 1)):
+        done = command(*line, tmp_path / name, "--epochs", epochs)
+        assert done.returncode == 0, done.stderr
+    done = command("train.py", "--out", tmp_path / "stopped", "--resume", "--epochs", 2)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (checkpoint.load(tmp_path / name / "last.pt")["model"] for name in ("stopped", "whole"))
+    assert all(torch.equal(ours[name], weights) for name, weights in theirs.items())

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ import pytest
 import torch
 from PIL import Image
 
-from alexnet import figures
+from alexnet import AlexNetError, checkpoint, figures
 from pipelines import DataError, load_manifest, open_loader
 from pipelines.arrays import npy_header
 from pipelines.augment import load_mean_image
@@ -382,3 +383,19 @@ def test_names_of_classes_are_escaped_in_a_report(run_folder: Path) -> None:
     assert script("tools/report.py", run_folder).returncode == 0
     text = (run_folder / "report.html").read_text()
     assert "<script" not in text and "<img src=x" not in text and "&lt;script&gt;" in text
+
+
+@pytest.mark.parametrize("classes", [5, [1], [["a"]], [["n1", "\x1b[2J"]] * 101, [["a", "b"]] * 10**6])
+def test_classes_of_a_checkpoint_are_checked(trained: Path, tmp_path: Path, classes: object) -> None:
+    state = torch.load(trained / "best.pt", weights_only=True) | {"classes": classes}
+    torch.save(state, tmp_path / "x.pt")
+    with pytest.raises(AlexNetError, match=r"x\.pt"):
+        checkpoint.load_model(tmp_path / "x.pt", torch.device("cpu"))
+
+
+def test_a_checkpoint_that_unpacks_to_more_than_it_is_is_refused(trained: Path, tmp_path: Path) -> None:
+    bomb = tmp_path / "x.pt"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as records:
+        records.writestr("x/data/0", bytes(1 << 26))
+    with pytest.raises(AlexNetError, match="larger than the file"):
+        checkpoint.load(bomb)

@@ -160,7 +160,8 @@ def test_what_cannot_be_trained_ends_with_1(
     evaluate_there = ("tools/evaluate.py", trained / "best.pt", "--data", demo_shards)
     assert_refused(script(*evaluate_there), "knows 101 classes", "has 10")
     copy = shutil.copytree(trained, tmp_path / "copy")
-    (copy / "last.pt").write_bytes((trained / "last.pt").read_bytes()[:100_000])
+    for name in ("last.pt", "last-1.pt"):
+        (copy / name).write_bytes((trained / name).read_bytes()[:100_000])
     assert_refused(script("train.py", "--out", copy, "--resume"), "last.pt cannot be read as a checkpoint")
 
 

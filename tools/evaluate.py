@@ -55,10 +55,9 @@ class Options:
 def main(options: Options) -> None:
     with ranks() as here:
         manifest, part, seconds = evaluate(options, here)
-        gathered = here.gather((part, seconds))
-        if gathered:
-            parts, times = zip(*gathered, strict=True)
-            report(options, manifest, joined(parts), max(times))
+        answers, seconds = here.gather_answers(part), max(here.gather(seconds))
+        if here.rank == 0:
+            report(options, manifest, answers, seconds)
 
 
 def evaluate(options: Options, here: Ranks) -> tuple[Manifest, Answers, float]:
@@ -81,11 +80,6 @@ def evaluate(options: Options, here: Ranks) -> tuple[Manifest, Answers, float]:
     start = time.perf_counter()
     answers = engine.answer(model, batches, device)
     return loader.manifest, answers, time.perf_counter() - start
-
-
-def joined(parts: Sequence[Answers]) -> Answers:
-    columns = ("labels", "predicted", "rank", "confidence")
-    return Answers(*(np.concatenate([getattr(part, column) for part in parts]) for column in columns))
 
 
 def report(options: Options, manifest: Manifest, answers: Answers, seconds: float) -> None:

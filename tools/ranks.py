@@ -1,40 +1,129 @@
 """Processes that share a command's work, as torchrun starts them; without torchrun there is one."""
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.nn.parallel import DistributedDataParallel
 
 from alexnet.engine import find_device
+from alexnet.metrics import Answers
+
+Compression = Literal["none", "fp16", "bf16"]
 
 
-class Ranks(NamedTuple):
-    """This process's number and how many there are."""
+class Ranks:
+    """This process's number, how many there are, and what they tell each other; alone, nothing is sent."""
 
-    rank: int
-    world_size: int
+    def __init__(self, rank: int = 0, world_size: int = 1) -> None:
+        self.rank, self.world_size = rank, world_size
+        self._told: tuple[distributed.Work, Tensor] | None = None
 
-    def gather(self, value: Any) -> list[Any] | None:
-        """What each rank brings (picklable), in order, on rank 0; None on the others."""
+    def gather(self, value: Any) -> list[Any]:
+        """What each rank brings, in order, on every rank: tensors, numbers, text, bytes, None, lists and dicts of them.
+
+        It travels as torch.save writes it and is read without pickle's powers.
+        """
         if self.world_size == 1:
             return [value]
-        found = [None] * self.world_size if self.rank == 0 else None
-        distributed.gather_object(value, found)
-        return found
+        file = io.BytesIO()
+        torch.save(value, file)
+        own = torch.frombuffer(bytearray(file.getbuffer()), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
+        distributed.all_gather(sizes, torch.tensor([len(own)]))
+        padded = torch.zeros(int(max(sizes)), dtype=torch.uint8)
+        padded[: len(own)] = own
+        parts = [torch.empty_like(padded) for _ in range(self.world_size)]
+        distributed.all_gather(parts, padded)
+        files = (io.BytesIO(part[:size].numpy().tobytes()) for part, size in zip(parts, sizes, strict=True))
+        return [torch.load(file, weights_only=True) for file in files]
+
+    def gather_answers(self, answers: Answers) -> Answers:
+        """Those of all ranks, in order."""
+        parts = self.gather({name: torch.from_numpy(column) for name, column in vars(answers).items()})
+        return Answers(**{name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]})
+
+    def mean(self, value: float) -> float:
+        """Over the ranks, on every rank."""
+        return sum(self.gather(value)) / self.world_size
+
+    def anyone(self, *flags: bool) -> list[bool]:
+        """Whether a rank says so. With several, all hear it a call later, so that nobody waits for it."""
+        if self.world_size == 1:
+            return list(flags)
+        before = self._told
+        said = torch.tensor(flags, dtype=torch.int32)
+        work = distributed.all_reduce(said, distributed.ReduceOp.MAX, async_op=True)
+        self._told = work, said
+        heard = self._wait(before) or [False] * len(flags)
+        if any(heard):  # what is under way would say it again
+            self._wait(self._told)
+            self._told = None
+        return heard
+
+    def close(self) -> None:
+        """Leave nothing under way."""
+        self._wait(self._told)
+
+    @staticmethod
+    def _wait(told: tuple[distributed.Work, Tensor] | None) -> list[bool]:
+        if told is None:
+            return []
+        told[0].wait()
+        return told[1].bool().tolist()
+
+    def parallel(self, model: nn.Module, device: torch.device, compression: Compression = "none") -> nn.Module:
+        """``model``, whose backward pass makes gradients the mean over ranks; ``compression`` is how they travel.
+
+        It begins everywhere with the weights of rank 0. Batch normalisation uses each rank's own batch, and its
+        running statistics are those of rank 0.
+        """
+        if self.world_size == 1:
+            return model
+        devices = [device] if device.type == "cuda" else None
+        parallel = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        if compression != "none":
+            hooks = {"fp16": default_hooks.fp16_compress_hook, "bf16": default_hooks.bf16_compress_hook}
+            parallel.register_comm_hook(None, hooks[compression])
+        return parallel
+
+    def level(self, model: nn.Module) -> None:
+        """Give every rank the running statistics of rank 0."""
+        if self.world_size > 1:
+            for buffer in model.buffers():
+                distributed.broadcast(buffer, 0)
+
+    def say(self, message: str) -> None:
+        """Once, whatever the number of ranks."""
+        if self.rank == 0:
+            print(message)
+
+    def seed(self, seed: int) -> None:
+        """Of what the ranks draw by themselves from here on: dropout, for each another one."""
+        torch.manual_seed((seed + self.rank * 1_000_003) % 2**32)  # a CPU's generator takes no more bits
+
+    def command(self) -> str:
+        """How this one was begun, on this machine."""
+        ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
+        return "python train.py" if self.world_size == 1 else f"torchrun --nproc-per-node {ranks} train.py"
 
 
 @contextmanager
-def ranks() -> Iterator[Ranks]:
-    """Joined by gloo: what is exchanged is little, and on the CPU."""
+def ranks(gpus: bool = False) -> Iterator[Ranks]:
+    """Joined by gloo, and with ``gpus`` by NCCL for what lies there."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        yield Ranks(0, 1)
+        yield Ranks()
         return
-    distributed.init_process_group("gloo")
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    here = Ranks(distributed.get_rank(), distributed.get_world_size())
     try:
-        yield Ranks(distributed.get_rank(), distributed.get_world_size())
+        yield here
+        here.close()
     finally:
         distributed.destroy_process_group()
 
@@ -43,5 +132,12 @@ def rank_device(name: str) -> torch.device:
     """``find_device``, where each rank of a machine has a GPU of its own. Raises AlexNetError."""
     device = find_device(name)
     if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
+
+
+def restarted() -> bool:
+    """Whether torchrun has begun again, having lost a rank."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0

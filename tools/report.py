@@ -18,7 +18,7 @@ from alexnet.figures import compared_curves
 from pipelines import DataError
 from pipelines.shards import write_atomically
 from tools.page import folded, page, paragraph, picture, section, side_by_side, table
-from tools.run_folder import Run, read_run
+from tools.run_reader import Run, read_run
 from tools.terminal import require, run
 
 PICTURES = {

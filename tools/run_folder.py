@@ -1,131 +1,116 @@
-"""What a run folder holds, read as what train.py, tools/evaluate.py and tools/visualize.py write, or refused."""
+"""The folder of a run: what lies in it, what it was made with, and whether it may go on."""
 
-import csv
-from collections.abc import Callable
-from dataclasses import dataclass
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
-from statistics import median
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from typing import Any
+
+import torch
 
 from alexnet import AlexNetError
-from alexnet.log import read_log
-from pipelines.documents import fitted, read_json, read_limited
+from alexnet.board import EVENTS
+from pipelines import Manifest
+from pipelines.native import has_native
+from pipelines.shards import write_atomically
 
-MAX_TABLE_BYTES = 1 << 24  # of classes.csv: 100,000 lines
-
-
-class StepLine(TypedDict):
-    """Of log.jsonl."""
-
-    step: int
-    epoch: float
-    loss: float
-    rate: float
-    images_per_second: float
-    data_wait: float
-    memory_gib: float
-    step_ms: NotRequired[float]
-
-
-class EpochLine(TypedDict):
-    """Of log.jsonl."""
-
-    epoch: int
-    top1: float
-    top5: float
-    f1: float
+ROOT = Path(__file__).parents[1]
+FILES = ("config.json", "env.json", "log.jsonl", "last*.pt*", "best.pt", "metrics.json")
+RESULTS = ("classes.csv", "predictions.csv", "report.html", "pictures", EVENTS)  # of the tools, about a run
+PACKAGES = (
+    *("torch", "torchvision", "nvidia-dali-cuda130", "nvidia-dali-cuda120"),
+    *("simplejpeg", "opencv-python-headless", "numpy", "pillow"),
+)
+# What may change on the way: it leaves the training what it was, but for rounding.
+FREE = {
+    *("recipe", "data", "out", "device", "backend", "compile", "conv1", "deterministic"),
+    *("log_steps", "tensorboard", "checkpoint_minutes", "keep"),
+}
 
 
-class Group(TypedDict):
-    """Images that have something in common."""
-
-    group: str
-    images: int
-    top1: float
-    interval: tuple[float, float]
+def check_free(out: Path) -> None:
+    """Raises AlexNetError where the run folder holds another run."""
+    if any(True for name in FILES for _ in out.glob(name)):
+        raise AlexNetError(f"{out} holds a run already: add --resume to go on, --overwrite, or another --out")
 
 
-class Metrics(TypedDict, total=False):
-    """Of metrics.json, what is shown."""
-
-    top1: float
-    top1_interval: tuple[float, float]
-    top5: float
-    top5_interval: tuple[float, float]
-    precision: float
-    recall: float
-    f1: float
-    calibration_error: float
-    samples: int
-    crops: int
-    images_per_second: float
-    confused: tuple[tuple[str, str, int], ...]
-    by_property: dict[str, tuple[Group, ...]]
+def start(out: Path, overwrite: bool, config: dict[str, Any], environment: dict[str, Any]) -> None:
+    """Make the run folder and write down what runs in it."""
+    out.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        clear(out)
+    write_atomically(out / "config.json", json.dumps(config, indent=1).encode())
+    write_atomically(out / "env.json", json.dumps(environment, indent=1).encode())
 
 
-class ClassRow(NamedTuple):
-    """Of classes.csv."""
-
-    name: str
-    images: int
-    precision: float
-    recall: float
-    f1: float
+def clear(out: Path) -> None:
+    """Take a run out of its folder, and what the tools have found out about it."""
+    for name in (*FILES, *RESULTS):
+        for path in out.glob(name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a run folder holds; empty where a file is missing."""
-
-    folder: Path
-    config: dict[str, Any]
-    environment: dict[str, Any]
-    log: list[dict[str, Any]]
-    metrics: dict[str, Any]
-    classes: list[ClassRow]
-
-    def last_epoch(self) -> dict[str, Any]:
-        return next((entry for entry in reversed(self.log) if entry["kind"] == "epoch"), {})
-
-    def of_steps(self, field: str) -> float | None:
-        """The median over the log's lines."""
-        values = [entry[field] for entry in self.log if entry["kind"] == "step" and field in entry]
-        return median(values) if values else None
-
-
-def read_run(folder: Path) -> Run:
-    """Raises AlexNetError where there is none, and DataError or AlexNetError where a file of it is damaged."""
-    if not (folder / "log.jsonl").is_file():
-        raise AlexNetError(f"no run at {folder}: log.jsonl is missing; train.py --out {folder} makes one")
-    config, environment = (_read(folder / f"{name}.json", dict[str, Any]) for name in ("config", "env"))
-    metrics, classes = _read(folder / "metrics.json", Metrics), folder / "classes.csv"
-    rows = _damaged(classes, _read_classes) if classes.is_file() else []
-    return Run(folder, config, environment, read_lines(folder / "log.jsonl"), metrics, rows)
+def environment(device: torch.device, world_size: int) -> dict[str, Any]:
+    """What is needed to repeat a run, besides its configuration and its data."""
+    versions = {name: metadata.version(name) for name in PACKAGES if any(metadata.distributions(name=name))}
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "commit": _git("rev-parse", "HEAD"),
+        "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "ranks": world_size,
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "native": has_native(),
+        "packages": versions | {"torch": str(torch.__version__)},
+    }
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Of log.jsonl. Raises AlexNetError."""
-    return _damaged(path, _fitted_lines)
-
-
-def _fitted_lines(path: Path) -> list[dict[str, Any]]:
-    kinds: dict[Any, Any] = {"step": StepLine, "epoch": EpochLine}
-    lines = ((line, kinds.get(line["kind"]) if isinstance(line["kind"], str) else None) for line in read_log(path))
-    return [fitted(line, kind, kind.__name__) for line, kind in lines if kind]
-
-
-def _read(path: Path, kind: Any) -> dict[str, Any]:
-    return _damaged(path, lambda path: fitted(read_json(path), kind, path.stem)) if path.is_file() else {}
-
-
-def _read_classes(path: Path) -> list[ClassRow]:
-    table = csv.DictReader(read_limited(path, MAX_TABLE_BYTES).decode().splitlines())
-    scores = ("precision", "recall", "f1")
-    return [ClassRow(row["name"], int(row["images"]), *(float(row[score]) for score in scores)) for row in table]
-
-
-def _damaged(path: Path, read: Callable[[Path], Any]) -> Any:
+def _git(*arguments: str) -> str | None:
     try:
-        return read(path)
-    except (ValueError, TypeError, KeyError, csv.Error) as error:
-        raise AlexNetError(f"{path} is damaged ({error}): make it again, or remove it") from error
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:  # no git here
+        return None
+    return done.stdout.strip() or None
+
+
+def fingerprint(config: dict[str, Any], manifest: Manifest, backend: str, world_size: int) -> dict[str, Any]:
+    """What a run that goes on must have in common with the one that stopped."""
+    content = (manifest.folder / "manifest.json").read_bytes()
+    training = {name: value for name, value in config.items() if name not in FREE}
+    made = {"data": hashlib.sha256(content).hexdigest(), "backend": backend, "ranks": world_size}
+    return json.loads(json.dumps(training | made))
+
+
+def differences(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Each in words. More epochs are none: the run goes on for longer."""
+    before, after = dict(_flat(kept)), dict(_flat(now))
+    if after["epochs"] > before["epochs"]:
+        before["epochs"] = after["epochs"]
+    names = [name for name in before | after if before.get(name) != after.get(name)]
+    return [f"{_title(name)} was {before.get(name)} and is {after.get(name)}" for name in names]
+
+
+def _flat(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value)
+        else:
+            yield name, value
+
+
+def _title(name: str) -> str:
+    made = {"data": "the data's manifest.json (its sha256)", "ranks": "the number of ranks"}
+    return made.get(name, f"--{name.replace('_', '-')}")

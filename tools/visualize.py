@@ -33,7 +33,7 @@ from pipelines.images import read_file
 from pipelines.preprocess import Preparation
 from tools.gallery import Gallery
 from tools.pictures import save
-from tools.run_folder import read_lines
+from tools.run_reader import read_lines
 from tools.terminal import require, run
 
 LAYERS = tuple(f"conv{i}" for i in range(1, 6))

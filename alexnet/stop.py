@@ -1,0 +1,41 @@
+"""SIGTERM and SIGINT as a question that the training loop answers when it has finished its step."""
+
+import os
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Self
+
+SAME_SECONDS = 1.0  # torchrun passes Ctrl-C on to ranks that had it from the terminal already
+
+
+class Stop:
+    """``asked`` becomes true at the first signal in its context. A second one ends the process at once.
+
+    What is on the disk then is what would be after a kill: whole checkpoints.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._since = 0.0
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if not self.asked:
+            self.asked, self._since = True, time.monotonic()
+            _say("stopping after this step; once more to stop at once")
+        elif time.monotonic() - self._since > SAME_SECONDS:
+            _say("error: stopped")
+            os._exit(128 + number)
+
+
+def _say(message: str) -> None:
+    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{message}\n".encode())  # print may be under way

@@ -1,0 +1,131 @@
+"""What a run folder holds, read as what train.py, tools/evaluate.py and tools/visualize.py write, or refused."""
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple, NotRequired, TypedDict
+
+from alexnet import AlexNetError
+from alexnet.log import read_log
+from pipelines.documents import fitted, read_json, read_limited
+
+MAX_TABLE_BYTES = 1 << 24  # of classes.csv: 100,000 lines
+
+
+class StepLine(TypedDict):
+    """Of log.jsonl."""
+
+    step: int
+    epoch: float
+    loss: float
+    rate: float
+    images_per_second: float
+    data_wait: float
+    memory_gib: float
+    step_ms: NotRequired[float]
+
+
+class EpochLine(TypedDict):
+    """Of log.jsonl."""
+
+    epoch: int
+    top1: float
+    top5: float
+    f1: float
+
+
+class Group(TypedDict):
+    """Images that have something in common."""
+
+    group: str
+    images: int
+    top1: float
+    interval: tuple[float, float]
+
+
+class Metrics(TypedDict, total=False):
+    """Of metrics.json, what is shown."""
+
+    top1: float
+    top1_interval: tuple[float, float]
+    top5: float
+    top5_interval: tuple[float, float]
+    precision: float
+    recall: float
+    f1: float
+    calibration_error: float
+    samples: int
+    crops: int
+    images_per_second: float
+    confused: tuple[tuple[str, str, int], ...]
+    by_property: dict[str, tuple[Group, ...]]
+
+
+class ClassRow(NamedTuple):
+    """Of classes.csv."""
+
+    name: str
+    images: int
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds; empty where a file is missing."""
+
+    folder: Path
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    log: list[dict[str, Any]]
+    metrics: dict[str, Any]
+    classes: list[ClassRow]
+
+    def last_epoch(self) -> dict[str, Any]:
+        return next((entry for entry in reversed(self.log) if entry["kind"] == "epoch"), {})
+
+    def of_steps(self, field: str) -> float | None:
+        """The median over the log's lines."""
+        values = [entry[field] for entry in self.log if entry["kind"] == "step" and field in entry]
+        return median(values) if values else None
+
+
+def read_run(folder: Path) -> Run:
+    """Raises AlexNetError where there is none, and DataError or AlexNetError where a file of it is damaged."""
+    if not (folder / "log.jsonl").is_file():
+        raise AlexNetError(f"no run at {folder}: log.jsonl is missing; train.py --out {folder} makes one")
+    config, environment = (_read(folder / f"{name}.json", dict[str, Any]) for name in ("config", "env"))
+    metrics, classes = _read(folder / "metrics.json", Metrics), folder / "classes.csv"
+    rows = _damaged(classes, _read_classes) if classes.is_file() else []
+    return Run(folder, config, environment, read_lines(folder / "log.jsonl"), metrics, rows)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Of log.jsonl. Raises AlexNetError."""
+    return _damaged(path, _fitted_lines)
+
+
+def _fitted_lines(path: Path) -> list[dict[str, Any]]:
+    kinds: dict[Any, Any] = {"step": StepLine, "epoch": EpochLine}
+    lines = ((line, kinds.get(line["kind"]) if isinstance(line["kind"], str) else None) for line in read_log(path))
+    return [fitted(line, kind, kind.__name__) for line, kind in lines if kind]
+
+
+def _read(path: Path, kind: Any) -> dict[str, Any]:
+    return _damaged(path, lambda path: fitted(read_json(path), kind, path.stem)) if path.is_file() else {}
+
+
+def _read_classes(path: Path) -> list[ClassRow]:
+    table = csv.DictReader(read_limited(path, MAX_TABLE_BYTES).decode().splitlines())
+    scores = ("precision", "recall", "f1")
+    return [ClassRow(row["name"], int(row["images"]), *(float(row[score]) for score in scores)) for row in table]
+
+
+def _damaged(path: Path, read: Callable[[Path], Any]) -> Any:
+    try:
+        return read(path)
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        raise AlexNetError(f"{path} is damaged ({error}): make it again, or remove it") from error
