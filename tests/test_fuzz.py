@@ -25,8 +25,10 @@ from alexnet import AlexNetError
 from pipelines import Augment, DataError, Manifest, load_manifest
 from pipelines.augment import lighting_matrix, load_mean_image
 from pipelines.documents import COMMANDS
+from pipelines.draws import Chance
 from pipelines.images import read_member, read_picture
 from pipelines.index import list_samples
+from pipelines.native import Worker, has_native
 from pipelines.records import Record, Records
 from pipelines.shards import ImageFormat
 from pipelines.views import Views
@@ -43,6 +45,7 @@ from tools.verify_shards import _problem
 CPU_SECONDS = 10  # of one case; a usual one takes a millisecond
 MEMORY = 1 << 30  # that a case may take; the files are of 100 KB
 CROP = Augment(size=48, normalise="mean")
+CHANCE = Chance([0.3, 0.7], False, None)
 QUICK_AND_SLOW = [pytest.param(2500, 0), pytest.param(25_000, 1, marks=pytest.mark.slow)]
 
 
@@ -139,19 +142,25 @@ def folder(folders: dict[str, Path], quick: Path) -> Path:
 def read_all(manifest: Manifest, split: str) -> dict[int, Record]:
     """The samples that can be read, all of them decoded; each of the others is refused with its shard named."""
     records, views = Records(manifest, split), Views(manifest, CROP)
+    worker = Worker(records, 1) if has_native() and manifest.image.encoding == "jpeg" else None
     found: dict[int, Record] = {}
     for number in range(len(records)):
-        said = refusal(lambda number=number: found.update({number: read_one(records, views, number)}))
+        said = refusal(lambda number=number: found.update({number: read_one(records, views, worker, number)}))
         assert said is None or f"{split}-000000" in said, said
         if said:
             found.pop(number, None)
     return found
 
 
-def read_one(records: Records, views: Views, number: int) -> Record:
+def read_one(records: Records, views: Views, worker: Worker | None, number: int) -> Record:
+    """In Python; what the compiled code makes of it must be the same, where it makes anything of it."""
+    out, natively = np.empty((2, 1, 48, 48, 3), np.uint8)
+    (painted,) = views.paint_natively(worker, [number], [CHANCE], natively) if worker else (None,)
     record = records.read(number)
-    out = np.empty((1, 48, 48, 3), np.uint8)
-    views.paint(record, (0.3, 0.7), False, None, out)
+    views.paint(record, CHANCE, out)
+    if painted:
+        assert painted[1] == record.label
+        np.testing.assert_array_equal(natively, out)
     return record
 
 
@@ -292,7 +301,7 @@ def test_an_image_is_decoded_whole_or_refused(folders: dict[str, Path], count: i
         record = Record(manifest.folder, "train-000000.tar", "key", memoryview(data), 0)
         for one in (*views.values(), fixed):
             out = np.empty((1, 48, 48, 3), np.uint8)
-            said = refusal(lambda one=one, out=out: one.paint(record, (0.3, 0.7), True, None, out))
+            said = refusal(lambda one=one, out=out: one.paint(record, CHANCE._replace(flip=True), out))
             assert said is None or "train-000000.tar: sample key cannot be decoded: " in said, said
 
     fuzz(st.tuples(st.integers(0, len(PICTURES) - 1), edits()), check, count, number)
