@@ -128,11 +128,10 @@ class Records:
     def _indexed(self, number: int) -> tuple[bytes, memoryview, int]:
         """The index of a shard: its text, where its lines end, and the text's address.
 
-        It is read at the first call for a shard, by whichever thread that is.
+        It is read at the first call for a shard, by whichever thread that is, and stays where it is.
         """
-        if number not in self._lines:
-            self._lines[number] = self._index(number)
-        return self._lines[number]
+        found = self._lines.get(number)
+        return found or self._lines.setdefault(number, self._index(number))
 
     def _index(self, number: int) -> tuple[bytes, memoryview, int]:
         path = self._path(number).with_suffix(".idx")
