@@ -130,6 +130,7 @@ def test_a_loader_that_is_waited_for_is_seen() -> None:
     assert run([Batch(images, labels, 4)]).measured()["data_wait"] < 0.2  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_training_is_measured_end_to_end_and_shown(demo_shards: Path, tmp_path: Path) -> None:
     small = ("--batch-sizes", "2", "--images", "2", "--rounds", "1", "--backends", "turbo", "--device", "cpu")
     out = tmp_path / "train.json"

@@ -1,5 +1,6 @@
 """Several ranks learn what one learns; gloo on CPUs."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,7 +118,7 @@ with ranks() as here:
     heard = [here.anyone(call == 2 and here.rank == 1, False) for call in range(6)]
     assert heard == [[call == 3, False] for call in range(6)], heard
 """
-    done = torchrun(2, "--no-python", "python", "-c", code)
+    done = torchrun(2, "--no-python", sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -123,6 +123,7 @@ def test_a_resume_with_other_data_is_refused(finished: Path, numbered_shards: Pa
     assert_refused(script("train.py", "--out", finished, "--resume", "--data", moved), "manifest.json", "--override")
 
 
+@pytest.mark.slow
 def test_overridden_a_run_goes_on_with_another_batch_size_and_backend(finished: Path) -> None:
     changed = ("--batch-size", "20", "--backend", "synthetic", "--epochs", "3")
     done = script("train.py", "--out", finished, "--resume", *changed, "--override")
@@ -131,6 +132,7 @@ def test_overridden_a_run_goes_on_with_another_batch_size_and_backend(finished: 
     assert (state["epoch"], state["step"], len(state["history"])) == (3, 15, 3)
 
 
+@pytest.mark.slow
 def test_a_resume_before_the_first_checkpoint_begins_again(numbered_shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     line = ("train.py", "--data", numbered_shards, "--out", out, *QUICK, "--backend", "synthetic", "--epochs", "1")
