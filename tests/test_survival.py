@@ -241,7 +241,8 @@ def test_two_ranks_of_which_one_is_killed_again_and_again_end_as_two_that_were_n
 ) -> None:
     """torchrun begins again, from the last checkpoint."""
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--max-restarts", RANK_KILLS)
-    options = ("train.py", "--data", numbered_shards, *SMALL, "--deterministic", "--out")
+    epochs = 8  # long enough to be killed five times
+    options = ("train.py", "--data", numbered_shards, *SMALL, "--epochs", epochs, "--deterministic", "--out")
     whole, out, errors = tmp_path / "whole", tmp_path / "killed", tmp_path / "errors"
     done = command(*torchrun, *options, whole)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -255,7 +256,7 @@ def test_two_ranks_of_which_one_is_killed_again_and_again_end_as_two_that_were_n
     process.communicate()
     assert process.returncode == 0, errors.read_text()[-3000:]
     assert_the_same_weights(out, whole)
-    assert_each_step_stands_once(out, epochs=2, steps=24)
+    assert_each_step_stands_once(out, epochs, steps=12 * epochs)
 
 
 def changed(path: Path) -> float:
