@@ -239,10 +239,8 @@ def test_killed_at_any_moment_a_run_ends_as_the_uninterrupted_one(
 def test_two_ranks_of_which_one_is_killed_again_and_again_end_as_two_that_were_not(
     numbered_shards: Path, tmp_path: Path
 ) -> None:
-    """torchrun begins again, from the last checkpoint. It may need more than one restart for a kill: a rank that begins
-    may look for the other one at the address where it was before.
-    """
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--max-restarts", 20)
+    """torchrun begins again, from the last checkpoint."""
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--max-restarts", RANK_KILLS)
     epochs = 8  # long enough to be killed five times
     options = ("train.py", "--data", numbered_shards, *SMALL, "--epochs", epochs, "--deterministic", "--out")
     whole, out, errors = tmp_path / "whole", tmp_path / "killed", tmp_path / "errors"

@@ -119,8 +119,13 @@ def ranks(gpus: bool = False) -> Iterator[Ranks]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield Ranks()
         return
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
-    here = Ranks(distributed.get_rank(), distributed.get_world_size())
+    store, rank, world_size = next(distributed.rendezvous("env://"))
+    # torchrun keeps its store over restarts, with the addresses of ranks that are no more.
+    store = distributed.PrefixStore(f"restart {_restarts()}", store)
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=rank, world_size=world_size
+    )
+    here = Ranks(rank, world_size)
     try:
         yield here
         here.close()
@@ -140,4 +145,8 @@ def rank_device(name: str) -> torch.device:
 
 def restarted() -> bool:
     """Whether torchrun has begun again, having lost a rank."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    return _restarts() > 0
+
+
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
