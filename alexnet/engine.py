@@ -55,7 +55,7 @@ class TrainStep:
         average: Average | None = None,
         parts: int = 1,
     ) -> None:
-        self._model, self._optimizer, self._recipe, self._device = model, optimizer, recipe, device
+        self.model, self._optimizer, self._recipe, self._device = model, optimizer, recipe, device
         self._parts, self._without_exchange = parts, getattr(model, "no_sync", nullcontext)
         self.average = average
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
@@ -76,7 +76,7 @@ class TrainStep:
     def _learn(self, images: Tensor, labels: Tensor) -> Tensor:
         """Add a part's gradients; gives its share of the batch's loss."""
         torch.compiler.cudagraph_mark_step_begin()  # what the graph of the pass before left may be overwritten
-        logits = forward(self._model, images, self._recipe.precision, self._device)
+        logits = forward(self.model, images, self._recipe.precision, self._device)
         loss = F.cross_entropy(logits, labels, label_smoothing=self._recipe.label_smoothing) / self._parts
         self.scaler.scale(loss).backward()
         return loss.detach()

@@ -13,8 +13,11 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
+from functools import reduce
 from importlib import metadata
-from typing import Annotated
+from operator import or_
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -35,34 +38,30 @@ from pipelines.shards import write_atomically
 from tools.terminal import run
 
 PACKAGES = ("torchvision", "nvidia-dali-cuda130", "nvidia-nvimgcodec-cu13", "simplejpeg", "opencv-python-headless")
-Measured = (
-    LoaderOptions
-    | StepOptions
-    | ShardOptions
-    | TrainOptions
-    | CeilingsOptions
-    | RunsOptions
-    | KernelsOptions
-    | CheckpointOptions
+# Name, options, and what measures: it gives what is printed and kept.
+COMMANDS: tuple[tuple[str, type, Callable[[Any], dict]], ...] = (
+    ("loader", LoaderOptions, run_loader),
+    ("step", StepOptions, run_step),
+    ("shard", ShardOptions, run_shard),
+    ("train", TrainOptions, run_train),
+    ("ceilings", CeilingsOptions, run_ceilings),
+    ("runs", RunsOptions, run_runs),
+    ("kernels", KernelsOptions, run_kernels),
+    ("checkpoint", CheckpointOptions, run_checkpoint),
 )
-Command = (
-    Annotated[LoaderOptions, tyro.conf.subcommand("loader")]
-    | Annotated[StepOptions, tyro.conf.subcommand("step")]
-    | Annotated[ShardOptions, tyro.conf.subcommand("shard")]
-    | Annotated[TrainOptions, tyro.conf.subcommand("train")]
-    | Annotated[CeilingsOptions, tyro.conf.subcommand("ceilings")]
-    | Annotated[RunsOptions, tyro.conf.subcommand("runs")]
-    | Annotated[KernelsOptions, tyro.conf.subcommand("kernels")]
-    | Annotated[CheckpointOptions, tyro.conf.subcommand("checkpoint")]
-    | Annotated[GpuOptions, tyro.conf.subcommand("gpu")]
+MEASURES = {options: measure for _, options, measure in COMMANDS}
+Command: Any = reduce(
+    or_,
+    (Annotated[options, tyro.conf.subcommand(name)] for name, options, _ in COMMANDS),
+    Annotated[GpuOptions, tyro.conf.subcommand("gpu")],
 )
 
 
-def main(options: Measured | GpuOptions) -> None:
+def main(options: Any) -> None:
     if isinstance(options, GpuOptions):
         run_gpu(options)
         return
-    result = measure(options)
+    result = MEASURES[type(options)](options)
     print_rates([row for row in result["rows"] if "median" in row])
     print("\n".join(result.get("diagnosis", ())))
     if isinstance(options, LoaderOptions) and options.picture:
@@ -71,26 +70,6 @@ def main(options: Measured | GpuOptions) -> None:
     if options.json:
         write_atomically(options.json, json.dumps(machine() | result, indent=1).encode() + b"\n")
         print(f"written to {options.json}")
-
-
-def measure(options: Measured) -> dict:
-    match options:
-        case LoaderOptions():
-            return run_loader(options)
-        case StepOptions():
-            return run_step(options)
-        case ShardOptions():
-            return run_shard(options)
-        case TrainOptions():
-            return run_train(options)
-        case CeilingsOptions():
-            return run_ceilings(options)
-        case RunsOptions():
-            return run_runs(options)
-        case KernelsOptions():
-            return run_kernels(options)
-        case CheckpointOptions():
-            return run_checkpoint(options)
 
 
 def print_rates(rows: list[dict]) -> None:
@@ -115,4 +94,4 @@ def machine() -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    run(main, Command, __doc__, errors=(AlexNetError, DataError))  # type: ignore[arg-type]
+    run(main, Command, __doc__, errors=(AlexNetError, DataError))

@@ -27,6 +27,8 @@ STEPS = 6
 
 @dataclass(frozen=True)
 class CheckpointOptions:
+    """What writing a checkpoint takes, and for how long it holds training up."""
+
     batch_size: int = 32
     rounds: int = 5
     device: str = "auto"

@@ -4,20 +4,18 @@ python benchmarks/decoders.py JSON
 """
 
 import itertools
-import json
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from benchmarks.asked import Asked
 from benchmarks.peers.serve import Rounds, answer
 from pipelines import Augment, DataError, Manifest, load_manifest, open_loader
 from pipelines.dali_graph import DECODER_PADDING, Graph
 from pipelines.plan import Plan
-from pipelines.records import Records
 
 SIZE = 224
 CPU_ONLY = -99999  # nvImageCodec's number for "no GPU"
@@ -25,15 +23,9 @@ NVIMGCODEC = {"cpu": ("CPU_ONLY",), "cuda": ("HW_GPU_ONLY", "GPU_ONLY", "HYBRID_
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Asked):
     """``work``: a function of WORK. ``finish``: batches as a trainer gets them, not pixels thrown away."""
 
-    work: str
-    data: Path
-    batch_size: int
-    batches: int
-    threads: int
-    device: str
     finish: bool = False
     decoder: str = "image"
     hw_load: float = 0.65
@@ -55,11 +47,6 @@ class Settings:
             return batches * self.batch_size
 
         return Rounds(partial(take, self.batches), batch, partial(take, self.prefetch + 1))
-
-    def jpegs(self) -> list[bytes]:
-        """A round's files, in memory."""
-        records = Records(load_manifest(self.data), "train")
-        return [bytes(records.read(number % len(records)).data) for number in range(self.batch_size * self.batches)]
 
 
 def finish_work(gpu: bool) -> None:
@@ -134,7 +121,7 @@ def nvimgcodec(settings: Settings) -> Rounds:
             raise DataError(f"{settings.backend} decodes {len(images) - images.count(None)} of {len(images)} images")
         return images
 
-    return in_batches(settings, settings.jpegs(), decode)
+    return in_batches(settings, settings.files(), decode)
 
 
 def torchvision(settings: Settings) -> Rounds:
@@ -142,7 +129,7 @@ def torchvision(settings: Settings) -> Rounds:
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    jpegs = [torch.frombuffer(bytearray(jpeg), dtype=torch.uint8) for jpeg in settings.jpegs()]
+    jpegs = [torch.frombuffer(bytearray(jpeg), dtype=torch.uint8) for jpeg in settings.files()]
     return in_batches(settings, jpegs, partial(decode_jpeg, mode=ImageReadMode.RGB, device=settings.device))
 
 
@@ -183,8 +170,7 @@ WORK = {"dali": dali, "nvimgcodec": nvimgcodec, "torchvision": torchvision, "tog
 
 
 def main() -> None:
-    given = json.loads(sys.argv[1])
-    settings = Settings(**given | {"data": Path(given["data"])})
+    settings = Settings.from_command_line()
     answer(lambda: WORK[settings.work](settings))
 
 

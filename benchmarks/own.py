@@ -4,14 +4,12 @@ python benchmarks/own.py JSON
 """
 
 import itertools
-import json
 import random
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import simplejpeg
@@ -20,6 +18,7 @@ import torch
 from alexnet import RECIPES, AlexNet
 from alexnet.engine import TrainStep, compile_model, find_device
 from alexnet.optim import make_optimizer
+from benchmarks.asked import Asked
 from benchmarks.peers.serve import Rounds, answer
 from pipelines import Augment, DataError, load_manifest, open_loader
 from pipelines.native import native_library
@@ -29,42 +28,28 @@ WARM_BATCHES = 6  # more than any loader makes in advance
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Asked):
     """``work``: limit, only decoding, from memory; read, only reading; loader; lock, a loader whose decoder says at
     once that it is done; step, only training, on one batch."""
 
-    work: str
-    data: Path
-    batch_size: int
-    batches: int
-    threads: int
-    device: str
     backend: Any = "auto"
     crop: Any = "random"
     normalise: Any = "none"
     augment: str = ""
     """A name in AUGMENTS, instead of ``crop`` and ``normalise``."""
 
-    @property
-    def images(self) -> int:
-        """A round."""
-        return self.batch_size * self.batches
-
 
 def main() -> None:
-    given = json.loads(sys.argv[1])
-    settings = Settings(**given | {"data": Path(given["data"])})
+    settings = Settings.from_command_line()
     work = {"limit": decoding, "read": reading, "loader": loading, "lock": locking, "step": training}[settings.work]
     answer(lambda: work(settings))
 
 
 def decoding(settings: Settings) -> Rounds:
     """Each image is decoded whole and thrown away; raw pixels are copied."""
-    manifest = load_manifest(settings.data)
-    records = Records(manifest, "train")
-    files = [bytes(records.read(sample % len(records)).data) for sample in range(settings.images)]
-    work, done = (simplejpeg.decode_jpeg, "decoded") if manifest.image.encoding == "jpeg" else (bytearray, "copied")
-    return Rounds(on_threads(settings.threads, work, files), f"no batch: {done} from memory, thrown away")
+    jpeg = load_manifest(settings.data).image.encoding == "jpeg"
+    work, done = (simplejpeg.decode_jpeg, "decoded") if jpeg else (bytearray, "copied")
+    return Rounds(on_threads(settings.threads, work, settings.files()), f"no batch: {done} from memory, thrown away")
 
 
 def reading(settings: Settings) -> Rounds:

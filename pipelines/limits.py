@@ -1,6 +1,7 @@
 """How much an image from outside may ask for, before memory and time are given to it."""
 
 import struct
+from contextlib import suppress
 
 from pipelines.jpeg_header import BASELINE, Damaged, Header, read_header
 from pipelines.shards import ImageFormat
@@ -40,12 +41,10 @@ def check_jpeg(data: bytes | memoryview, height: int, width: int, image: ImageFo
 def check_scans(data: bytes) -> None:
     """Each scan of a JPEG may take as long as the whole image, and needs a few bytes. Raises ValueError."""
     header = Header()
-    try:
+    with suppress(Damaged, IndexError, struct.error):  # decoders may still read it, so its scans count
         read_header(data, header)
         if header.frame in (BASELINE, BASELINE + 1) and data[header.scan] == len(header.components):
             return  # all components in one scan: decoders stop after it
-    except (Damaged, IndexError, struct.error):
-        pass  # decoders may still read it
     scans = data.count(SCAN, header.scan)
     if scans > MAX_SCANS:
         raise ValueError(f"its {scans} scans are more than the {MAX_SCANS} allowed")

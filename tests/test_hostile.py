@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from alexnet import AlexNetError, checkpoint, figures
-from pipelines import DataError, load_manifest, open_loader
+from pipelines import DataError, documents, load_manifest, open_loader
 from pipelines.arrays import npy_header
 from pipelines.augment import load_mean_image
 from pipelines.documents import MAX_VALUES, parse_json, printable
@@ -331,6 +331,7 @@ def test_what_a_checkpoint_says_of_its_input_is_checked(changes: dict, words: st
 
 def test_names_do_not_command_the_terminal(trained: Path, tmp_path: Path) -> None:
     assert printable("tench, Tinca tinca é 鱼\x1b[2J\u202e\udcff") == "tench, Tinca tinca é 鱼\\x1b[2J\\u202e\\udcff"
+    assert checkpoint.COMMANDS == documents.COMMANDS, "alexnet/ and pipelines/ do not import each other"
     evil = tmp_path / "\x1b[31m.jpg"
     evil.write_bytes(b"not a picture")
     done = script("tools/predict.py", trained / "best.pt", evil)

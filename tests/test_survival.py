@@ -19,7 +19,7 @@ from alexnet import AlexNetError, checkpoint
 from alexnet.engine import TrainStep
 from alexnet.log import RunLog, read_log
 from alexnet.stop import Stop
-from tests.conftest import QUICK, ROOT, assert_refused, command, script
+from tests.conftest import QUICK, ROOT, assert_refused, command, mounted, script
 from tools import run_folder
 
 KILLS = 5  # of each of six runs
@@ -147,12 +147,8 @@ def test_a_resume_before_the_first_checkpoint_begins_again(numbered_shards: Path
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """Room for the checkpoints of one epoch, 660 MB, and not for those of two."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("may not mount a small disk here")
-    yield disk
-    subprocess.run(["umount", "--lazy", disk], check=True)
+    with mounted(tmp_path / "disk", 800) as disk:
+        yield disk
 
 
 def test_a_disk_that_fills_ends_the_run_with_1_and_leaves_the_checkpoint_before(

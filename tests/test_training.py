@@ -19,7 +19,7 @@ from alexnet.engine import TrainStep, compile_model
 from alexnet.log import read_log
 from alexnet.optim import PLATEAU_EPOCHS, Schedule, make_optimizer
 from tests.conftest import NUMBERED_IMAGES, QUICK, ROOT, assert_refused, command, script
-from train import defaults
+from tools.train_options import defaults
 
 CPU = torch.device("cpu")
 
