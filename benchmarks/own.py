@@ -23,6 +23,7 @@ from benchmarks.peers.serve import Rounds, answer
 from pipelines import Augment, DataError, load_manifest, open_loader
 from pipelines.native import native_library
 from pipelines.records import Records
+from pipelines.views import Views
 
 WARM_BATCHES = 6  # more than any loader makes in advance
 
@@ -30,7 +31,7 @@ WARM_BATCHES = 6  # more than any loader makes in advance
 @dataclass(frozen=True)
 class Settings(Asked):
     """``work``: limit, only decoding, from memory; read, only reading; loader; lock, a loader whose decoder says at
-    once that it is done; step, only training, on one batch."""
+    once that it is done, without resizing; step, only training, on one batch."""
 
     backend: Any = "auto"
     crop: Any = "random"
@@ -98,6 +99,7 @@ def locking(settings: Settings) -> Rounds:
             sample.done = True
 
     native_library().decode_parts = decode_nothing
+    Views._put = lambda *_: None  # type: ignore[method-assign]  # resizes, without the lock
     return loading(settings)
 
 
