@@ -5,8 +5,8 @@ from setuptools import Extension, setup
 NATIVE = Extension(
     "pipelines._native",
     ["pipelines/native.c"],
-    libraries=["jpeg"],
-    extra_compile_args=["-O3"],
+    libraries=["jpeg", "m"],
+    extra_compile_args=["-O3", "-ffp-contract=off"],  # crops to the bit as in Python
     py_limited_api=True,  # it uses nothing of Python's: one file for all versions
     optional=True,
 )

@@ -5,7 +5,6 @@ on any number of ranks and threads. Philox counts (Salmon 2011): its state after
 """
 
 import math
-from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -34,12 +33,14 @@ class Draws(NamedTuple):
     lights: np.ndarray  # N,3 standard normal
     colours: np.ndarray | None  # N,3,4: pixels (R, G, B, 1) to jittered pixels
 
-    def of(self, rows: range) -> list[Chance]:
-        """For each of these samples."""
-        some = slice(rows.start, rows.stop)
-        colours = repeat(None) if self.colours is None else self.colours[some]
-        shapes, flips = self.shapes[some].tolist(), self.flips[some].tolist()
-        return [Chance(*chance) for chance in zip(shapes, flips, colours, strict=False)]
+    def of(self, rows: slice) -> "Draws":
+        """Of these samples alone."""
+        colours = None if self.colours is None else self.colours[rows]
+        return Draws(self.flips[rows], self.shapes[rows], self.lights[rows], colours)
+
+    def at(self, row: int) -> Chance:
+        colour = None if self.colours is None else self.colours[row]
+        return Chance(self.shapes[row].tolist(), bool(self.flips[row]), colour)
 
 
 def order_of(seed: int, epoch: int, samples: int) -> np.ndarray:

@@ -5,6 +5,7 @@
  * here explains itself. native.py calls it through ctypes, which lets go of Python's lock.
  */
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -20,32 +21,38 @@
 #define ROWS 4                 /* decoded at a time */
 #define MARGIN 2               /* columns beside the part, from which its edges are interpolated */
 
-struct sample { /* the same in native.py */
-    /* read_samples is told: */
-    const char *line;          /* of the index: EXT START SIZE NAME cls START SIZE NAME */
-    const char *extension;     /* that the shards have */
-    int32_t length;            /* of the line */
-    int32_t file;              /* the open shard */
+enum { RANDOM, RESIZED, CENTER }; /* crops, in the order of native.py */
+
+struct settings { /* the same in native.py: of the shards, and what becomes of an image */
+    const char *extension;
     int32_t label_digits, classes;
     int32_t square;            /* pixels a side, where all images are such; else 0 */
-    /* and finds: */
-    int32_t label, height, width; /* height 0: left to Python */
-    int32_t size;              /* of the JPEG */
-    int64_t at;                /* in the worker's spans: the tar header before it */
-    /* decode_parts is told: */
-    int32_t shrink;            /* 1, 2, 4 or 8: the image is decoded at that part of its size */
-    int32_t top, left, part_height, part_width; /* once it is shrunk */
-    int32_t flip, channels;    /* 3, or 4: RGB and nothing */
-    int32_t done;              /* and says so */
-    uint8_t *out;              /* part_height, part_width, channels */
+    int32_t crop, size;        /* pixels a side */
+    int32_t shorter;           /* side of an image of which random and center crops are */
+    double most_elongated;     /* longer side / shorter side */
+    double scale[2], ratio[2], log_ratio[2]; /* of a resized crop: least and most */
 };
+
+struct sample { /* the same in native.py */
+    const char *line;          /* of the index: EXT START SIZE NAME cls START SIZE NAME */
+    int32_t length;            /* of the line */
+    int32_t file;              /* the open shard */
+    int32_t flip;
+    /* what is found: */
+    int32_t done;              /* or left to Python */
+    int32_t label, view[2];    /* top and left of the crop */
+    int32_t height, width;     /* of a part that has to be resized; 0 where the pixels are in the batch */
+    int64_t at;                /* in the worker's parts: height, width, 4: RGB and nothing */
+};
+
+struct box { int32_t top, left, height, width; };
 
 struct worker {
     struct jpeg_decompress_struct info; /* first, so that libjpeg's functions find the rest */
     struct jpeg_error_mgr errors;
     jmp_buf failed;
-    uint8_t *spans, *rows;
-    size_t spans_room, rows_room;
+    uint8_t *span, *rows, *parts;
+    size_t span_room, rows_room, parts_room;
 };
 
 static void fail(j_common_ptr info) { longjmp(((struct worker *)info)->failed, 1); }
@@ -67,17 +74,21 @@ struct worker *worker_new(void) {
 
 void worker_free(struct worker *worker) {
     jpeg_destroy_decompress(&worker->info);
-    free(worker->spans);
+    free(worker->span);
     free(worker->rows);
+    free(worker->parts);
     free(worker);
 }
 
+uint8_t *worker_parts(struct worker *worker) { return worker->parts; }
+
 static int grow(uint8_t **memory, size_t *room, size_t wanted) {
     if (*room >= wanted) return 1;
-    free(*memory);
-    *memory = malloc(wanted);
-    *room = *memory ? wanted : 0;
-    return *memory != NULL;
+    uint8_t *larger = realloc(*memory, wanted);
+    if (!larger) return 0;
+    *memory = larger;
+    *room = wanted;
+    return 1;
 }
 
 struct text { const char *at, *end; };
@@ -107,7 +118,7 @@ static int equals(struct text field, const char *other) {
 struct place { int64_t start, size, end; struct text name, label_name; }; /* from the image's first byte to the label's last */
 
 /* Where the index says that a sample lies. */
-static int find(const struct sample *sample, struct place *place) {
+static int find(const struct settings *settings, const struct sample *sample, struct place *place) {
     struct text line = {sample->line, sample->line + sample->length};
     struct text extension = next_field(&line);
     place->start = number(next_field(&line));
@@ -119,10 +130,10 @@ static int find(const struct sample *sample, struct place *place) {
     place->label_name = next_field(&line);
     place->end = label_start + label_size;
     int64_t stem = (place->name.end - place->name.at) - (extension.end - extension.at);
-    return line.at == line.end && equals(extension, sample->extension) && equals(cls, "cls")
+    return line.at == line.end && equals(extension, settings->extension) && equals(cls, "cls")
         && place->start >= BLOCK && place->size >= 1 && place->size < MAX_SPAN
         && label_start == place->start + (place->size + BLOCK - 1) / BLOCK * BLOCK + BLOCK
-        && label_size == sample->label_digits
+        && label_size == settings->label_digits
         && stem > 0 && place->label_name.end - place->label_name.at == stem + 3
         && !memcmp(place->label_name.at, place->name.at, stem) && !memcmp(place->label_name.at + stem, "cls", 3);
 }
@@ -138,47 +149,73 @@ static int is_header(const uint8_t *block, struct text name, int64_t size) {
     return !memcmp(block, name.at, length) && !memcmp(block + 124, digits, 12);
 }
 
-static int read_image_size(struct worker *worker, struct sample *sample) {
-    struct jpeg_decompress_struct *info = &worker->info;
-    if (setjmp(worker->failed)) {
-        jpeg_abort_decompress(info);
-        return 0;
-    }
-    jpeg_mem_src(info, worker->spans + sample->at + BLOCK, sample->size);
-    jpeg_read_header(info, TRUE);
-    int fits = (int64_t)info->image_height * info->image_width <= MAX_PIXELS && !jpeg_has_multiple_scans(info);
-    sample->height = fits ? (int32_t)info->image_height : 0;
-    sample->width = (int32_t)info->image_width;
-    jpeg_abort_decompress(info);
-    return fits;
-}
-
-static int read_sample(struct worker *worker, struct sample *sample, const struct place *place) {
-    uint8_t *span = worker->spans + sample->at;
+/* The sample's span of its shard, and its label. */
+static int read_sample(struct worker *worker, const struct settings *settings, struct sample *sample,
+                       const struct place *place) {
     int64_t length = place->end - place->start + BLOCK;
-    if (pread(sample->file, span, length, place->start - BLOCK) != length) return 0;
-    const char *digits = (const char *)span + length - sample->label_digits;
+    if (!grow(&worker->span, &worker->span_room, length)) return 0;
+    if (pread(sample->file, worker->span, length, place->start - BLOCK) != length) return 0;
+    const char *digits = (const char *)worker->span + length - settings->label_digits;
     const uint8_t *label_header = (const uint8_t *)digits - BLOCK;
-    int64_t label = number((struct text){digits, digits + sample->label_digits});
-    sample->size = (int32_t)place->size;
+    int64_t label = number((struct text){digits, digits + settings->label_digits});
     sample->label = (int32_t)label;
-    sample->height = sample->width = sample->square;
-    return is_header(span, place->name, place->size) && is_header(label_header, place->label_name, sample->label_digits)
-        && label >= 0 && label < sample->classes && (sample->square || read_image_size(worker, sample));
+    return is_header(worker->span, place->name, place->size)
+        && is_header(label_header, place->label_name, settings->label_digits)
+        && label >= 0 && label < settings->classes;
 }
 
-/* Finds the samples, reads them into the worker's memory, checks them, and tells labels and sizes. */
-void read_samples(struct worker *worker, struct sample *samples, int count) {
-    struct place places[count];
-    int64_t wanted = 0;
-    for (int i = 0; i < count; i++) {
-        samples[i].height = 0;
-        samples[i].at = find(&samples[i], &places[i]) ? wanted : -1;
-        if (samples[i].at >= 0) wanted += places[i].end - places[i].start + BLOCK;
+static int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
+static int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
+
+/* From here to choose: crops.py, to the bit. */
+static struct box resized_box(const struct settings *settings, const double *draws, int32_t attempts, int32_t height,
+                              int32_t width) {
+    const double *scale = settings->scale, *ratio = settings->ratio, *log_ratio = settings->log_ratio;
+    for (; attempts > 0; attempts--, draws += 4) {
+        double area = (double)height * width * (scale[0] + draws[0] * (scale[1] - scale[0]));
+        double chosen = exp(log_ratio[0] + draws[1] * (log_ratio[1] - log_ratio[0]));
+        double w = rint(sqrt(area * chosen)), h = rint(sqrt(area / chosen));
+        if (0 < w && w <= width && 0 < h && h <= height)
+            return (struct box){(int32_t)(draws[2] * (height - h + 1)), (int32_t)(draws[3] * (width - w + 1)), h, w};
     }
-    if (!grow(&worker->spans, &worker->spans_room, wanted)) return;
-    for (int i = 0; i < count; i++)
-        if (samples[i].at >= 0 && !read_sample(worker, &samples[i], &places[i])) samples[i].height = 0;
+    int32_t w = (int32_t)fmin(width, rint(height * ratio[1])), h = (int32_t)fmin(height, rint(width / ratio[0]));
+    return (struct box){(height - h) / 2, (width - w) / 2, h, w};
+}
+
+static int32_t resized_side(int32_t side, int32_t shortest, int32_t wanted) {
+    return shortest == wanted ? side : larger(wanted, (int32_t)rint(side * ((double)wanted / shortest)));
+}
+
+/* One side of in_source. */
+static void in_source(int32_t *start, int32_t *length, int32_t side, int32_t resized) {
+    *length = smaller(side, larger(1, (int32_t)rint((double)((int64_t)*length * side) / resized)));
+    *start = smaller((int32_t)rint((double)((int64_t)*start * side) / resized), side - *length);
+}
+
+/* The part of an image that is seen; whether one part is all that is needed of it. */
+static int choose(const struct settings *settings, const double *draws, int32_t attempts, int32_t height, int32_t width,
+                  struct sample *sample, struct box *box) {
+    int32_t size = settings->size, shortest = smaller(height, width);
+    if (settings->crop == RESIZED) {
+        *box = resized_box(settings, draws, attempts, height, width);
+        sample->view[0] = sample->view[1] = 0;
+        return 1;
+    }
+    int32_t h = resized_side(height, shortest, settings->shorter), w = resized_side(width, shortest, settings->shorter);
+    int same = h == height && w == width;
+    if (settings->crop == CENTER) {
+        if (!same) return 0;
+        *box = (struct box){(h - size + 1) / 2, (w - size + 1) / 2, size, size};
+    } else {
+        *box = (struct box){(int32_t)(draws[0] * (h - size + 1)), (int32_t)(draws[1] * (w - size + 1)), size, size};
+    }
+    sample->view[0] = box->top;
+    sample->view[1] = box->left;
+    if (!same) {
+        in_source(&box->top, &box->height, height, h);
+        in_source(&box->left, &box->width, width, w);
+    }
+    return 1;
 }
 
 #if defined __has_builtin && defined __x86_64__ && defined __linux__
@@ -213,24 +250,15 @@ static void mirror(uint8_t *out, const uint8_t *row, int width, int channels) {
     memcpy(out + channels * done, row, channels);
 }
 
-static void decode_part(struct worker *worker, struct sample *sample) {
+/* The part of the image that libjpeg has begun to read, RGB or with a fourth byte. Fails as libjpeg does. */
+static void decode_part(struct worker *worker, struct box box, int flip, int channels, uint8_t *out) {
     struct jpeg_decompress_struct *info = &worker->info;
-    int stored = sample->flip ? 4 : sample->channels; /* four bytes are mirrored at once */
-    if (setjmp(worker->failed)) {
-        jpeg_abort_decompress(info);
-        return;
-    }
-    jpeg_mem_src(info, worker->spans + sample->at + BLOCK, sample->size);
-    jpeg_read_header(info, TRUE);
-    if ((int)info->image_height != sample->height || (int)info->image_width != sample->width
-        || jpeg_has_multiple_scans(info)) fail((j_common_ptr)info); /* each scan may take as long as the whole image */
+    int stored = flip ? 4 : channels; /* four bytes are mirrored at once */
     info->out_color_space = stored == 4 ? JCS_EXT_RGBX : JCS_EXT_RGB;
-    info->scale_num = 1;
-    info->scale_denom = sample->shrink;
     jpeg_start_decompress(info);
 
-    JDIMENSION first = sample->left > MARGIN ? sample->left - MARGIN : 0;
-    JDIMENSION columns = sample->left + sample->part_width + MARGIN - first;
+    JDIMENSION first = box.left > MARGIN ? box.left - MARGIN : 0;
+    JDIMENSION columns = box.left + box.width + MARGIN - first;
     if (first + columns > info->output_width) columns = info->output_width - first;
     jpeg_crop_scanline(info, &first, &columns);
 
@@ -242,26 +270,68 @@ static void decode_part(struct worker *worker, struct sample *sample) {
     JSAMPROW rows[ROWS];
     for (int i = 0; i < ROWS; i++) rows[i] = begin + i * stride;
 
-    if (sample->top > 0) jpeg_skip_scanlines(info, sample->top);
-    uint8_t *out = sample->out;
-    size_t row_bytes = (size_t)sample->part_width * sample->channels;
-    for (int left = sample->part_height; left > 0;) {
+    if (box.top > 0) jpeg_skip_scanlines(info, box.top);
+    size_t row_bytes = (size_t)box.width * channels;
+    for (int left = box.height; left > 0;) {
         int read = jpeg_read_scanlines(info, rows, left < ROWS ? left : ROWS);
         if (read < 1) fail((j_common_ptr)info);
         for (int i = 0; i < read; i++, left--, out += row_bytes) {
-            const uint8_t *row = rows[i] + (size_t)stored * (sample->left - first);
-            if (sample->flip) mirror(out, row, sample->part_width, sample->channels);
+            const uint8_t *row = rows[i] + (size_t)stored * (box.left - first);
+            if (flip) mirror(out, row, box.width, channels);
             else memcpy(out, row, row_bytes);
         }
     }
+}
+
+/* The image's part of the size that is wanted goes to out, another one, shrunk as far as may be, behind used parts. */
+static void paint(struct worker *worker, const struct settings *settings, struct sample *sample,
+                  const struct place *place, const double *draws, int32_t attempts, size_t used, uint8_t *out) {
+    struct jpeg_decompress_struct *info = &worker->info;
+    int32_t size = settings->size;
+    struct box box;
+    if (setjmp(worker->failed)) {
+        jpeg_abort_decompress(info);
+        return;
+    }
+    jpeg_mem_src(info, worker->span + BLOCK, place->size);
+    jpeg_read_header(info, TRUE);
+    int64_t height = info->image_height, width = info->image_width;
+    int64_t shortest = height < width ? height : width, longest = height < width ? width : height;
+    if (height * width > MAX_PIXELS || longest > settings->most_elongated * shortest
+        || (settings->square && (height != settings->square || width != settings->square))
+        || jpeg_has_multiple_scans(info) /* each may take as long as the whole image */
+        || !choose(settings, draws, attempts, height, width, sample, &box)) fail((j_common_ptr)info);
+
+    int32_t shrink = 1;
+    info->scale_num = 1;
+    if (box.height != size || box.width != size) {
+        for (int32_t times = 2; times <= 8; times *= 2)
+            if (smaller(box.height, box.width) >= times * size) shrink = times;
+        box = (struct box){box.top / shrink, box.left / shrink, box.height / shrink, box.width / shrink};
+        if (!grow(&worker->parts, &worker->parts_room, used + (size_t)4 * box.height * box.width))
+            fail((j_common_ptr)info);
+        sample->height = box.height;
+        sample->width = box.width;
+        sample->at = used;
+    }
+    info->scale_denom = shrink;
+    if (sample->height) decode_part(worker, box, sample->flip, 4, worker->parts + used);
+    else decode_part(worker, box, sample->flip, 3, out);
     jpeg_abort_decompress(info);
     sample->done = 1;
 }
 
-/* The wanted parts of samples that read_samples has read. */
-void decode_parts(struct worker *worker, struct sample *samples, int count) {
-    for (int i = 0; i < count; i++) {
-        samples[i].done = 0;
-        if (samples[i].height > 0) decode_part(worker, &samples[i]);
+/* Finds and paints samples. Each has attempts x 4 draws, a stride of doubles apart, and its place in out,
+ * count, size, size, 3. */
+void paint_samples(struct worker *worker, const struct settings *settings, struct sample *samples, int32_t count,
+                   const double *draws, int64_t stride, int32_t attempts, uint8_t *out) {
+    struct place place;
+    size_t used = 0;
+    for (int32_t i = 0; i < count; i++, draws += stride, out += (size_t)3 * settings->size * settings->size) {
+        struct sample *sample = &samples[i];
+        sample->done = sample->height = sample->width = 0;
+        if (find(settings, sample, &place) && read_sample(worker, settings, sample, &place))
+            paint(worker, settings, sample, &place, draws, attempts, used, out);
+        if (sample->done) used += (size_t)4 * sample->height * sample->width;
     }
 }

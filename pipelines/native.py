@@ -1,91 +1,112 @@
 """native.c, where it was built: samples that are as they should be are read and decoded without Python's lock.
 
 The same pixels as decode.py's, in less time: no rows below the part that is wanted are decoded, and the part goes
-straight to where it belongs. What is not done is left to records.py and decode.py, which say what is wrong.
+straight to where it belongs. What is not done is left to records.py and decode.py, which say what is wrong with it.
 """
 
 import ctypes
+import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import util
 from typing import Any
 
 import numpy as np
 
-from pipelines.crops import Box, shrink_to
+from pipelines.augment import Augment
+from pipelines.limits import most_elongated
 from pipelines.records import Records
+from pipelines.shards import Manifest
 
-INT, POINTER = ctypes.c_int32, ctypes.c_void_p
+POINTER = ctypes.c_void_p
+WRITE = 0x200  # CPython's PyBUF_WRITE
+memory_view = ctypes.pythonapi.PyMemoryView_FromMemory
+memory_view.restype, memory_view.argtypes = ctypes.py_object, (POINTER, ctypes.c_ssize_t, ctypes.c_int)
+CROPS = ("random", "resized", "center")  # in the order of native.c, which says what the following are
+SAMPLE = np.dtype(
+    [
+        *(("line", np.uintp), ("length", np.int32), ("file", np.int32), ("flip", np.int32), ("done", np.int32)),
+        *(("label", np.int32), ("view", np.int32, 2), ("height", np.int32), ("width", np.int32), ("at", np.int64)),
+    ],
+    align=True,
+)
 
 
-class Sample(ctypes.Structure):
-    """native.c says what these are."""
-
+class Settings(ctypes.Structure):
     _fields_ = (
-        *(("line", POINTER), ("extension", ctypes.c_char_p), ("length", INT), ("file", INT)),
-        *(("label_digits", INT), ("classes", INT), ("square", INT), ("label", INT), ("height", INT)),
-        *(("width", INT), ("size", INT), ("at", ctypes.c_int64), ("shrink", INT), ("top", INT), ("left", INT)),
-        *(("part_height", INT), ("part_width", INT), ("flip", INT), ("channels", INT), ("done", INT)),
-        ("out", POINTER),
+        ("extension", ctypes.c_char_p),
+        *((name, ctypes.c_int32) for name in ("label_digits", "classes", "square", "crop", "size", "shorter")),
+        ("most_elongated", ctypes.c_double),
+        *((name, ctypes.c_double * 2) for name in ("scale", "ratio", "log_ratio")),
     )
 
-    def want(self, box: Box, shrink: int, flip: bool, channels: int, address: int) -> None:
-        """The box of the image, shrunk and then mirrored."""
-        self.top, self.left = box.top // shrink, box.left // shrink
-        self.part_height, self.part_width = box.height // shrink, box.width // shrink
-        self.shrink, self.flip, self.channels, self.out = shrink, flip, channels, address
+    @classmethod
+    def of(cls, manifest: Manifest, augment: Augment) -> "Settings":
+        image, ratio = manifest.image, augment.ratio
+        return cls(
+            extension=image.extension.encode(),
+            label_digits=manifest.label_width,
+            classes=len(manifest.classes),
+            square=image.size if image.resize == "square" else 0,
+            crop=CROPS.index(augment.crop),
+            size=augment.size,
+            shorter=image.size,
+            most_elongated=most_elongated(image),
+            scale=augment.scale,
+            ratio=ratio,
+            log_ratio=(math.log(ratio[0]), math.log(ratio[1])),
+        )
 
 
 class Worker:
     """One thread's decoder and memory."""
 
-    def __init__(self, records: Records, at_once: int) -> None:
+    def __init__(self, records: Records, manifest: Manifest, augment: Augment, at_once: int) -> None:
         """``at_once``: samples of a call, at most."""
         self._library, self._records = native_library(), records
         self._worker = POINTER(self._library.worker_new())
         weakref.finalize(self, self._library.worker_free, self._worker)
-        self._samples = (Sample * at_once)()
-        for sample in self._samples:
-            sample.extension, sample.label_digits, sample.classes, sample.square = records.stored
-        self._memory = np.empty(0, np.uint8)
+        self._settings = Settings.of(manifest, augment)
+        self._samples = np.zeros(at_once, SAMPLE)
 
-    def read(self, numbers: Sequence[int]) -> list[Sample]:
-        """These samples of the split, until the next call. Where the height is 0, something is not as it should be."""
+    def paint(self, numbers: Sequence[int], shapes: np.ndarray, flips: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """SAMPLE of these samples of the split, until the next call; what is not ``done`` is left to Python.
+
+        ``shapes`` N,40 float64 and ``flips`` N bool: their draws. ``out`` N,size,size,3 uint8: their pixels, but for
+        those that ``parts`` has. Raises DataError for a damaged index.
+        """
         samples = self._samples[: len(numbers)]
-        for number, sample in zip(numbers, samples, strict=True):
-            sample.file, sample.line, sample.length = self._records.locate(number)
-        self._library.read_samples(self._worker, self._samples, len(numbers))
+        located = np.array([*map(self._records.locate, numbers)], np.int64).reshape(-1, 3)
+        samples["file"], samples["line"], samples["length"] = located.T
+        samples["flip"] = flips
+        draws, stride, attempts = address_of(shapes), shapes.strides[0] // 8, shapes.shape[1] // 4
+        self._library.paint_samples(
+            self._worker,
+            ctypes.byref(self._settings),
+            POINTER(address_of(samples)),
+            len(samples),
+            POINTER(draws),
+            ctypes.c_int64(stride),
+            attempts,
+            POINTER(address_of(out)),
+        )
         return samples
 
-    def decode(self, boxes: Sequence[Box | None], flips: Sequence[bool], out: np.ndarray) -> list[np.ndarray | None]:
-        """A box of each sample just read, mirrored where ``flips`` says so; None where there is none, or it failed.
+    def parts(self, samples: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """The place among ``samples``, and H,W,4 uint8 that is yet to be resized, mirrored already."""
+        columns = (samples[name].tolist() for name in ("done", "height", "width", "at"))
+        places = [entry for entry in enumerate(zip(*columns, strict=True)) if entry[1][0] and entry[1][1]]
+        if not places:
+            return
+        _, (_, height, width, at) = places[-1]
+        memory = memory_view(self._library.worker_parts(self._worker), at + 4 * height * width, WRITE)
+        for place, (_, height, width, at) in places:
+            yield place, np.frombuffer(memory, np.uint8, 4 * height * width, at).reshape(height, width, 4)
 
-        A box of the size of ``out``, N,size,size,3 uint8, is written there. Others come as H,W,4, shrunk as far as
-        ``size`` pixels a side remain, in memory that is good until the next call.
-        """
-        size, address, used = out.shape[1], out.ctypes.data, 0
-        found: list[np.ndarray] = []
-        self._grow(sum(4 * box.height * box.width for box in boxes if box))
-        for sample, box, flip, image in zip(self._samples, boxes, flips, out, strict=False):
-            if box is None:
-                sample.height = 0
-            elif box.height == box.width == size:
-                sample.want(box, 1, flip, 3, address + len(found) * image.nbytes)
-            else:
-                shrink = shrink_to(box, size)
-                height, width = box.height // shrink, box.width // shrink
-                image = self._memory[used:][: 4 * height * width].reshape(height, width, 4)
-                sample.want(box, shrink, flip, 4, self._address + used)
-                used += image.nbytes
-            found.append(image)
-        self._library.decode_parts(self._worker, self._samples, len(found))
-        return [image if sample.done else None for sample, image in zip(self._samples, found, strict=False)]
 
-    def _grow(self, size: int) -> None:
-        if len(self._memory) < size:
-            self._memory = np.empty(size, np.uint8)
-            self._address = self._memory.ctypes.data
+def address_of(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
 
 
 def has_native() -> bool:
@@ -102,5 +123,5 @@ def native_library() -> Any:
         library = ctypes.CDLL(found.origin)
     except OSError:  # libjpeg is missing
         return None
-    library.worker_new.restype = POINTER
+    library.worker_new.restype = library.worker_parts.restype = POINTER
     return library if library.worker_new() else None

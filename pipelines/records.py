@@ -57,13 +57,6 @@ class Records:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    @property
-    def stored(self) -> tuple[bytes, int, int, int]:
-        """For native.c: the images' extension, digits of a label, classes, and the side of all images or 0."""
-        manifest = self._manifest
-        side = manifest.image.size if manifest.image.resize == "square" else 0
-        return self._extension, manifest.label_width, len(manifest.classes), side
-
     def locate(self, sample: int) -> tuple[int, int, int]:
         """For native.c: the open shard, or -1; where in memory the sample's line of the index is, and its length.
 

@@ -79,7 +79,7 @@ class TurboBatches:
         taken: int = 0,
         skip: Callable[[SampleError], None] | None = None,
     ) -> None:
-        self._records, self._plan, self._augment = records, plan, augment
+        self._manifest, self._records, self._plan, self._augment = manifest, records, plan, augment
         self._device, self._seed, self._skip = device, seed, skip
         self._finish, self._views = Finish(manifest, augment, device), Views(manifest, augment)
         self._native = has_native() and manifest.image.encoding == "jpeg" and augment.crop != "ten"
@@ -167,12 +167,12 @@ class TurboBatches:
 
     def _make_natively(self, work: _Work, rows: range) -> list[int]:
         """Fill the rows whose samples are as they should be. Which are left?"""
-        left, pixels = [], self._pixels(work, rows)
-        numbers, chances = work.samples[rows.start : rows.stop], work.draws.of(rows)
-        painted = self._views.paint_natively(self._worker(), numbers, chances, pixels)
-        for row, image, done in zip(rows, pixels, painted, strict=True):
+        left, pixels, some = [], self._pixels(work, rows), slice(rows.start, rows.stop)
+        draws = work.draws.of(some)
+        painted = self._views.paint_natively(self._worker(), work.samples[some], draws, pixels)
+        work.views[some, :2], work.views[some, 2], work.labels[some] = painted["view"], draws.flips, painted["label"]
+        for row, image, done in zip(rows, pixels, painted["done"].tolist(), strict=True):
             if done:
-                work.views[row], work.labels[row] = done
                 self._finish_place(work, row, image)
             else:
                 left.append(row)
@@ -192,8 +192,8 @@ class TurboBatches:
 
     def _fill(self, work: _Work, row: int, sample: int) -> None:
         rows, record = range(row, row + 1), self._records.read(sample)
-        (chance,), pixels = work.draws.of(rows), self._pixels(work, rows)
-        work.views[self._places(rows)] = self._views.paint(record, chance, pixels)
+        pixels = self._pixels(work, rows)
+        work.views[self._places(rows)] = self._views.paint(record, work.draws.at(row), pixels)
         work.labels[row] = record.label
         for place, image in enumerate(pixels, self._places(rows).start):
             self._finish_place(work, place, image)
@@ -219,7 +219,7 @@ class TurboBatches:
     def _worker(self) -> Worker:
         """This thread's."""
         if not hasattr(self._own, "worker"):
-            self._own.worker = Worker(self._records, CHUNK)
+            self._own.worker = Worker(self._records, self._manifest, self._augment, CHUNK)
         return self._own.worker
 
     def _settle(self, work: _Work) -> None:

@@ -9,8 +9,8 @@ from pipelines.arrays import npy_header
 from pipelines.augment import Augment
 from pipelines.crops import Box, center_box, in_source, random_box, resized_box, shorter_sides, ten_boxes
 from pipelines.decode import Decoder
-from pipelines.draws import Chance
-from pipelines.limits import check_jpeg, most_elongated
+from pipelines.draws import Chance, Draws
+from pipelines.limits import check_jpeg
 from pipelines.native import Worker
 from pipelines.records import Record
 from pipelines.resize import resize
@@ -38,7 +38,6 @@ class Views:
         self._decoder = Decoder()
         size = manifest.image.size
         self._raw_header = npy_header((size, size, 3), np.uint8) if manifest.image.encoding == "raw" else b""
-        self._most_elongated = most_elongated(manifest.image)
 
     def paint(self, record: Record, chance: Chance, out: np.ndarray) -> list[View]:
         """Fill ``out``, crops,size,size,3 uint8. Raises SampleError."""
@@ -57,32 +56,18 @@ class Views:
             _recolour(out, chance.colour)
         return views
 
-    def paint_natively(
-        self, worker: Worker, numbers: Sequence[int], chances: Sequence[Chance], out: np.ndarray
-    ) -> list[tuple[View, int] | None]:
-        """The same for several samples at once, into ``out``, N,size,size,3 uint8: views and labels.
+    def paint_natively(self, worker: Worker, numbers: Sequence[int], draws: Draws, out: np.ndarray) -> np.ndarray:
+        """The same for several samples at once, into ``out``, N,size,size,3 uint8; native.SAMPLE of each.
 
-        None for what is left to ``paint``, to do or to complain about. Raises DataError for a damaged index.
+        What is not ``done`` is left to ``paint``, to do or to complain about. Raises DataError for a damaged index.
         """
-        samples = worker.read(numbers)
-        chosen = [
-            self._choose(sample.height, sample.width, chance) if self._is_usual(sample.height, sample.width) else None
-            for sample, chance in zip(samples, chances, strict=True)
-        ]
-        boxes, flips = [choice and choice[0] for choice in chosen], [chance.flip for chance in chances]
-        decoded = worker.decode(boxes, flips, out)
-        for pixels, chance, image in zip(decoded, chances, out, strict=True):
-            if pixels is not None and pixels.shape != image.shape:
-                self._put(pixels, False, image)
-            if pixels is not None and chance.colour is not None:
-                _recolour(image, chance.colour)
-        return [
-            (choice[1], sample.label) if choice and pixels is not None else None
-            for choice, sample, pixels in zip(chosen, samples, decoded, strict=True)
-        ]
-
-    def _is_usual(self, height: int, width: int) -> bool:
-        return 0 < max(height, width) <= self._most_elongated * min(height, width)
+        samples = worker.paint(numbers, draws.shapes, draws.flips, out)
+        for place, pixels in worker.parts(samples):
+            self._put(pixels, False, out[place])
+        if draws.colours is not None:
+            for place in np.flatnonzero(samples["done"]).tolist():
+                _recolour(out[place], draws.colours[place])
+        return samples
 
     def _choose(self, height: int, width: int, chance: Chance) -> tuple[Box, View] | None:
         """The part of the image that is seen, where one part is all that is needed of it."""

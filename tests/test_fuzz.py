@@ -25,7 +25,7 @@ from alexnet import AlexNetError
 from pipelines import Augment, DataError, Manifest, load_manifest
 from pipelines.augment import lighting_matrix, load_mean_image
 from pipelines.documents import COMMANDS
-from pipelines.draws import Chance
+from pipelines.draws import Draws
 from pipelines.images import read_member, read_picture
 from pipelines.index import list_samples
 from pipelines.native import Worker, has_native
@@ -45,7 +45,8 @@ from tools.verify_shards import _problem
 CPU_SECONDS = 10  # of one case; a usual one takes a millisecond
 MEMORY = 1 << 30  # that a case may take; the files are of 100 KB
 CROP = Augment(size=48, normalise="mean")
-CHANCE = Chance([0.3, 0.7], False, None)
+DRAWS = Draws(np.array([False]), np.array([[0.3, 0.7, 0.0, 0.0]]), np.zeros((1, 3)), None)
+CHANCE = DRAWS.at(0)
 QUICK_AND_SLOW = [pytest.param(2500, 0), pytest.param(25_000, 1, marks=pytest.mark.slow)]
 
 
@@ -142,7 +143,7 @@ def folder(folders: dict[str, Path], quick: Path) -> Path:
 def read_all(manifest: Manifest, split: str) -> dict[int, Record]:
     """The samples that can be read, all of them decoded; each of the others is refused with its shard named."""
     records, views = Records(manifest, split), Views(manifest, CROP)
-    worker = Worker(records, 1) if has_native() and manifest.image.encoding == "jpeg" else None
+    worker = Worker(records, manifest, CROP, 1) if has_native() and manifest.image.encoding == "jpeg" else None
     found: dict[int, Record] = {}
     for number in range(len(records)):
         said = refusal(lambda number=number: found.update({number: read_one(records, views, worker, number)}))
@@ -155,11 +156,11 @@ def read_all(manifest: Manifest, split: str) -> dict[int, Record]:
 def read_one(records: Records, views: Views, worker: Worker | None, number: int) -> Record:
     """In Python; what the compiled code makes of it must be the same, where it makes anything of it."""
     out, natively = np.empty((2, 1, 48, 48, 3), np.uint8)
-    (painted,) = views.paint_natively(worker, [number], [CHANCE], natively) if worker else (None,)
+    (painted,) = views.paint_natively(worker, [number], DRAWS, natively) if worker else (None,)
     record = records.read(number)
     views.paint(record, CHANCE, out)
-    if painted:
-        assert painted[1] == record.label
+    if painted is not None and painted["done"]:
+        assert painted["label"] == record.label
         np.testing.assert_array_equal(natively, out)
     return record
 

@@ -12,10 +12,11 @@ from PIL import Image
 
 from pipelines import Augment, load_manifest, open_loader
 from pipelines.augment import Jitter
-from pipelines.crops import Box
 from pipelines.decode import Decoder
+from pipelines.draws import draw
 from pipelines.native import Worker, has_native
 from pipelines.records import Records
+from pipelines.views import Views
 from tests.conftest import shard
 
 needs_native = pytest.mark.skipif(not has_native(), reason="needs pipelines/native.c built")
@@ -85,20 +86,21 @@ def test_healthy_samples_do_without_python(odd: Path, crop, monkeypatch: pytest.
 
 
 @needs_native
-def test_any_part_has_the_pixels_of_a_whole_decode(odd: Path) -> None:
+@pytest.mark.parametrize("size", [20, 60, 224])
+def test_any_part_has_the_pixels_of_a_whole_decode(odd: Path, size: int) -> None:
     """Its edges too, where chroma is interpolated from beyond them; at every size that a JPEG can be decoded at."""
-    records, decoder, rng = Records(load_manifest(odd), "train"), Decoder(), np.random.default_rng(1)
-    worker = Worker(records, 1)
+    manifest, augment = load_manifest(odd), Augment(crop="resized", size=size, scale=(0.0001, 1), ratio=(0.1, 10))
+    records, decoder, views = Records(manifest, "train"), Decoder(), Views(manifest, augment)
+    worker = Worker(records, manifest, augment, 1)
     for number in range(len(records)):
-        height, width = decoder.size(records.read(number).data)
-        for _ in range(12):
-            h, w = int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))
-            box = Box(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)
-            flip, least = bool(rng.integers(2)), int(rng.choice([20, 60, 224]))
-            expected = decoder.part(records.read(number).data, height, width, box, least)
-            (sample,) = worker.read([number])
-            assert (sample.height, sample.width, sample.label) == (height, width, records.read(number).label)
-            out = np.zeros((1, least, least, 3), np.uint8)
-            (found,) = worker.decode([box], [flip], out)
-            assert found is not None
-            np.testing.assert_array_equal(found[..., :3], (expected[:, ::-1] if flip else expected)[..., :3])
+        data, draws = records.read(number).data, draw(number, 0, augment, 0, 12)
+        height, width = decoder.size(data)
+        for row in range(12):
+            one = slice(row, row + 1)
+            out = np.zeros((1, size, size, 3), np.uint8)
+            (sample,) = samples = worker.paint([number], draws.shapes[one], draws.flips[one], out)
+            assert sample["done"] and sample["label"] == records.read(number).label
+            box, _ = views._choose(height, width, draws.at(row)) or pytest.fail("one part is all that is needed")
+            expected = decoder.part(data, height, width, box, size)[..., :3]
+            found = next((pixels for _, pixels in worker.parts(samples)), out[0])[..., :3]
+            np.testing.assert_array_equal(found, expected[:, ::-1] if draws.flips[row] else expected)

@@ -21,12 +21,13 @@ def confusion_matrix(cells: np.ndarray, names: Sequence[str], pairs: int = 20) -
 def _matrix(cells: np.ndarray, names: Sequence[str]) -> Figure:
     share = 100 * cells / np.maximum(cells.sum(1, keepdims=True), 1)
     size = 2.6 + 0.52 * len(cells)
-    figure = Figure(figsize=(size + 0.6, size), layout="constrained")
+    figure = Figure(figsize=(max(size + 0.6, 5.5), size), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="predicted", ylabel="true", title="images; the shade is their share of the true class")
+    axes.set(xlabel="predicted", ylabel="true")
+    figure.suptitle("images; the shade is their share of the true class")
     for row, column in np.argwhere(cells):
         colour = "white" if share[row, column] > 55 else "black"
         axes.text(column, row, cells[row, column], ha="center", va="center", color=colour, fontsize=9)
