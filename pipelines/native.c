@@ -47,6 +47,8 @@ struct sample { /* the same in native.py */
 
 struct box { int32_t top, left, height, width; };
 
+int layout(void) { return sizeof(struct settings) * 1000 + sizeof(struct sample); }
+
 struct worker {
     struct jpeg_decompress_struct info; /* first, so that libjpeg's functions find the rest */
     struct jpeg_error_mgr errors;

@@ -95,14 +95,12 @@ class Worker:
 
     def parts(self, samples: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """The place among ``samples``, and H,W,4 uint8 that is yet to be resized, mirrored already."""
+        start = self._library.worker_parts(self._worker)
         columns = (samples[name].tolist() for name in ("done", "height", "width", "at"))
-        places = [entry for entry in enumerate(zip(*columns, strict=True)) if entry[1][0] and entry[1][1]]
-        if not places:
-            return
-        _, (_, height, width, at) = places[-1]
-        memory = memory_view(self._library.worker_parts(self._worker), at + 4 * height * width, WRITE)
-        for place, (_, height, width, at) in places:
-            yield place, np.frombuffer(memory, np.uint8, 4 * height * width, at).reshape(height, width, 4)
+        for place, (done, height, width, at) in enumerate(zip(*columns, strict=True)):
+            if done and height:
+                memory = memory_view(start + at, 4 * height * width, WRITE)
+                yield place, np.frombuffer(memory, np.uint8).reshape(height, width, 4)
 
 
 def address_of(array: np.ndarray) -> int:
@@ -115,13 +113,14 @@ def has_native() -> bool:
 
 @cache
 def native_library() -> Any:
-    """None where it was not built, or does not fit the libjpeg that is installed."""
+    """None where it was not built, or from another version, or does not fit the libjpeg that is installed."""
     found = util.find_spec("pipelines._native")
     if not found or not found.origin:
         return None
     try:
         library = ctypes.CDLL(found.origin)
-    except OSError:  # libjpeg is missing
+        fits = library.layout() == ctypes.sizeof(Settings) * 1000 + SAMPLE.itemsize
+    except (OSError, AttributeError):  # libjpeg is missing; an earlier version had no layout
         return None
     library.worker_new.restype = library.worker_parts.restype = POINTER
-    return library if library.worker_new() else None
+    return library if fits and library.worker_new() else None
