@@ -108,7 +108,7 @@ def own_candidates(options: LoaderOptions, manifest: Manifest) -> dict[str, dict
             found[f"{backend}, {augment} normalised"] = {"work": "loader", "backend": backend, "augment": augment}
     first = f"{options.backends[0]}, {options.crops[0]}"
     found[f"{first}, normalised"] = found[first] | {"normalise": "mean_std"}
-    if has_native() and "turbo" in options.backends and manifest.image.encoding == "jpeg":
+    if has_native() and "turbo" in options.backends:
         found[LOCK] = {"work": "lock", "backend": "turbo", "crop": "random"}
     return found | {READ: {"work": "read"}, TRAINING: {"work": "step"}}
 

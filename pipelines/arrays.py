@@ -4,6 +4,8 @@ import io
 
 import numpy as np
 
+from pipelines.shards import ImageFormat
+
 
 def npy_header(shape: tuple[int, ...], dtype: type) -> bytes:
     """How numpy's format 1.0 begins; without it the file is ``shape``'s pixels and nothing else."""
@@ -11,6 +13,11 @@ def npy_header(shape: tuple[int, ...], dtype: type) -> bytes:
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(buffer, header)
     return buffer.getvalue()
+
+
+def raw_header_of(image: ImageFormat) -> bytes:
+    """What each member of raw shards begins with; nothing for JPEGs."""
+    return npy_header((image.size, image.size, 3), np.uint8) if image.encoding == "raw" else b""
 
 
 def read_npy(data: bytes, shape: tuple[int, ...], dtype: type) -> np.ndarray:

@@ -1,5 +1,5 @@
-/* What turbo does to most samples, without Python: found in their shard, checked, and the part of the JPEG that is wanted
- * decoded to where it belongs. No rows below that part are decoded, and few columns beside it.
+/* What turbo does to most samples, without Python: found in their shard, checked, and the part that is wanted decoded, or of
+ * raw pixels copied, to where it belongs. Of a JPEG no rows below that part are decoded, and few columns beside it.
  *
  * Whatever is not as the sharding tool writes it is left to the Python code, which says what is wrong with it; so nothing
  * here explains itself. native.py calls it through ctypes, which lets go of Python's lock.
@@ -25,6 +25,8 @@ enum { RANDOM, RESIZED, CENTER }; /* crops, in the order of native.py */
 
 struct settings { /* the same in native.py: of the shards, and what becomes of an image */
     const char *extension;
+    const uint8_t *raw_header; /* of .npy files; the images are JPEGs where it has no bytes */
+    int32_t raw_header_bytes;
     int32_t label_digits, classes;
     int32_t square;            /* pixels a side, where all images are such; else 0 */
     int32_t crop, size;        /* pixels a side */
@@ -229,26 +231,29 @@ static int choose(const struct settings *settings, const double *draws, int32_t 
 #ifdef SHUFFLES /* a third of the time */
 typedef uint8_t pixels_t __attribute__((vector_size(16)));
 
-/* Four pixels at a time of four bytes to three, for as long as there is room for a fourth; how many were done? */
+/* Four pixels at a time, each stored in three or four bytes, to three, for as long as there is room for a fourth; how many
+ * were done? */
 __attribute__((target_clones("ssse3", "default")))
-static int mirror_fours(uint8_t *out, const uint8_t *row, int width) {
+static int mirror_fours(uint8_t *out, const uint8_t *row, int width, int stored) {
     int done = 0;
     for (; width - done >= 6; done += 4) {
         pixels_t four;
-        memcpy(&four, row + 4 * (width - done - 4), 16);
-        four = __builtin_shufflevector(four, four, 12, 13, 14, 8, 9, 10, 4, 5, 6, 0, 1, 2, 3, 3, 3, 3);
+        memcpy(&four, row + stored * (width - done - 4), 16);
+        if (stored == 4) four = __builtin_shufflevector(four, four, 12, 13, 14, 8, 9, 10, 4, 5, 6, 0, 1, 2, 3, 3, 3, 3);
+        else four = __builtin_shufflevector(four, four, 9, 10, 11, 6, 7, 8, 3, 4, 5, 0, 1, 2, 3, 3, 3, 3);
         memcpy(out + 3 * done, &four, 16);
     }
     return done;
 }
 #else
-static int mirror_fours(uint8_t *out, const uint8_t *row, int width) { return 0; }
+static int mirror_fours(uint8_t *out, const uint8_t *row, int width, int stored) { return 0; }
 #endif
 
-/* width pixels of four bytes, the last one first; what is written too far is written over by the next. */
-static void mirror(uint8_t *out, const uint8_t *row, int width, int channels) {
-    int done = channels == 3 ? mirror_fours(out, row, width) : 0;
-    for (; done < width - 1; done++) memcpy(out + channels * done, row + 4 * (width - 1 - done), 4);
+/* width pixels of stored bytes, the last one first; what is written too far is written over by the next. Up to four bytes
+ * behind the row are read. */
+static void mirror(uint8_t *out, const uint8_t *row, int width, int stored, int channels) {
+    int done = channels == 3 ? mirror_fours(out, row, width, stored) : 0;
+    for (; done < width - 1; done++) memcpy(out + channels * done, row + stored * (width - 1 - done), 4);
     memcpy(out + channels * done, row, channels);
 }
 
@@ -279,7 +284,7 @@ static void decode_part(struct worker *worker, struct box box, int flip, int cha
         if (read < 1) fail((j_common_ptr)info);
         for (int i = 0; i < read; i++, left--, out += row_bytes) {
             const uint8_t *row = rows[i] + (size_t)stored * (box.left - first);
-            if (flip) mirror(out, row, box.width, channels);
+            if (flip) mirror(out, row, box.width, 4, channels);
             else memcpy(out, row, row_bytes);
         }
     }
@@ -323,6 +328,22 @@ static void paint(struct worker *worker, const struct settings *settings, struct
     sample->done = 1;
 }
 
+/* The same of raw pixels, where the part is of the size that is wanted. */
+static void copy_part(const struct settings *settings, struct sample *sample, const uint8_t *image, int64_t bytes,
+                      const double *draws, int32_t attempts, uint8_t *out) {
+    int64_t side = settings->square, header = settings->raw_header_bytes;
+    struct box box;
+    if (bytes != header + 3 * side * side || memcmp(image, settings->raw_header, header)
+        || !choose(settings, draws, attempts, side, side, sample, &box)
+        || box.height != settings->size || box.width != settings->size) return;
+    const uint8_t *row = image + header + 3 * (box.top * side + box.left);
+    for (int32_t left = box.height; left > 0; left--, row += 3 * side, out += 3 * box.width) {
+        if (sample->flip) mirror(out, row, box.width, 3, 3);
+        else memcpy(out, row, 3 * box.width);
+    }
+    sample->done = 1;
+}
+
 /* Finds and paints samples. Each has attempts x 4 draws, a stride of doubles apart, and its place in out,
  * count, size, size, 3. */
 void paint_samples(struct worker *worker, const struct settings *settings, struct sample *samples, int32_t count,
@@ -332,7 +353,10 @@ void paint_samples(struct worker *worker, const struct settings *settings, struc
     for (int32_t i = 0; i < count; i++, draws += stride, out += (size_t)3 * settings->size * settings->size) {
         struct sample *sample = &samples[i];
         sample->done = sample->height = sample->width = 0;
-        if (find(settings, sample, &place) && read_sample(worker, settings, sample, &place))
+        if (!find(settings, sample, &place) || !read_sample(worker, settings, sample, &place)) continue;
+        if (settings->raw_header_bytes)
+            copy_part(settings, sample, worker->span + BLOCK, place.size, draws, attempts, out);
+        else
             paint(worker, settings, sample, &place, draws, attempts, used, out);
         if (sample->done) used += (size_t)4 * sample->height * sample->width;
     }

@@ -1,7 +1,8 @@
 """native.c, where it was built: samples that are as they should be are read and decoded without Python's lock.
 
 The same pixels as decode.py's, in less time: no rows below the part that is wanted are decoded, and the part goes
-straight to where it belongs. What is not done is left to records.py and decode.py, which say what is wrong with it.
+straight to where it belongs; what is wanted of raw pixels too. What is not done is left to records.py and decode.py,
+which say what is wrong with it.
 """
 
 import ctypes
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.arrays import raw_header_of
 from pipelines.augment import Augment
 from pipelines.limits import most_elongated
 from pipelines.records import Records
@@ -35,7 +37,7 @@ SAMPLE = np.dtype(
 
 class Settings(ctypes.Structure):
     _fields_ = (
-        ("extension", ctypes.c_char_p),
+        *(("extension", ctypes.c_char_p), ("raw_header", ctypes.c_char_p), ("raw_header_bytes", ctypes.c_int32)),
         *((name, ctypes.c_int32) for name in ("label_digits", "classes", "square", "crop", "size", "shorter")),
         ("most_elongated", ctypes.c_double),
         *((name, ctypes.c_double * 2) for name in ("scale", "ratio", "log_ratio")),
@@ -43,9 +45,11 @@ class Settings(ctypes.Structure):
 
     @classmethod
     def of(cls, manifest: Manifest, augment: Augment) -> "Settings":
-        image, ratio = manifest.image, augment.ratio
+        image, ratio, header = manifest.image, augment.ratio, raw_header_of(manifest.image)
         return cls(
             extension=image.extension.encode(),
+            raw_header=header,
+            raw_header_bytes=len(header),
             label_digits=manifest.label_width,
             classes=len(manifest.classes),
             square=image.size if image.resize == "square" else 0,
@@ -109,6 +113,12 @@ def address_of(array: np.ndarray) -> int:
 
 def has_native() -> bool:
     return native_library() is not None
+
+
+def paints(manifest: Manifest, augment: Augment) -> bool:
+    """Whether it is for these images: not for several crops of one, nor for raw pixels that are then resized."""
+    resized = manifest.image.encoding == "raw" and augment.crop == "resized"
+    return has_native() and augment.crop in CROPS and not resized
 
 
 @cache

@@ -20,7 +20,7 @@ from pipelines.augment import Augment
 from pipelines.buffers import LentBuffers
 from pipelines.draws import Draws, draw, order_of
 from pipelines.finish import Finish
-from pipelines.native import Worker, has_native
+from pipelines.native import Worker, paints
 from pipelines.plan import Plan
 from pipelines.records import Records, SampleError
 from pipelines.shards import DataError, Manifest
@@ -82,7 +82,7 @@ class TurboBatches:
         self._manifest, self._records, self._plan, self._augment = manifest, records, plan, augment
         self._device, self._seed, self._skip = device, seed, skip
         self._finish, self._views = Finish(manifest, augment, device), Views(manifest, augment)
-        self._native = has_native() and manifest.image.encoding == "jpeg" and augment.crop != "ten"
+        self._native = paints(manifest, augment)
         self._buffers = LentBuffers(pinned=device.type == "cuda")
         self._batches = _endless(plan, epoch, taken)
         self._upcoming = next(self._batches)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.arrays import npy_header
+from pipelines.arrays import raw_header_of
 from pipelines.augment import Augment
 from pipelines.crops import Box, center_box, in_source, random_box, resized_box, shorter_sides, ten_boxes
 from pipelines.decode import Decoder
@@ -36,8 +36,7 @@ class Views:
     def __init__(self, manifest: Manifest, augment: Augment) -> None:
         self._image, self._augment = manifest.image, augment
         self._decoder = Decoder()
-        size = manifest.image.size
-        self._raw_header = npy_header((size, size, 3), np.uint8) if manifest.image.encoding == "raw" else b""
+        self._raw_header = raw_header_of(manifest.image)
 
     def paint(self, record: Record, chance: Chance, out: np.ndarray) -> list[View]:
         """Fill ``out``, crops,size,size,3 uint8. Raises SampleError."""

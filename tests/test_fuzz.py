@@ -28,7 +28,7 @@ from pipelines.documents import COMMANDS
 from pipelines.draws import Draws
 from pipelines.images import read_member, read_picture
 from pipelines.index import list_samples
-from pipelines.native import Worker, has_native
+from pipelines.native import Worker, paints
 from pipelines.records import Record, Records
 from pipelines.shards import ImageFormat
 from pipelines.views import Views
@@ -143,7 +143,7 @@ def folder(folders: dict[str, Path], quick: Path) -> Path:
 def read_all(manifest: Manifest, split: str) -> dict[int, Record]:
     """The samples that can be read, all of them decoded; each of the others is refused with its shard named."""
     records, views = Records(manifest, split), Views(manifest, CROP)
-    worker = Worker(records, manifest, CROP, 1) if has_native() and manifest.image.encoding == "jpeg" else None
+    worker = Worker(records, manifest, CROP, 1) if paints(manifest, CROP) else None
     found: dict[int, Record] = {}
     for number in range(len(records)):
         said = refusal(lambda number=number: found.update({number: read_one(records, views, worker, number)}))

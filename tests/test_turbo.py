@@ -348,7 +348,7 @@ def test_a_damaged_sample_is_an_error_with_shard_and_key_or_skipped_and_reported
 ) -> None:
     """By the compiled code, where it was built, and without it."""
     if not native:
-        monkeypatch.setattr("pipelines.turbo.has_native", lambda: False)
+        monkeypatch.setattr("pipelines.native.has_native", lambda: False)
     name = damage(damaged)
     begun = time.monotonic()
     with pytest.raises(DataError, match="--verify") as error:
