@@ -49,6 +49,7 @@ struct sample { /* the same in native.py */
 
 struct box { int32_t top, left, height, width; };
 
+/* What Python compares with its own, so that it takes no other version of this file. */
 int layout(void) { return sizeof(struct settings) * 1000 + sizeof(struct sample); }
 
 struct worker {
