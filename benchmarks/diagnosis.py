@@ -28,11 +28,7 @@ def diagnose(rates: Mapping[str, float]) -> list[str]:
     bound = "training" if rates["training"] < rates["batches"] else slowest
     return [
         f"An image takes {total:.0f} us of all threads together: {shares}.",
-        *(
-            [f"Python's lock lets a process make at least {rates['lock']:.0f} images/s on any cores."]
-            if "lock" in rates
-            else []
-        ),
+        *([f"Python's lock lets a process make {rates['lock']:.0f} images/s on any cores."] if "lock" in rates else []),
         f"The network takes {rates['training']:.0f} images/s, the loader makes {rates['batches']:.0f}.",
         f"What bounds training here is {ADVICE[bound]}.",
         *([f"Next would be {ADVICE[slowest]}."] if bound == "training" else []),

@@ -31,8 +31,8 @@ WARM_BATCHES = 6  # more than any loader makes in advance
 
 @dataclass(frozen=True)
 class Settings(Asked):
-    """``work``: limit, only decoding, from memory; read, only reading; loader; lock, a loader whose decoder says at
-    once that it is done with its samples; step, only training, on one batch."""
+    """``work``: limit, only decoding, from memory; read, only reading; loader; lock, a loader whose compiled part does
+    nothing; step, only training, on one batch."""
 
     backend: Any = "auto"
     crop: Any = "random"

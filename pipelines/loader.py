@@ -199,14 +199,9 @@ def open_loader(
     import torch
 
     device = torch.device(device)
-    if backend not in BACKENDS:
-        raise ValueError(f"no backend {backend!r}, only {', '.join(BACKENDS)}")
+    backend = _resolved(backend, device, on_error)
     if batch_size < 1 or not 0 <= rank < world_size:
         raise ValueError(f"batch_size {batch_size} of rank {rank} of {world_size} is out of range")
-    if backend == "auto":
-        backend = "dali" if device.type == "cuda" and _has_dali() else "turbo"
-    if on_error not in get_args(OnError) or (on_error == "skip" and backend == "dali"):
-        raise ValueError(f'on_error={on_error!r} with backend {backend}: it is "raise", or with turbo "skip"')
     manifest = load_manifest(folder)
     training = split == "train" if training is None else training
     chosen = _chosen(augment, training)
@@ -215,6 +210,17 @@ def open_loader(
     threads = threads or _cores_of_this_rank()
     opening = _Opening(manifest, split, plan, chosen, device, seed, threads, on_error)
     return {"dali": _dali, "turbo": _turbo, "synthetic": _synthetic}[backend](opening)
+
+
+def _resolved(backend: BackendName, device: torch.device, on_error: OnError) -> BackendName:
+    """``auto`` by its own name. Raises ValueError for an unknown backend, and where it has no such ``on_error``."""
+    if backend not in BACKENDS:
+        raise ValueError(f"no backend {backend!r}, only {', '.join(BACKENDS)}")
+    if backend == "auto":
+        backend = "dali" if device.type == "cuda" and _has_dali() else "turbo"
+    if on_error not in get_args(OnError) or (on_error == "skip" and backend == "dali"):
+        raise ValueError(f'on_error={on_error!r} with backend {backend}: it is "raise", or with turbo "skip"')
+    return backend
 
 
 def _check_sizes(manifest: Manifest, split: str, plan: Plan, augment: Augment) -> None:
