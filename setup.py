@@ -4,7 +4,8 @@ from setuptools import Extension, setup
 
 NATIVE = Extension(
     "pipelines._native",
-    ["pipelines/native.c"],
+    ["pipelines/native.c", "pipelines/entropy.c"],
+    depends=["pipelines/entropy.h"],
     libraries=["jpeg", "m"],
     extra_compile_args=["-O3", "-ffp-contract=off"],  # crops to the bit as in Python
     py_limited_api=True,  # it uses nothing of Python's: one file for all versions

@@ -15,11 +15,13 @@
 
 #include <jpeglib.h>
 
+#include "entropy.h"
+
 #define BLOCK 512              /* of a tar file */
 #define MAX_SPAN (16 << 20)    /* bytes of a sample in its shard */
 #define MAX_PIXELS (1 << 26)   /* of an image */
 #define ROWS 4                 /* decoded at a time */
-#define MARGIN 2               /* columns beside the part, from which its edges are interpolated */
+#define MARGIN 2               /* pixels around the part, from which its edges are interpolated */
 
 enum { RANDOM, RESIZED, CENTER }; /* crops, in the order of native.py */
 
@@ -56,6 +58,7 @@ struct worker {
     struct jpeg_decompress_struct info; /* first, so that libjpeg's functions find the rest */
     struct jpeg_error_mgr errors;
     jmp_buf failed;
+    struct entropy *entropy;
     uint8_t *span, *rows, *parts;
     size_t span_room, rows_room, parts_room;
 };
@@ -68,7 +71,7 @@ static void fail_on_warning(j_common_ptr info, int level) {
 
 struct worker *worker_new(void) {
     struct worker *worker = calloc(1, sizeof *worker);
-    if (!worker) return NULL;
+    if (!worker || !(worker->entropy = entropy_new())) return NULL;
     worker->info.err = jpeg_std_error(&worker->errors);
     worker->errors.error_exit = fail;
     worker->errors.emit_message = fail_on_warning;
@@ -79,6 +82,7 @@ struct worker *worker_new(void) {
 
 void worker_free(struct worker *worker) {
     jpeg_destroy_decompress(&worker->info);
+    entropy_free(worker->entropy);
     free(worker->span);
     free(worker->rows);
     free(worker->parts);
@@ -265,8 +269,10 @@ static void decode_part(struct worker *worker, struct box box, int flip, int cha
     info->out_color_space = stored == 4 ? JCS_EXT_RGBX : JCS_EXT_RGB;
     jpeg_start_decompress(info);
 
-    JDIMENSION first = box.left > MARGIN ? box.left - MARGIN : 0;
-    JDIMENSION columns = box.left + box.width + MARGIN - first;
+    int32_t right = box.left + box.width + MARGIN, bottom = box.top + box.height + MARGIN, scale = info->scale_denom;
+    entropy_replace(worker->entropy, info, scale * (box.top - MARGIN), scale * bottom, scale * (box.left - MARGIN),
+                    scale * right);
+    JDIMENSION first = larger(0, box.left - MARGIN), columns = right - first;
     if (first + columns > info->output_width) columns = info->output_width - first;
     jpeg_crop_scanline(info, &first, &columns);
 
