@@ -4,7 +4,7 @@ from setuptools import Extension, setup
 
 NATIVE = Extension(
     "pipelines._native",
-    ["pipelines/native.c", "pipelines/entropy.c"],
+    ["pipelines/native.c", "pipelines/entropy.c", "pipelines/restarts.c"],
     depends=["pipelines/entropy.h"],
     libraries=["jpeg", "m"],
     extra_compile_args=["-O3", "-ffp-contract=off"],  # crops to the bit as in Python

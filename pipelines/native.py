@@ -130,7 +130,8 @@ def native_library() -> Any:
     try:
         library = ctypes.CDLL(found.origin)
         fits = library.layout() == ctypes.sizeof(Settings) * 1000 + SAMPLE.itemsize
-    except (OSError, AttributeError):  # libjpeg is missing; an earlier version had no layout
+        library.worker_new.restype = library.worker_parts.restype = POINTER
+        library.with_restarts.restype = ctypes.c_int64
+    except (OSError, AttributeError):  # libjpeg is missing; an earlier version lacks a function
         return None
-    library.worker_new.restype = library.worker_parts.restype = POINTER
     return library if fits and library.worker_new() else None

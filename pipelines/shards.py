@@ -59,12 +59,14 @@ class ImageFormat:
     ``resize`` and ``size``, in pixels: ``square``, all are size x size; ``shorter``, their shorter side is size and
     the other at least that; ``none``, they are as they came, and size is what loaders make of the shorter side.
     ``quality`` is that of the JPEGs that were encoded: all of them, or under ``none`` the repaired; 0 for ``raw``.
+    ``restarts``: the JPEGs have restart markers, for turbo.
     """
 
     encoding: str
     resize: str
     size: int
     quality: int
+    restarts: bool = False
 
     def __post_init__(self) -> None:
         if self.encoding not in ENCODINGS or self.resize not in RESIZES:

@@ -70,3 +70,14 @@ def test_predict_prepares_a_picture_as_the_loader_does(
         assert (ours - image).abs().mean() < 0.1 * deviation, "what JPEG at quality 90 loses"
     with pytest.raises(DataError, match="lacks the mean image"):
         Preparation("paper", 256, vars(loader.manifest.statistics), None)
+
+
+def test_a_reader_that_has_enough_ends_a_command_quietly() -> None:
+    """As ``--help | head -1`` does."""
+    line = f"{sys.executable} tools/predict.py --help"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(line.split(), cwd=ROOT, env=environment, **pipes) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 1

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import simplejpeg
@@ -11,6 +11,7 @@ from pipelines.images import misnamed, read_picture
 from pipelines.jpeg import Jpeg, inspect, without_cuts
 from pipelines.limits import check_shape
 from pipelines.resize import shorter, square
+from pipelines.restarts import with_restarts
 from pipelines.shards import DataError, ImageFormat
 from tools.sources import Sample
 
@@ -31,11 +32,15 @@ def make_member(data: bytes, suffix: str, image: ImageFormat, max_pixels: int, w
     """Raises DataError with the reason where the image cannot be used."""
     if image.resize == "none":
         return _as_it_is(data, suffix, image, max_pixels, want_pixels)
+    return _resized(data, suffix, image, max_pixels)
+
+
+def _resized(data: bytes, suffix: str, image: ImageFormat, max_pixels: int) -> Member:
     picture = read_picture(data, suffix, max_pixels)
     height, width = picture.pixels.shape[:2]
     _check_shape(height, width, image, max_pixels)
     resized = (square if image.resize == "square" else shorter)(picture.pixels, image.size)
-    encoded = encode_raw(resized) if image.encoding == "raw" else encode_jpeg(resized, image.quality)
+    encoded = encode_raw(resized) if image.encoding == "raw" else _encoded(resized, image)
     return Member(encoded, picture.repairs, resized)
 
 
@@ -46,8 +51,15 @@ def _as_it_is(data: bytes, suffix: str, image: ImageFormat, max_pixels: int, wan
         return _written_anew(data, suffix, image, max_pixels, jpeg)
     _check_shape(jpeg.height, jpeg.width, image, max_pixels)
     repairs = (*misnamed("JPEG", suffix), *dict.fromkeys(why for _, _, why in jpeg.cuts))
+    plain = without_cuts(data, jpeg)
+    if image.restarts:
+        try:
+            plain = with_restarts(plain)
+        except ValueError as error:
+            damaged = replace(jpeg, obstacles=(f"damaged, written anew: {error}",))
+            return _written_anew(data, suffix, image, max_pixels, damaged)
     pixels = read_picture(data, suffix, max_pixels).pixels if want_pixels else None
-    return Member(without_cuts(data, jpeg), repairs, pixels)
+    return Member(plain, repairs, pixels)
 
 
 def _written_anew(data: bytes, suffix: str, image: ImageFormat, max_pixels: int, jpeg: Jpeg) -> Member:
@@ -59,7 +71,7 @@ def _written_anew(data: bytes, suffix: str, image: ImageFormat, max_pixels: int,
     else:
         found = () if misnamed(picture.format, suffix) else (f"{picture.format} to JPEG",)
     repairs = tuple(dict.fromkeys((*picture.repairs, *found)))
-    return Member(encode_jpeg(picture.pixels, image.quality), repairs, picture.pixels)
+    return Member(_encoded(picture.pixels, image), repairs, picture.pixels)
 
 
 def _check_shape(height: int, width: int, image: ImageFormat, max_pixels: int) -> None:
@@ -67,6 +79,11 @@ def _check_shape(height: int, width: int, image: ImageFormat, max_pixels: int) -
         check_shape(height, width, image, max_pixels)
     except ValueError as error:
         raise DataError(str(error)) from None
+
+
+def _encoded(pixels: np.ndarray, image: ImageFormat) -> bytes:
+    jpeg = encode_jpeg(pixels, image.quality)
+    return with_restarts(jpeg) if image.restarts else jpeg
 
 
 def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:

@@ -23,6 +23,7 @@ import tyro
 
 from pipelines.documents import read_json
 from pipelines.limits import MAX_PIXELS, PILLOW_MAX_PIXELS
+from pipelines.native import has_native
 from pipelines.shards import DataError, ImageFormat, load_manifest
 from tools.image_members import expected_bytes
 from tools.pixel_statistics import measured_samples
@@ -51,6 +52,9 @@ class Options:
     are, if they are healthy baseline JPEGs, checked without decoding them; loaders resize them to --size."""
     encoding: Literal["jpeg", "raw"] = "jpeg"
     """raw: pixels that need no decoding, about eight times the size; only with --resize square."""
+    restarts: bool = False
+    """Write restart markers into the JPEGs: the same pixels in 1 % more bytes, of which the turbo backend passes over
+    what a crop does not show. --resize none then writes the files anew, without loss and without metadata."""
     max_pixels: int = MAX_PIXELS
     """Images whose header claims more are not decoded, but quarantined."""
     statistics_images: int = 4096
@@ -92,6 +96,7 @@ class Options:
             self.encoding == "jpeg" or self.resize == "square",
             f"--encoding raw goes with --resize square only, not {self.resize}: raw images need one shape for all",
         )
+        require(self.encoding == "jpeg" or not self.restarts, "--restarts goes with --encoding jpeg only")
         require(0 <= self.max_bad <= 1, f"--max-bad is {self.max_bad}, it goes from 0 to 1")
         require(1 <= self.quality <= 95, f"--quality is {self.quality}, it goes from 1 to 95")
         require(0.01 <= self.shard_mb <= 1e6, f"--shard-mb is {self.shard_mb}, it goes from 0.01 to 1000000")
@@ -121,7 +126,9 @@ def main(options: Options) -> None:
         per_class=options.per_class,
     )
     quality = options.quality if options.encoding == "jpeg" else 0
-    image = ImageFormat(options.encoding, options.resize, options.size, quality)
+    image = ImageFormat(options.encoding, options.resize, options.size, quality, options.restarts)
+    if options.restarts and not has_native():
+        raise DataError("--restarts needs turbo's compiled part, which pip builds with a C compiler and libjpeg")
     tasks = plan(source, options, image)
     if options.repair:
         repair(options, source, tasks)

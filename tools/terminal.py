@@ -4,9 +4,10 @@
 """
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
@@ -30,24 +31,35 @@ def run(
     kinds whose message is for the person at the terminal.
     """
     try:
-        start: dict[str, Any] = {} if default is None else {"default": default}
-        no_pairs = (tyro.conf.FlagCreatePairsOff,)  # --resume without a --no-resume
-        chosen = tyro.cli(options, description=description, args=arguments, config=no_pairs, **start)
-    except ValueError as error:
-        fail(f"{error}. Try --help.", code=2)
-    try:
-        main(chosen)
+        try:
+            main(_chosen(options, description, default, arguments))
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         fail("stopped", code=130)
     except errors as error:
         fail(str(error))
+    except BrokenPipeError:  # who read the output has enough of it, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except OSError as error:
         advice = ": free some space, then run the same command again" if error.errno == errno.ENOSPC else ""
         where = f" {error.filename}" if error.filename else ""
         fail(f"{error.strerror or error}{where}{advice}")
 
 
-def fail(message: str, code: int = 1) -> None:
+def _chosen(
+    options: type[Options], description: str | None, default: Options | None, arguments: Sequence[str] | None
+) -> Options:
+    try:
+        start: dict[str, Any] = {} if default is None else {"default": default}
+        no_pairs = (tyro.conf.FlagCreatePairsOff,)  # --resume without a --no-resume
+        return tyro.cli(options, description=description, args=arguments, config=no_pairs, **start)
+    except ValueError as error:
+        fail(f"{error}. Try --help.", code=2)
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
     """End the process with one message on standard error; what names in it would tell the terminal to do is escaped."""
     print("error:", "\n".join(map(printable, message.split("\n"))), file=sys.stderr)
     raise SystemExit(code)

@@ -1,0 +1,50 @@
+/* A JPEG written anew with restart markers: of the same coefficients, and so of the same pixels. */
+
+#include <setjmp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <jpeglib.h>
+
+struct errors {
+    struct jpeg_error_mgr manager; /* first, so that libjpeg's functions find the rest */
+    jmp_buf failed;
+};
+
+static void fail(j_common_ptr info) { longjmp(((struct errors *)info->err)->failed, 1); }
+
+static void fail_on_warning(j_common_ptr info, int level) {
+    if (level < 0) fail(info);
+}
+
+/* One after each interval of MCUs, without other markers than it needs and with the tables of T.81's annex K. How many bytes
+ * of out does it have? 0 where the JPEG is damaged, or there is no room. */
+int64_t with_restarts(const uint8_t *jpeg, int64_t size, int32_t interval, uint8_t *out, int64_t room) {
+    struct errors errors;
+    struct jpeg_decompress_struct from = {.err = jpeg_std_error(&errors.manager)};
+    struct jpeg_compress_struct to = {.err = &errors.manager};
+    unsigned char *written = out;
+    unsigned long bytes = room;
+    volatile int64_t length = 0;
+    errors.manager.error_exit = fail;
+    errors.manager.emit_message = fail_on_warning;
+    if (!setjmp(errors.failed)) {
+        jpeg_create_decompress(&from);
+        jpeg_create_compress(&to);
+        jpeg_mem_src(&from, jpeg, size);
+        jpeg_read_header(&from, TRUE);
+        jvirt_barray_ptr *coefficients = jpeg_read_coefficients(&from);
+        jpeg_copy_critical_parameters(&from, &to);
+        to.restart_interval = interval;
+        jpeg_mem_dest(&to, &written, &bytes);
+        jpeg_write_coefficients(&to, coefficients);
+        jpeg_finish_compress(&to);
+        if (written == out) length = bytes;
+        else free(written); /* libjpeg took more memory than there was room */
+    }
+    jpeg_destroy_compress(&to);
+    jpeg_destroy_decompress(&from);
+    return length;
+}
