@@ -4,22 +4,26 @@ from collections.abc import Mapping
 
 ADVICE = {
     "read": "the disk: keep the shards on a faster one, or let the page cache hold them",
-    "decode": "decoding: more threads where there are cores, a GPU's decoder (dali), smaller images, or raw shards "
-    "(--encoding raw), which need none",
+    "decode": "decoding: more threads where there are cores, a GPU's decoder (dali), smaller images, shards with restart "
+    "markers (--restarts), or raw ones (--encoding raw), which need none",
+    "copy": "copying raw pixels: more threads where there are cores, as far as memory's bandwidth goes",
     "crop and batch": "cropping, resizing and Python: random crops of 256x256 shards cost least",
     "normalise": "making floats of pixels: a GPU does it after the copy, at no cost to the host",
     "training": "the network: the loader is fast enough",
 }
 
 
-def diagnose(rates: Mapping[str, float]) -> list[str]:
-    """Lines for people. ``rates`` in images/s: read, decode, pixels (a loader's uint8 batches), batches (its
-    normalised ones), training; lock, a loader that decodes nothing, where it was measured."""
+def diagnose(rates: Mapping[str, float], raw: bool = False) -> list[str]:
+    """Lines for people. ``rates`` in images/s: read, decode (whole images; of ``raw`` pixels a copy), pixels (a
+    loader's uint8 batches), batches (its normalised ones), training; lock, a loader that decodes nothing, where it was
+    measured. A loader that decodes only parts of images may take less than ``decode``."""
     microseconds = {name: 1e6 / rate for name, rate in rates.items()}
+    after_reading = max(0.0, microseconds["pixels"] - microseconds["read"])
+    decode = min(microseconds["decode"], after_reading)
     stages = {
         "read": microseconds["read"],
-        "decode": microseconds["decode"],
-        "crop and batch": max(0.0, microseconds["pixels"] - microseconds["read"] - microseconds["decode"]),
+        "copy" if raw else "decode": decode,
+        "crop and batch": after_reading - decode,
         "normalise": max(0.0, microseconds["batches"] - microseconds["pixels"]),
     }
     total = microseconds["batches"]

@@ -83,7 +83,7 @@ def run_loader(options: LoaderOptions) -> dict:
     settings = {name: getattr(options, name) for name in ("batch_size", "batches", "rounds", "threads")}
     image = dataclasses.asdict(manifest.image) | {"mean_kb": mean_kb(manifest)}
     result = {"benchmark": "loader", "unit": "images/s", "data": str(options.data), "image": image, **settings}
-    return result | {"rows": rows, "diagnosis": diagnose(stage_rates(rows, options))}
+    return result | {"rows": rows, "diagnosis": diagnose(stage_rates(rows, options), manifest.image.encoding == "raw")}
 
 
 def start(options: LoaderOptions, manifest: Manifest) -> Iterator[Child]:

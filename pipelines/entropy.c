@@ -265,6 +265,7 @@ void entropy_replace(struct entropy *entropy, j_decompress_ptr info, int32_t top
     if (!entropy->room || info->progressive_mode || info->arith_code) fail(info);
     for (int32_t i = 0; i < info->comps_in_scan; i++) {
         int32_t dc = info->cur_comp_info[i]->dc_tbl_no, ac = info->cur_comp_info[i]->ac_tbl_no;
+        if (!info->dc_huff_tbl_ptrs[dc] || !info->ac_huff_tbl_ptrs[ac]) fail(info); /* lossless JPEGs have no AC tables */
         prepare(&entropy->dc[dc], info->dc_huff_tbl_ptrs[dc], 0);
         prepare(&entropy->ac[ac], info->ac_huff_tbl_ptrs[ac], 1);
     }

@@ -37,6 +37,12 @@ def test_the_diagnosis_names_the_slowest_stage_and_a_network_that_is_slower_stil
     assert "read 20 us (6%), decode 200 us (60%), crop and batch 2 us (1%), normalise 111 us (33%)" in lines[0]
     assert lines[2].startswith("What bounds training here is decoding") and len(lines) == 3
     assert "the network" in diagnose(rates | {"training": 40.0})[2]
+    assert "What bounds training here is copying raw pixels" in diagnose(rates, raw=True)[2]
+
+
+def test_the_diagnosis_of_a_loader_that_decodes_only_parts() -> None:
+    rates = {"read": 50_000.0, "decode": 5_000.0, "pixels": 10_000.0, "batches": 10_000.0, "training": 90_000.0}
+    assert "read 20 us (20%), decode 80 us (80%), crop and batch 0 us (0%), normalise 0 us (0%)" in diagnose(rates)[0]
 
 
 def test_shuffle_figures_tell_a_permutation_from_an_order() -> None:
