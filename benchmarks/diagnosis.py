@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 ADVICE = {
     "read": "the disk: keep the shards on a faster one, or let the page cache hold them",
-    "decode": "decoding: more threads where there are cores, a GPU's decoder (dali), smaller images, shards with restart "
-    "markers (--restarts), or raw ones (--encoding raw), which need none",
+    "decode": "decoding: more threads where there are cores, a GPU's decoder (dali), smaller images, restart markers "
+    "(--restarts), or raw shards (--encoding raw), which need none",
     "copy": "copying raw pixels: more threads where there are cores, as far as memory's bandwidth goes",
     "crop and batch": "cropping, resizing and Python: random crops of 256x256 shards cost least",
     "normalise": "making floats of pixels: a GPU does it after the copy, at no cost to the host",

@@ -70,8 +70,11 @@ void entropy_free(struct entropy *entropy) {
 
 static void fail(j_decompress_ptr info) { info->err->error_exit((j_common_ptr)info); }
 
+/* A step's first value, without its place. */
 static uint32_t step_of(uint32_t bits, uint32_t symbol) { return bits | (symbol & 15) << 6 | symbol >> 4 << 10; }
 
+/* Of the next LOOK bits, and the symbols and the codes' lengths that begin with such bits; length 0 where no code ends in
+ * them. */
 static uint32_t make_step(uint32_t next, const uint8_t *symbols, const uint8_t *lengths, int of_ac) {
     uint32_t length = lengths[next], symbol = symbols[next], size = symbol & 15, bits = length + size;
     uint32_t alone = step_of(bits, symbol) | length << 14 | size << 18 | length << 22;

@@ -13,12 +13,15 @@ INTERVAL = 4  # MCUs: blocks of 16x16 pixels in most files
 
 
 def with_restarts(jpeg: bytes) -> bytes:
-    """The same coefficients with restart markers, without metadata; ``native_library`` is needed for it.
+    """The same coefficients with restart markers, without metadata.
 
-    Raises ValueError where the data is damaged.
+    Raises ValueError where the data is damaged, OSError where native.py's library was not built.
     """
+    library = native_library()
+    if library is None:
+        raise OSError("restart markers need turbo's compiled part, which this machine lacks")
     out = np.empty(4 * len(jpeg) + (1 << 16), np.uint8)  # other Huffman tables may triple it
-    length = native_library().with_restarts(
+    length = library.with_restarts(
         jpeg, ctypes.c_int64(len(jpeg)), INTERVAL, ctypes.c_void_p(address_of(out)), ctypes.c_int64(len(out))
     )
     if not length:
