@@ -74,7 +74,8 @@ class Graph:
         if augment.crop == "resized":
             pixels = self._resized(pixels)
         elif image.resize == "none":  # any size: the shorter side as in shards that were resized
-            pixels = fn.resize(pixels, resize_shorter=image.size, interp_type=types.INTERP_CUBIC, antialias=True)
+            part = self._random_part(pixels) if augment.crop == "random" else {"resize_shorter": image.size}
+            pixels = fn.resize(pixels, **part, interp_type=types.INTERP_CUBIC, antialias=True)
         if augment.jitter:
             pixels = _jittered(pixels, augment.jitter)
         if augment.normalise == "mean_image":  # before the crop, which then is that of both
@@ -83,7 +84,7 @@ class Graph:
         if augment.crop == "ten":
             return fn.stack(*(self._view(pixels, *place) for place in TEN))
         x = y = 0.5
-        if augment.crop == "random":
+        if augment.crop == "random" and image.resize != "none":
             x, y = (self._shared(fn.random.uniform(range=(0, 1))) for _ in "xy")
         return self._view(pixels, x, y, self._shared(fn.random.coin_flip()) if augment.flip else 0)
 
@@ -116,6 +117,16 @@ class Graph:
             roi_end=self._shared((start + extent) / height_width),
             roi_relative=True,
         )
+
+    def _random_part(self, pixels: Any) -> dict[str, Any]:
+        """For ``resize``: the part that a random crop of the resized image shows, and that alone."""
+        from nvidia.dali import fn, types
+
+        size = self.augment.size
+        height_width = pixels.shape(dtype=types.FLOAT)[:2]
+        extent = fn.reductions.min(height_width) * (size / self.manifest.image.size) / height_width  # of the whole
+        start = self._shared(fn.random.uniform(range=(0, 1), shape=2)) * (1 - extent)
+        return {"size": (size, size), "roi_start": start, "roi_end": start + extent, "roi_relative": True}
 
     def _shared(self, drawn: Any) -> Any:
         """Of each ``shared_by`` samples of a batch, what the first of them drew; a batch's last group may be short."""

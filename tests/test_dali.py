@@ -181,6 +181,23 @@ def test_resized_crops_have_the_areas_and_ratios_of_the_recipe(alike: Path) -> N
     assert left.min() < 5 and right.max() > 250 and top.min() < 5 and bottom.max() > 250
 
 
+@pytest.mark.parametrize("backend", ["dali", "turbo"])
+def test_random_crops_of_images_as_they_came_are_those_of_resized_ones(tmp_path: Path, backend) -> None:
+    """224 of 256 is 280 of 320, anywhere in 480 columns; colours tell every other column and row."""
+    across, down = np.meshgrid(np.arange(480) / 2, np.arange(320) / 2)
+    image = Image.fromarray(np.stack([across, down, np.full_like(across, 128)], -1).astype(np.uint8))
+    (tmp_path / "in" / "train" / "a").mkdir(parents=True)
+    for number in range(128):
+        image.save(tmp_path / "in" / "train" / "a" / f"{number}.jpg", quality=95, subsampling=0)
+    folder = shard(tmp_path / "in", tmp_path / "out", resize="none", splits=("train",))
+    batch = next(iter(open_loader(folder, "train", 128, Augment(normalise="none"), backend=backend)))
+    left, top, right, bottom, mirrored = windows(batch.images).T * 2
+    assert ((right - left - 280).abs() < 5).all() and ((bottom - top - 280).abs() < 5).all()
+    assert left.min() < 12 and right.max() > 464 and top.min() < 4 and bottom.max() > 314
+    assert abs((left + right).mean() / 2 - 240) < 25  # five deviations of the mean of 128
+    assert 0.3 < mirrored.mean() / 2 < 0.7
+
+
 @pytest.mark.parametrize("crop", ["random", "resized"])
 def test_consecutive_images_share_crop_and_flip(alike: Path, crop) -> None:
     """32 of them; a batch of 80 ends with a group of 16."""
