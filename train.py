@@ -33,7 +33,7 @@ from alexnet.stop import Stop
 from alexnet.writer import Writer
 from pipelines import DataError, Manifest, open_loader
 from pipelines.augment import load_mean_image
-from pipelines.loader import Loader
+from pipelines.epochs import Loader
 from tools import run_folder
 from tools.ranks import Ranks, rank_device, ranks, restarted
 from tools.run_state import RunState, epoch_under_way, find_checkpoint

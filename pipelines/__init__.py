@@ -1,7 +1,8 @@
 """From shards to batches. Knows nothing of networks."""
 
 from pipelines.augment import AUGMENTS, Augment
-from pipelines.loader import BACKENDS, Batch, Loader, open_loader
+from pipelines.epochs import Batch, Loader
+from pipelines.loader import BACKENDS, open_loader
 from pipelines.shards import DataError, Manifest, load_manifest
 
 __all__ = [

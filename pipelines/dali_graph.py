@@ -84,7 +84,7 @@ class Graph:
         if augment.crop == "ten":
             return fn.stack(*(self._view(pixels, *place) for place in TEN))
         x = y = 0.5
-        if augment.crop == "random" and image.resize != "none":
+        if augment.crop == "random":  # a part that is of that size already has no room
             x, y = (self._shared(fn.random.uniform(range=(0, 1))) for _ in "xy")
         return self._view(pixels, x, y, self._shared(fn.random.coin_flip()) if augment.flip else 0)
 

@@ -7,7 +7,7 @@ from typing import Any
 from alexnet import AlexNetError, checkpoint
 from alexnet.progress import Progress, random_state, set_random_state
 from alexnet.writer import Writer
-from pipelines.loader import Loader
+from pipelines.epochs import Loader
 from tools.ranks import Ranks
 from tools.run_folder import differences
 
