@@ -1,5 +1,4 @@
-"""What a loader is, whatever makes its batches: epochs one after the other, a position that can be kept, and what was
-skipped."""
+"""What a loader is, whatever makes its batches: epochs, a position that can be kept, a list of what was skipped."""
 
 from __future__ import annotations
 

@@ -32,10 +32,6 @@ def make_member(data: bytes, suffix: str, image: ImageFormat, max_pixels: int, w
     """Raises DataError with the reason where the image cannot be used."""
     if image.resize == "none":
         return _as_it_is(data, suffix, image, max_pixels, want_pixels)
-    return _resized(data, suffix, image, max_pixels)
-
-
-def _resized(data: bytes, suffix: str, image: ImageFormat, max_pixels: int) -> Member:
     picture = read_picture(data, suffix, max_pixels)
     height, width = picture.pixels.shape[:2]
     _check_shape(height, width, image, max_pixels)
@@ -45,7 +41,8 @@ def _resized(data: bytes, suffix: str, image: ImageFormat, max_pixels: int) -> M
 
 
 def _as_it_is(data: bytes, suffix: str, image: ImageFormat, max_pixels: int, want_pixels: bool) -> Member:
-    """A healthy upright baseline JPEG, colour or grey, is copied, without being decoded unless pixels are wanted."""
+    """A healthy upright baseline JPEG, colour or grey, is copied, or given restart markers; it is decoded only where pixels
+    are wanted."""
     jpeg = inspect(data)
     if jpeg.obstacles:
         return _written_anew(data, suffix, image, max_pixels, jpeg)
