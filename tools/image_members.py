@@ -41,8 +41,8 @@ def make_member(data: bytes, suffix: str, image: ImageFormat, max_pixels: int, w
 
 
 def _as_it_is(data: bytes, suffix: str, image: ImageFormat, max_pixels: int, want_pixels: bool) -> Member:
-    """A healthy upright baseline JPEG, colour or grey, is copied, or given restart markers; it is decoded only where pixels
-    are wanted."""
+    """A healthy upright baseline JPEG, colour or grey, is copied, or given restart markers; it is decoded only where
+    pixels are wanted."""
     jpeg = inspect(data)
     if jpeg.obstacles:
         return _written_anew(data, suffix, image, max_pixels, jpeg)
