@@ -282,3 +282,8 @@ void entropy_replace(struct entropy *entropy, j_decompress_ptr info, int32_t top
     info->client_data = entropy;
     info->entropy->decode_mcu = decode_mcu;
 }
+
+void entropy_check(struct entropy *entropy, j_decompress_ptr info) {
+    entropy_replace(entropy, info, 0, info->image_height, 0, info->image_width);
+    for (JDIMENSION left = info->MCUs_per_row * info->MCU_rows_in_scan; left > 0; left--) decode_mcu(info, NULL);
+}

@@ -14,3 +14,6 @@ void entropy_free(struct entropy *entropy);
  * is stored, from top to before bottom. Calls error_exit for what it cannot do. */
 void entropy_replace(struct entropy *entropy, j_decompress_ptr info, int32_t top, int32_t bottom, int32_t left,
                      int32_t right);
+
+/* After jpeg_start_decompress too: decode everything and keep nothing. Calls error_exit where the data is damaged. */
+void entropy_check(struct entropy *entropy, j_decompress_ptr info);

@@ -21,11 +21,12 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from pipelines.arrays import read_npy
+from pipelines.decode import Decoder
 from pipelines.documents import read_limited
 from pipelines.exif import orientation
 from pipelines.jpeg import TURNED, YCCK, inspect
 from pipelines.jpeg_header import BROKEN_EXIF, FIRST_PICTURE
-from pipelines.limits import MAX_FILE_BYTES, MAX_PIXELS, PILLOW_MAX_PIXELS, check_scans
+from pipelines.limits import MAX_FILE_BYTES, MAX_PIXELS, check_scans
 from pipelines.shards import DataError, ImageFormat
 
 SUFFIXES = {".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF"}
@@ -80,13 +81,14 @@ def read_picture(data: bytes, suffix: str, max_pixels: int = MAX_PIXELS) -> Pict
 
 
 def read_member(data: bytes, image: ImageFormat) -> np.ndarray:
-    """An image of a shard, H,W,3 uint8. Raises DataError."""
-    if image.encoding == "raw":
-        try:
+    """Decode an image of a shard to H,W,3 uint8, as the loaders do. Raises DataError where they would refuse it."""
+    try:
+        if image.encoding == "raw":
             return read_npy(data, (image.size, image.size, 3), np.uint8)
-        except ValueError as error:
-            raise DataError(str(error)) from error
-    return read_picture(data, ".jpg", PILLOW_MAX_PIXELS).pixels
+        height, width = Decoder.size(data, image)
+        return Decoder().whole(data, height, width)[..., :3].copy()
+    except ValueError as error:
+        raise DataError(str(error)) from error
 
 
 def read_file(path: Path) -> Picture:

@@ -9,11 +9,12 @@ Source: ITU-T T.81, annex B; the colour spaces as in libjpeg's jdapimin.c.
 """
 
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.jpeg_header import BASELINE, EOI, FIRST_PICTURE, PROGRESSIVE, Damaged, Header, read_header
+from pipelines.jpeg_header import BASELINE, EOI, EXTENDED, FIRST_PICTURE, PROGRESSIVE, Damaged, Header, read_header
 
 YCCK = 2  # Adobe's numbers for colour transforms; 0 is none
 TURNED = "turned as EXIF says"
@@ -47,6 +48,20 @@ def inspect(data: bytes) -> Jpeg:
     return Jpeg(header.width, header.height, tuple(obstacles), tuple(header.cuts))
 
 
+def check_agreed(data: bytes) -> None:
+    """Check that decoders agree on the pixels: the chroma sampling is a common one, and no table is missing.
+
+    Raises ValueError. What else is wrong with the file is left to the decoder.
+    """
+    header = Header()
+    with suppress(Damaged, IndexError, struct.error):
+        read_header(data, header)
+        if len(header.components) == 3 and not header.common_sampling:
+            raise ValueError(f"decoders disagree on its chroma sampling, {header.sampling}")
+        if header.frame in (BASELINE, EXTENDED) and _lacks_table(data, header):
+            raise ValueError("it lacks a table that its scan needs")
+
+
 def without_cuts(data: bytes, jpeg: Jpeg) -> bytes:
     """The file without the bytes that ``jpeg.cuts`` name; the same object where there are none."""
     for start, stop, _ in reversed(jpeg.cuts):
@@ -69,6 +84,8 @@ def _obstacles(data: bytes, header: Header) -> list[str]:
         found.append("YCCK to RGB" if header.adobe == YCCK else "CMYK to RGB")
     elif data[header.scan] != len(header.components):
         found.append("several scans to one")
+    elif not header.common_sampling:
+        found.append(f"sampling {header.sampling} to 4:2:0")
     if _stored_as_rgb(header):
         found.append("stored RGB to YCbCr")
     if header.turned:
@@ -97,17 +114,26 @@ def _check_end(data: bytes, header: Header) -> None:
 
 def _scan_start(data: bytes, header: Header) -> int:
     place = header.scan + 1
-    for identifier, _, _, table in header.components:
-        huffman = data[place + 1]
+    for identifier, _, _, _ in header.components:
         if data[place] != identifier:
             raise Damaged("components in another order than the frame's")
-        if not {huffman >> 4, 16 + (huffman & 15)} <= header.huffman or table not in header.quantization:
-            raise Damaged("a table is missing")
         place += 2
+    if _lacks_table(data, header):
+        raise Damaged("a table is missing")
     length = place + 3 - (header.scan - 2)
     if data[header.scan - 2 : header.scan] != length.to_bytes(2, "big") or data[place : place + 3] != b"\0\x3f\0":
         raise Damaged("a scan that no baseline file has")
     return place + 3
+
+
+def _lacks_table(data: bytes, header: Header) -> bool:
+    """Return true if the first scan names a Huffman or quantisation table that no segment before it defines."""
+    quantization = {identifier: table for identifier, _, _, table in header.components}
+    for place in range(header.scan + 1, header.scan + 1 + 2 * data[header.scan], 2):
+        dc, ac = data[place + 1] >> 4, 16 + (data[place + 1] & 15)
+        if not {dc, ac} <= header.huffman or quantization.get(data[place]) not in header.quantization:
+            return True
+    return False
 
 
 def _scan_end(data: bytes, first: int, header: Header) -> int:

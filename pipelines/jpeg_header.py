@@ -8,9 +8,12 @@ from pipelines.exif import orientation
 
 SOI, EOI, SOS, DQT, DHT, DRI, COM = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD, 0xFE
 APP0, APP1, APP2, APP14, APP15 = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF
-BASELINE, PROGRESSIVE = 0xC0, 0xC2
+BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2
 FRAMES = frozenset(range(0xC0, 0xD0)) - {DHT, 0xC8, 0xCC}
 KNOWN = FRAMES | {SOS, DQT, DHT, DRI, COM, *range(APP0, APP15 + 1)}
+
+# Sampling factors of the first component where the two others have 1x1: 4:4:4, 4:2:2, 4:4:0, 4:2:0, 4:1:1.
+COMMON_SAMPLINGS = frozenset({(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)})
 
 BROKEN_EXIF = "broken EXIF ignored"
 FIRST_PICTURE = "the first of its pictures kept"
@@ -38,6 +41,19 @@ class Header:
     turned: bool = False
     cuts: list[tuple[int, int, str]] = field(default_factory=list)
     scan: int = 0  # where the SOS segment's contents begin
+
+    @property
+    def common_sampling(self) -> bool:
+        """True for grey and for ``COMMON_SAMPLINGS``, on whose pixels decoders agree. native.c has the same rule."""
+        if len(self.components) != 3:
+            return len(self.components) == 1
+        first, *others = (component[1:3] for component in self.components)
+        return first in COMMON_SAMPLINGS and others == [(1, 1)] * 2
+
+    @property
+    def sampling(self) -> str:
+        """The sampling factors of the components, as "1x4, 1x1, 1x1"."""
+        return ", ".join(f"{h}x{v}" for _, h, v, _ in self.components)
 
 
 def read_header(data: bytes, header: Header) -> None:

@@ -3,7 +3,7 @@
 import struct
 from contextlib import suppress
 
-from pipelines.jpeg_header import BASELINE, Damaged, Header, read_header
+from pipelines.jpeg_header import BASELINE, EXTENDED, Damaged, Header, read_header
 from pipelines.shards import ImageFormat
 
 MAX_FILE_BYTES = 1 << 28
@@ -43,7 +43,7 @@ def check_scans(data: bytes) -> None:
     header = Header()
     with suppress(Damaged, IndexError, struct.error):  # decoders may still read it, so its scans count
         read_header(data, header)
-        if header.frame in (BASELINE, BASELINE + 1) and data[header.scan] == len(header.components):
+        if header.frame in (BASELINE, EXTENDED) and data[header.scan] == len(header.components):
             return  # all components in one scan: decoders stop after it
     scans = data.count(SCAN, header.scan)
     if scans > MAX_SCANS:

@@ -77,6 +77,12 @@ struct worker *worker_new(void) {
     worker->errors.emit_message = fail_on_warning;
     if (setjmp(worker->failed)) return NULL; /* another libjpeg than it was built for */
     jpeg_create_decompress(&worker->info);
+    j_common_ptr common = (j_common_ptr)&worker->info;
+    for (int i = 0; i < NUM_QUANT_TBLS; i++) worker->info.quant_tbl_ptrs[i] = jpeg_alloc_quant_table(common);
+    for (int i = 0; i < NUM_HUFF_TBLS; i++) {
+        worker->info.dc_huff_tbl_ptrs[i] = jpeg_alloc_huff_table(common);
+        worker->info.ac_huff_tbl_ptrs[i] = jpeg_alloc_huff_table(common);
+    }
     return worker;
 }
 
@@ -262,12 +268,42 @@ static void mirror(uint8_t *out, const uint8_t *row, int width, int stored, int 
     memcpy(out + channels * done, row, channels);
 }
 
+/* Empty all tables. libjpeg keeps them from image to image (for MJPEG streams), and a file that lacks one of its own would be
+ * decoded with another file's. An empty Huffman table has no code, and a quantisation step is never 0. */
+static void forget_tables(struct jpeg_decompress_struct *info) {
+    for (int i = 0; i < NUM_QUANT_TBLS; i++)
+        memset(info->quant_tbl_ptrs[i]->quantval, 0, sizeof info->quant_tbl_ptrs[i]->quantval);
+    for (int i = 0; i < NUM_HUFF_TBLS; i++) {
+        memset(info->dc_huff_tbl_ptrs[i]->bits, 0, sizeof info->dc_huff_tbl_ptrs[i]->bits);
+        memset(info->ac_huff_tbl_ptrs[i]->bits, 0, sizeof info->ac_huff_tbl_ptrs[i]->bits);
+    }
+}
+
+/* Return true if the file defined the quantisation table of every component. */
+static int is_quantised(const struct jpeg_decompress_struct *info) {
+    for (int i = 0; i < info->num_components; i++)
+        if (!info->comp_info[i].quant_table->quantval[0]) return 0;
+    return 1;
+}
+
+/* Return true for grey and for 4:4:4, 4:2:2, 4:4:0, 4:2:0 and 4:1:1. Decoders disagree on the others: libjpeg-turbo itself
+ * where it decodes a part of one. is_common_sampling in jpeg_header.py is the same. */
+static int is_common_sampling(const struct jpeg_decompress_struct *info) {
+    const jpeg_component_info *parts = info->comp_info;
+    if (info->num_components != 3) return info->num_components == 1;
+    for (int i = 1; i < 3; i++)
+        if (parts[i].h_samp_factor != 1 || parts[i].v_samp_factor != 1) return 0;
+    int h = parts[0].h_samp_factor, v = parts[0].v_samp_factor;
+    return (h <= 2 && v <= 2) || (h == 4 && v == 1);
+}
+
 /* The part of the image that libjpeg has begun to read, RGB or with a fourth byte. Fails as libjpeg does. */
 static void decode_part(struct worker *worker, struct box box, int flip, int channels, uint8_t *out) {
     struct jpeg_decompress_struct *info = &worker->info;
     int stored = flip ? 4 : channels; /* four bytes are mirrored at once */
     info->out_color_space = stored == 4 ? JCS_EXT_RGBX : JCS_EXT_RGB;
     jpeg_start_decompress(info);
+    if (!is_quantised(info)) fail((j_common_ptr)info);
 
     int32_t right = box.left + box.width + MARGIN, bottom = box.top + box.height + MARGIN, scale = info->scale_denom;
     entropy_replace(worker->entropy, info, scale * (box.top - MARGIN), scale * bottom, scale * (box.left - MARGIN),
@@ -307,6 +343,7 @@ static void paint(struct worker *worker, const struct settings *settings, struct
         jpeg_abort_decompress(info);
         return;
     }
+    forget_tables(info);
     jpeg_mem_src(info, worker->span + BLOCK, place->size);
     jpeg_read_header(info, TRUE);
     int64_t height = info->image_height, width = info->image_width;
@@ -314,6 +351,7 @@ static void paint(struct worker *worker, const struct settings *settings, struct
     if (height * width > MAX_PIXELS || longest > settings->most_elongated * shortest
         || (settings->square && (height != settings->square || width != settings->square))
         || jpeg_has_multiple_scans(info) /* each may take as long as the whole image */
+        || !is_common_sampling(info)
         || !choose(settings, draws, attempts, height, width, sample, &box)) fail((j_common_ptr)info);
 
     int32_t shrink = 1;
@@ -367,4 +405,22 @@ void paint_samples(struct worker *worker, const struct settings *settings, struc
             paint(worker, settings, sample, &place, draws, attempts, used, out);
         if (sample->done) used += (size_t)4 * sample->height * sample->width;
     }
+}
+
+/* Return 1 for a plain JPEG whose data libjpeg decodes without a warning; 0 for any other, or if it is damaged. */
+int is_whole(struct worker *worker, const uint8_t *jpeg, int64_t size) {
+    struct jpeg_decompress_struct *info = &worker->info;
+    if (setjmp(worker->failed)) {
+        jpeg_abort_decompress(info);
+        return 0;
+    }
+    forget_tables(info);
+    jpeg_mem_src(info, jpeg, size);
+    jpeg_read_header(info, TRUE);
+    if (jpeg_has_multiple_scans(info) || !is_common_sampling(info)) fail((j_common_ptr)info);
+    jpeg_start_decompress(info);
+    if (!is_quantised(info)) fail((j_common_ptr)info);
+    entropy_check(worker->entropy, info);
+    jpeg_abort_decompress(info);
+    return 1;
 }

@@ -7,6 +7,7 @@ which say what is wrong with it.
 
 import ctypes
 import math
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -33,6 +34,9 @@ SAMPLE = np.dtype(
     ],
     align=True,
 )
+
+
+_own = threading.local()  # a worker for ``is_whole``
 
 
 class Settings(ctypes.Structure):
@@ -107,6 +111,15 @@ class Worker:
                 yield place, np.frombuffer(memory, np.uint8).reshape(height, width, 4)
 
 
+def is_whole(jpeg: bytes) -> bool:
+    """Return true for a plain JPEG that libjpeg decodes without a warning, false for any other. Needs the library."""
+    library = native_library()
+    if not hasattr(_own, "checker"):
+        _own.checker = POINTER(library.worker_new())
+        weakref.finalize(_own.checker, library.worker_free, POINTER(_own.checker.value))
+    return bool(library.is_whole(_own.checker, jpeg, ctypes.c_int64(len(jpeg))))
+
+
 def address_of(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 
@@ -123,12 +136,15 @@ def paints(manifest: Manifest, augment: Augment) -> bool:
 
 @cache
 def native_library() -> Any:
-    """None where it was not built, or from another version, or does not fit the libjpeg that is installed."""
+    """Return the library, or None where it was not built."""
     found = util.find_spec("pipelines._native")
-    if not found or not found.origin:
-        return None
+    return load_library(found.origin) if found and found.origin else None
+
+
+def load_library(path: str) -> Any:
+    """Return the library, or None where it is of another version, or does not fit the libjpeg that is installed."""
     try:
-        library = ctypes.CDLL(found.origin)
+        library = ctypes.CDLL(path)
         fits = library.layout() == ctypes.sizeof(Settings) * 1000 + SAMPLE.itemsize
         library.worker_new.restype = library.worker_parts.restype = POINTER
         library.with_restarts.restype = ctypes.c_int64

@@ -19,8 +19,24 @@ static void fail_on_warning(j_common_ptr info, int level) {
     if (level < 0) fail(info);
 }
 
-/* One after each interval of MCUs, without other markers than it needs and with the tables of T.81's annex K. How many bytes
- * of out does it have? 0 where the JPEG is damaged, or there is no room. */
+/* Fail on a coefficient that the tables of T.81's annex K have no code for (sections F.1.2.1 and F.1.2.2: AC values of 10
+ * bits, DC differences of 11). A damaged file may have some, of which libjpeg would write other values without a word. */
+static void check_range(j_decompress_ptr info, jvirt_barray_ptr *coefficients) {
+    for (int i = 0; i < info->num_components; i++) {
+        const jpeg_component_info *component = &info->comp_info[i];
+        for (JDIMENSION y = 0; y < component->height_in_blocks; y++) {
+            JBLOCKROW row = *info->mem->access_virt_barray((j_common_ptr)info, coefficients[i], y, 1, FALSE);
+            for (JDIMENSION x = 0; x < component->width_in_blocks; x++) {
+                int beyond = row[x][0] < -1024 || row[x][0] > 1023;
+                for (int k = 1; k < DCTSIZE2; k++) beyond |= row[x][k] < -1023 || row[x][k] > 1023;
+                if (beyond) fail((j_common_ptr)info);
+            }
+        }
+    }
+}
+
+/* Write the JPEG to out with a restart marker after each interval of MCUs, without other markers than it needs and with the
+ * tables of T.81's annex K. Return its bytes; 0 where the JPEG is damaged, or there is no room. */
 int64_t with_restarts(const uint8_t *jpeg, int64_t size, int32_t interval, uint8_t *out, int64_t room) {
     struct errors errors;
     struct jpeg_decompress_struct from = {.err = jpeg_std_error(&errors.manager)};
@@ -36,6 +52,7 @@ int64_t with_restarts(const uint8_t *jpeg, int64_t size, int32_t interval, uint8
         jpeg_mem_src(&from, jpeg, size);
         jpeg_read_header(&from, TRUE);
         jvirt_barray_ptr *coefficients = jpeg_read_coefficients(&from);
+        check_range(&from, coefficients);
         jpeg_copy_critical_parameters(&from, &to);
         to.restart_interval = interval;
         jpeg_mem_dest(&to, &written, &bytes);

@@ -10,7 +10,6 @@ from pipelines.augment import Augment
 from pipelines.crops import Box, center_box, in_source, random_box, resized_box, shorter_sides, ten_boxes
 from pipelines.decode import Decoder
 from pipelines.draws import Chance, Draws
-from pipelines.limits import check_jpeg
 from pipelines.native import Worker
 from pipelines.records import Record
 from pipelines.resize import resize
@@ -101,11 +100,7 @@ class Views:
             if bytes(record.data[: len(self._raw_header)]) != self._raw_header:
                 raise ValueError(f"it is not an array of {wanted},{wanted},3 uint8")
             return wanted, wanted
-        height, width = self._decoder.size(record.data)
-        check_jpeg(record.data, height, width, self._image)
-        if self._image.resize == "square" and (height, width) != (wanted, wanted):
-            raise ValueError(f"it has {width} x {height} pixels instead of {wanted} x {wanted}")
-        return height, width
+        return self._decoder.size(record.data, self._image)
 
     def _resized_size(self, height: int, width: int) -> tuple[int, int]:
         return shorter_sides(height, width, self._image.size)

@@ -28,12 +28,13 @@ from pipelines.documents import COMMANDS
 from pipelines.draws import Draws
 from pipelines.images import read_member, read_picture
 from pipelines.index import list_samples
-from pipelines.native import Worker, paints
+from pipelines.native import Worker, has_native, paints
 from pipelines.records import Record, Records
 from pipelines.shards import ImageFormat
 from pipelines.views import Views
 from tests.conftest import command
 from tests.damage import Edit, changed, damaged, edits
+from tests.sequences import Sequence
 from tools.image_members import make_member
 from tools.shard_folder import claim, fingerprint, finish
 from tools.shard_imagenet import Options, plan
@@ -310,6 +311,17 @@ def test_an_image_is_decoded_whole_or_refused(folders: dict[str, Path], count: i
 
 def check_pixels(pixels: np.ndarray) -> None:
     assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3 and 0 < pixels.size <= 3_000_000
+
+
+@pytest.mark.skipif(not has_native(), reason="needs pipelines/native.c built")
+@pytest.mark.parametrize(("count", "number"), [(10_000, 0), pytest.param(100_000, 1, marks=pytest.mark.slow)])
+def test_a_decoder_keeps_nothing_of_the_files_before(count: int, number: int) -> None:
+    """`make fuzz` runs the same under sanitizers, for as long as it is asked to."""
+    sequence = Sequence(number)
+    with bounded():
+        sequence.run(count)
+    for outcome in ("decoded", "damaged, refused", "damaged, shown", "restart markers written"):
+        assert sequence.counts[outcome] >= count // 200, sequence.counts
 
 
 # DALI's decoder, in a process of its own: what it does to the process is what is looked for. Batches of 32 on two

@@ -1,5 +1,7 @@
 """The compiled part of turbo: the same bytes as the Python it stands for, and nothing that Python would refuse."""
 
+import os
+import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from pipelines.draws import draw
 from pipelines.native import Worker, has_native
 from pipelines.records import Records
 from pipelines.views import Views
+from tests import jpegs, sequences
 from tests.conftest import shard
 
 needs_native = pytest.mark.skipif(not has_native(), reason="needs pipelines/native.c built")
@@ -111,7 +114,7 @@ def test_any_part_has_the_pixels_of_a_whole_decode(odd: Path, size: int) -> None
     worker = Worker(records, manifest, augment, 1)
     for number in range(len(records)):
         data, draws = records.read(number).data, draw(number, 0, augment, 0, 12)
-        height, width = decoder.size(data)
+        height, width = decoder.size(data, manifest.image)
         for row in range(12):
             one = slice(row, row + 1)
             out = np.zeros((1, size, size, 3), np.uint8)
@@ -121,3 +124,25 @@ def test_any_part_has_the_pixels_of_a_whole_decode(odd: Path, size: int) -> None
             expected = decoder.part(data, height, width, box, size)[..., :3]
             found = next((pixels for _, pixels in worker.parts(samples)), out[0])[..., :3]
             np.testing.assert_array_equal(found, expected[:, ::-1] if draws.flips[row] else expected)
+
+
+@needs_native
+def test_no_table_comes_from_the_file_before(odd: Path) -> None:
+    """libjpeg keeps tables from image to image; a file that lacks one must not be decoded by another file's."""
+    manifest, rng = load_manifest(odd), random.Random(0)
+    augment = Augment(crop="center", size=64, flip=False, normalise="none")
+    whole = jpegs.generate(rng, jpegs.Kind(tables="shuffled", quality=50))
+    file = os.memfd_create("samples")
+    for lacking in (b"\xff\xdb", b"\xff\xc4"):
+        place = whole.index(lacking)
+        comment = whole[: place + 1] + b"\xfe" + whole[place + 2 :]
+        renumbered = whole[: place + 4] + bytes([whole[place + 4] ^ 2]) + whole[place + 5 :]
+        for bad in (comment, renumbered):
+            manifest = replace(manifest, image=replace(manifest.image, size=64))
+            worker = Worker(sequences.Records([whole, bad, whole], file), manifest, augment, 3)
+            out = np.zeros((3, 64, 64, 3), np.uint8)
+            draws = draw(0, 0, augment, 0, 3)
+            assert worker.paint(range(3), draws.shapes, draws.flips, out)["done"].tolist() == [1, 0, 1]
+            np.testing.assert_array_equal(out[0], out[2])
+            with pytest.raises(ValueError, match=r"lacks a table|was not defined"):
+                Decoder.size(bad, manifest.image)

@@ -1,5 +1,6 @@
 """Restart markers in shards: the same pixels, of which turbo reads only what a crop shows."""
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pipelines.jpeg import inspect
 from pipelines.native import has_native
 from pipelines.records import Records
 from pipelines.restarts import INTERVAL, with_restarts
+from tests import jpegs
 from tests.conftest import assert_refused, command, shard
 from tests.test_images import MAX_PIXELS, NONE, SQUARE, exif, picture, saved
 from tools.image_members import make_member
@@ -62,6 +64,18 @@ def test_members_have_the_pixels_that_they_have_without(image) -> None:
     assert not markers(plain.data) and markers(marked.data) and plain.repairs == marked.repairs == ()
 
 
+def test_coefficients_without_a_code_are_refused() -> None:
+    """Beyond what annex K's tables can say, as a damaged file may have them: libjpeg would write others."""
+    rng, refused = random.Random(0), 0
+    for factors in jpegs.COMMON.values():
+        data = jpegs.generate(rng, jpegs.Kind(factors, most_dc=3000))
+        try:
+            np.testing.assert_array_equal(pixels(with_restarts(data)), pixels(data))
+        except ValueError:
+            refused += 1
+    assert refused
+
+
 def test_a_damaged_file_is_written_anew_and_named() -> None:
     data = bytearray(saved(picture()))
     scan = data.index(b"\xff\xda")
@@ -101,7 +115,8 @@ def test_batches_are_those_of_the_files_without(folders: tuple[Path, Path], crop
 def test_what_a_crop_does_not_show_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that damage around the centre, which ends any decoder that reads it, is not even seen."""
     rough = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    jpeg = bytearray(with_restarts(saved(Image.fromarray(rough).resize((256, 256)))))
+    whole = with_restarts(saved(Image.fromarray(rough).resize((256, 256))))
+    jpeg = bytearray(whole)
     pieces = [0, *(i for i in range(len(jpeg) - 1) if jpeg[i] == 0xFF and 0xD0 <= jpeg[i + 1] <= 0xD7), len(jpeg) - 2]
     for row in range(16):
         for column in range(4):  # 64 pixels each
@@ -113,8 +128,10 @@ def test_what_a_crop_does_not_show_is_not_read(tmp_path: Path, monkeypatch: pyte
         pixels(bytes(jpeg))
     path = tmp_path / "images" / "train" / "c" / "0.jpg"
     path.parent.mkdir(parents=True)
-    path.write_bytes(jpeg)
+    path.write_bytes(whole)
     folder = shard(tmp_path / "images", tmp_path / "shards", resize="none", size=256, splits=("train",))
+    tar = folder / "train-000000.tar"
+    tar.write_bytes(tar.read_bytes().replace(whole, jpeg))
 
     def read(*_):
         raise AssertionError("left to Python")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import simplejpeg
 
+from pipelines.decode import check_data
 from pipelines.images import misnamed, read_picture
 from pipelines.jpeg import Jpeg, inspect, without_cuts
 from pipelines.limits import check_shape
@@ -41,20 +42,21 @@ def make_member(data: bytes, suffix: str, image: ImageFormat, max_pixels: int, w
 
 
 def _as_it_is(data: bytes, suffix: str, image: ImageFormat, max_pixels: int, want_pixels: bool) -> Member:
-    """A healthy upright baseline JPEG, colour or grey, is copied, or given restart markers; it is decoded only where
-    pixels are wanted."""
+    """Copy a healthy upright baseline JPEG, colour or grey, or give it restart markers; write any other anew."""
     jpeg = inspect(data)
     if jpeg.obstacles:
         return _written_anew(data, suffix, image, max_pixels, jpeg)
     _check_shape(jpeg.height, jpeg.width, image, max_pixels)
     repairs = (*misnamed("JPEG", suffix), *dict.fromkeys(why for _, _, why in jpeg.cuts))
     plain = without_cuts(data, jpeg)
-    if image.restarts:
-        try:
+    try:
+        if image.restarts:
             plain = with_restarts(plain)
-        except ValueError as error:
-            damaged = replace(jpeg, obstacles=(f"damaged, written anew: {error}",))
-            return _written_anew(data, suffix, image, max_pixels, damaged)
+        else:
+            check_data(plain)
+    except ValueError as error:
+        damaged = replace(jpeg, obstacles=(f"damaged, written anew: {error}",))
+        return _written_anew(data, suffix, image, max_pixels, damaged)
     pixels = read_picture(data, suffix, max_pixels).pixels if want_pixels else None
     return Member(plain, repairs, pixels)
 

@@ -1,0 +1,203 @@
+"""Sequences of JPEGs through one decoder: whole, damaged, whole again, of mixed samplings and tables.
+
+A decoder that is reused may keep something of the file before. So each pixel it gives is compared with libjpeg-turbo's
+decode of the whole file, by simplejpeg, which makes a decoder for each.
+"""
+
+import io
+import os
+import random
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageFile
+
+from pipelines import Augment, Manifest
+from pipelines.crops import shrink_to
+from pipelines.draws import draw
+from pipelines.jpeg import inspect
+from pipelines.native import Worker
+from pipelines.restarts import with_restarts
+from pipelines.shards import ImageClass, ImageFormat, Statistics
+from pipelines.views import Views
+from tests import jpegs
+from tests.damage import damaged, random_edits
+from tools.hashed_tar import HashedTar
+
+BATCH = 16
+SHORTER = 64  # side of the images of a crop, unless it is resized
+FORMAT = ImageFormat("jpeg", "none", SHORTER, 90)
+SIZES = ((80, 64), (64, 64), (33, 17), (136, 97), (64, 203))
+AUGMENTS = (
+    Augment(crop="random", size=48, normalise="none"),
+    Augment(crop="center", size=64, normalise="none"),
+    Augment(crop="resized", size=20, scale=(0.0001, 1), ratio=(0.1, 10), normalise="none"),
+    Augment(crop="resized", size=60, scale=(0.05, 1), normalise="none"),
+)
+TABLE_SEGMENT = re.compile(b"\xff[\xc4\xdb]")
+
+
+def corpus(rng: random.Random) -> list[bytes]:
+    """Return JPEGs of each sampling with each kind of table and restart interval, and some that encoders write."""
+    kinds = [
+        jpegs.Kind(factors, *rng.choice(SIZES), interval, tables, rng.choice((5, 50, 90, 100)))
+        for factors in (*jpegs.COMMON.values(), *jpegs.COMMON.values(), *jpegs.RARE.values())
+        for tables in ("standard", "shuffled", "long")
+        for interval in (0, rng.randint(1, 9))
+    ]
+    return [jpegs.generate(rng, kind) for kind in kinds] + [_saved(rng, **options) for options in PILLOW for _ in "12"]
+
+
+PILLOW: tuple[dict[str, object], ...] = (
+    *({"quality": 90, "subsampling": kind} for kind in (0, 1, 2)),
+    {"quality": 3},
+    {"quality": 100, "subsampling": 0},
+    {"optimize": True},
+    {"progressive": True},
+    {"restart_marker_rows": 1},
+    {"restart_marker_blocks": 4},
+)
+
+
+def _saved(rng: random.Random, **options: object) -> bytes:
+    noise = np.random.default_rng(rng.getrandbits(32)).integers(0, 256, (8, 10, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).resize(rng.choice(SIZES)).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def table_damaged(rng: random.Random, jpeg: bytes) -> bytes:
+    """Return the JPEG with a table less: renamed, or its segment turned into another one or cut out."""
+    segments = [found.start() for found in TABLE_SEGMENT.finditer(jpeg[:2000])]
+    if not segments:
+        return jpeg
+    data, start = bytearray(jpeg), rng.choice(segments)
+    length = int.from_bytes(data[start + 2 : start + 4])
+    match rng.randrange(4):
+        case 0:
+            data[start + 4] ^= 1 << rng.randrange(5)  # its number, or DC for AC
+        case 1:
+            data[start + 1] = rng.choice((0xE5, 0xFE))  # a comment
+        case 2:
+            del data[start : start + 2 + length]
+        case 3:
+            tables = max(1, (length - 2) // 65)
+            data[start + 4 + 65 * rng.randrange(tables)] ^= 1 << rng.randrange(3)
+    return bytes(data)
+
+
+@dataclass
+class Records:
+    """Samples of a tar in memory, as ``pipelines.records.Records`` tells where they are."""
+
+    samples: list[bytes]
+    file: int
+
+    def __post_init__(self) -> None:
+        tar, lines, ends = io.BytesIO(), b"", [0]
+        writer = HashedTar(tar)
+        for number, sample in enumerate(self.samples):
+            parts = {"jpg": sample, "cls": b"%d" % (number % 10)}
+            for extension, content in parts.items():
+                name = f"{number}.{extension}"
+                lines += f"{extension} {writer.add(name, content)} {len(content)} {name} ".encode()
+            lines = lines[:-1] + b"\n"
+            ends.append(len(lines))
+        os.ftruncate(self.file, 0)
+        os.pwrite(self.file, tar.getvalue(), 0)
+        self._lines, self._ends = np.frombuffer(lines, np.uint8), ends
+
+    def locate(self, number: int) -> tuple[int, int, int]:
+        start, end = self._ends[number : number + 2]
+        return self.file, self._lines.ctypes.data + start, end - start - 1
+
+
+class Sequence:
+    """One worker for each crop, for all inputs from now on. ``counts`` says what became of them."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng, self.counts = random.Random(seed), Counter[str]()
+        self._corpus = corpus(self.rng)
+        self._file = os.memfd_create("samples")
+        classes = tuple(ImageClass(f"n{number}", "") for number in range(10))
+        zeros = (0.0, 0.0, 0.0)
+        self._manifest = Manifest(Path(), 0, FORMAT, classes, {}, Statistics(zeros, zeros, zeros, (zeros,) * 3, None))
+        self._views = [Views(self._manifest, augment) for augment in AUGMENTS]
+        self._workers: list[Worker] = [Worker(None, self._manifest, augment, BATCH) for augment in AUGMENTS]  # type: ignore[arg-type]
+        self._batches = 0
+
+    def run(self, inputs: int) -> None:
+        """Decode so many inputs. Raises AssertionError for the first pixel or label that is not the file's own."""
+        for _ in range(-(-inputs // BATCH)):
+            self._run_batch([self._input() for _ in range(BATCH)])
+
+    def _input(self) -> bytes:
+        jpeg, kind = self.rng.choice(self._corpus), self.rng.random()
+        if kind < 0.4:
+            return jpeg
+        return (damaged(jpeg, random_edits(self.rng)) if kind < 0.8 else table_damaged(self.rng, jpeg)) or b"0"
+
+    def _run_batch(self, inputs: list[bytes]) -> None:
+        number = self.rng.randrange(len(AUGMENTS))
+        augment, views, worker = AUGMENTS[number], self._views[number], self._workers[number]
+        draws = draw(self._batches, 0, augment, 0, BATCH)
+        self._batches += 1
+        worker._records = Records(inputs, self._file)  # type: ignore[assignment]
+        out = np.zeros((BATCH, augment.size, augment.size, 3), np.uint8)
+        samples = worker.paint(range(BATCH), draws.shapes, draws.flips, out)
+        parts = dict(worker.parts(samples))
+        for row, jpeg in enumerate(inputs):
+            if not samples["done"][row]:
+                self.counts["left to Python" if is_whole(jpeg) else "damaged, refused"] += 1
+                continue
+            assert samples["label"][row] == row % 10
+            height, width = simplejpeg.decode_jpeg_header(jpeg, strict=False)[:2]
+            box, _ = views._choose(height, width, draws.at(row)) or (None, None)
+            assert box
+            shrink = shrink_to(box, augment.size)
+            top, left, box_height, box_width = (number // shrink for number in box)
+            expected = decode(jpeg, shrink)[top : top + box_height, left : left + box_width]
+            expected = expected[:, ::-1] if draws.flips[row] else expected
+            found = parts.get(row, out[row])[..., :3]
+            assert np.array_equal(found, expected), f"batch {self._batches - 1}, row {row}: {jpeg.hex()}"
+            self.counts["decoded" if is_whole(jpeg) else "damaged, shown"] += 1
+        self._check_restarts(self.rng.choice(inputs))
+
+    def _check_restarts(self, jpeg: bytes) -> None:
+        """Check that restart markers, which the sharding tool gives to plain files, change no pixel or are refused."""
+        if inspect(jpeg).obstacles:
+            return
+        try:
+            marked = with_restarts(jpeg)
+        except ValueError:
+            self.counts["restart markers refused"] += 1
+            return
+        assert is_whole(marked), jpeg.hex()
+        assert np.array_equal(decode(marked, 1), decode(jpeg, 1)), jpeg.hex()
+        self.counts["restart markers written"] += 1
+
+
+def decode(jpeg: bytes, shrink: int) -> np.ndarray:
+    """Decode a file at 1 / ``shrink`` of its size, as far as libjpeg-turbo can. H,W,3 uint8."""
+    height, width = simplejpeg.decode_jpeg_header(jpeg, strict=False)[:2]
+    least = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)}
+    try:
+        return simplejpeg.decode_jpeg(jpeg, strict=False, fastdct=False, fastupsample=False, **least)
+    except ValueError:  # damaged so that it gives up: Pillow has the rows before
+        with patch.object(ImageFile, "LOAD_TRUNCATED_IMAGES", True), Image.open(io.BytesIO(jpeg)) as image:
+            image.draft("RGB", (width // shrink, height // shrink))
+            return np.asarray(image.convert("RGB"))
+
+
+def is_whole(jpeg: bytes) -> bool:
+    """Return true if libjpeg-turbo decodes the file without a warning."""
+    try:
+        simplejpeg.decode_jpeg(jpeg, "RGBX")
+    except (ValueError, KeyError):
+        return False
+    return True
