@@ -46,7 +46,7 @@ def corpus(rng: random.Random) -> list[bytes]:
     """Return JPEGs of each sampling with each kind of table and restart interval, and some that encoders write."""
     kinds = [
         jpegs.Kind(factors, *rng.choice(SIZES), interval, tables, rng.choice((5, 50, 90, 100)))
-        for factors in (*jpegs.COMMON.values(), *jpegs.COMMON.values(), *jpegs.RARE.values())
+        for factors in (*jpegs.COMMON.values(), *jpegs.COMMON.values(), *jpegs.RARE.values(), *jpegs.INVALID.values())
         for tables in ("standard", "shuffled", "long")
         for interval in (0, rng.randint(1, 9))
     ]

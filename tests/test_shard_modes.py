@@ -1,6 +1,8 @@
 """Shards of each --resize and --encoding: what they hold, and that loaders read them alike."""
 
 import json
+import random
+import re
 import shutil
 from pathlib import Path
 
@@ -11,10 +13,14 @@ import webdataset
 
 from pipelines import Augment, DataError, load_manifest, open_loader
 from pipelines.images import read_file
+from pipelines.jpeg_header import Header
 from pipelines.preprocess import Preparation
+from tests import jpegs
 from tests.conftest import NUMBERED_IMAGES, assert_refused, command, shard
+from tests.test_fuzz import shard_here
 from tests.test_images import PLAIN, USABLE
 from tools.gallery import Gallery
+from tools.shard_imagenet import Options
 from tools.sources import find_images
 from tools.verify_shards import verify
 
@@ -68,6 +74,67 @@ def test_every_mode_gives_the_same_bytes_whatever_the_number_of_workers(
     again = shard(modes["source"], tmp_path / "again", shard_mb=1, workers=1, **MODES[name])
     for path in modes[name].iterdir():
         assert path.read_bytes() == (again / path.name).read_bytes(), path.name
+
+
+@pytest.fixture(scope="module")
+def samplings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A JPEG of each sampling, all of one class, named after it."""
+    folder, rng = tmp_path_factory.mktemp("samplings") / "images", random.Random(0)
+    for name, factors in {**jpegs.COMMON, **jpegs.RARE}.items():
+        for split in ("train", "val"):
+            path = folder / split / "c" / f"{key(name)}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(jpegs.generate(rng, jpegs.Kind(factors)))
+    return folder
+
+
+def key(name: str) -> str:
+    return re.sub("[ :]", "_", name)
+
+
+def test_samplings_that_decoders_disagree_on_are_written_anew(samplings: Path, tmp_path: Path) -> None:
+    folder = shard(samplings, tmp_path / "shards", resize="none", size=64)
+    manifest = load_manifest(folder)
+    repaired = {(entry["split"], Path(entry["source"]).stem): entry["action"] for entry in manifest.repaired}
+    assert {name for _, name in repaired} == {key(name) for name in jpegs.RARE}
+    assert repaired["val", "4_4_1"] == "sampling 1x4, 1x1, 1x1 to 4:2:0"
+    verify(folder, workers=1)
+    for split, crop in (("train", "random"), ("train", "resized"), ("val", "center"), ("val", "ten")):
+        loader = open_loader(folder, split, 1, Augment(crop=crop, size=48, normalise="none"), training=split == "train")
+        assert len(list(loader)) == len(jpegs.COMMON) + len(jpegs.RARE)
+
+
+def test_rare_samplings_in_shards_of_an_earlier_version_are_named(
+    samplings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Header, "common_sampling", True)
+        patch.setattr("tools.image_members.check_data", lambda _: None)
+        folder = shard_here(Options(samplings, tmp_path / "shards", resize="none", size=64))
+    rare, found = {key(name) for name in jpegs.RARE}, {}
+    for split, crop in (("train", "random"), ("train", "resized"), ("val", "center"), ("val", "ten")):
+        augment = Augment(crop=crop, size=48, normalise="none")
+        loader = open_loader(folder, split, 1, augment, training=split == "train", on_error="skip")
+        shown = sum(batch.valid for batch in loader)
+        found[crop] = {skipped for _, skipped, _ in loader.skipped}
+        assert shown == (len(jpegs.COMMON) if split == "val" else len(jpegs.COMMON) + len(jpegs.RARE))
+        assert all("chroma sampling" in reason for _, _, reason in loader.skipped)
+    assert found == dict.fromkeys(found, rare)
+    with pytest.raises(DataError, match="chroma sampling"):
+        verify(folder, workers=1)
+
+
+def test_a_scan_that_is_damaged_is_written_anew(samplings: Path, tmp_path: Path) -> None:
+    """So that what was just sharded passes --verify, and loaders take it."""
+    for split in ("train", "val"):
+        path = tmp_path / "images" / split / "c" / "0.jpg"
+        path.parent.mkdir(parents=True)
+        data = (samplings / split / "c" / "4_2_0.jpg").read_bytes()
+        middle = len(data) * 3 // 4
+        path.write_bytes(data[:middle] + data[middle + 40 :])
+    folder = shard(tmp_path / "images", tmp_path / "shards", resize="none", size=64)
+    assert [entry["action"][:23] for entry in load_manifest(folder).repaired] == ["damaged, written anew: "] * 2
+    verify(folder, workers=1)
 
 
 @pytest.mark.parametrize(("name", "mean_error", "median_error"), [("raw", 3, 2), ("shorter", 4, 3), ("none", 4, 3)])

@@ -1,0 +1,86 @@
+"""Feed the compiled decoder sequences of JPEGs under sanitizers, on every core, for some minutes.
+
+    make fuzz MINUTES=10        # or: python -m tests.fuzz --minutes 10
+
+Builds pipelines/*.c with AddressSanitizer and UndefinedBehaviorSanitizer (gcc or clang) and runs tests/sequences.py in a
+process a core. Ends with 1 at the first wrong pixel or bad access, with the JPEG in hexadecimal or the sanitizer's trace.
+Whoever changes the C runs this.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from pipelines import native
+from tests.sequences import Sequence
+
+SOURCES = sorted((Path(native.__file__).parent).glob("*.c"))
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
+BETWEEN_LOOKS = 1000  # inputs
+
+
+@dataclass(frozen=True)
+class Options:
+    minutes: float = 10
+    """How long."""
+    seed: int = 0
+    """Of the first process; the others count on."""
+    library: Path | None = None
+    """Run one process with this library, which was built already."""
+
+
+def main(options: Options) -> int:
+    if options.library:
+        return run(options, options.library)
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "native.so"
+        build(library)
+        runtime = subprocess.check_output(["cc", "-print-file-name=libasan.so"], text=True).strip()
+        environment = os.environ | {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"}
+        line = [sys.executable, "-m", "tests.fuzz", "--minutes", options.minutes, "--library", library, "--seed"]
+        cores = os.cpu_count() or 1
+        processes = [
+            subprocess.Popen([*map(str, line), str(options.seed + core)], env=environment) for core in range(cores)
+        ]
+        return max(abs(process.wait()) for process in processes)
+
+
+def build(library: Path) -> None:
+    """Compile the decoder with sanitizers. Raises CalledProcessError."""
+    flags = ["-shared", "-fPIC", "-g", "-O1", "-ffp-contract=off", *SANITIZERS]
+    subprocess.run(["cc", *flags, *map(str, SOURCES), "-o", str(library), "-ljpeg", "-lm"], check=True)
+
+
+def run(options: Options, path: Path) -> int:
+    """Decode until the time is over; print a line a minute, and the counts at the end."""
+    library = native.load_library(str(path))
+    assert library, f"{path} does not load"
+    native.native_library.cache_clear()
+    for module in [module for name, module in sys.modules.items() if name.startswith("pipelines.")]:
+        if hasattr(module, "native_library"):
+            module.native_library = lambda: library
+    sequence, start = Sequence(options.seed), time.monotonic()
+    said = start
+    while time.monotonic() - start < 60 * options.minutes:
+        sequence.run(BETWEEN_LOOKS)
+        if time.monotonic() - said > 60:
+            said = time.monotonic()
+            report(options.seed, sequence.counts, said - start)
+    report(options.seed, sequence.counts, time.monotonic() - start)
+    return 0
+
+
+def report(seed: int, counts: Counter[str], seconds: float) -> None:
+    inputs = sum(counts[name] for name in ("decoded", "left to Python", "damaged, refused", "damaged, shown"))
+    print(f"seed {seed}: {inputs} inputs in {seconds:.0f} s: {dict(counts)}", flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(tyro.cli(Options, description=__doc__)))
