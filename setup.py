@@ -4,8 +4,8 @@ from setuptools import Extension, setup
 
 NATIVE = Extension(
     "pipelines._native",
-    ["pipelines/native.c", "pipelines/entropy.c", "pipelines/restarts.c"],
-    depends=["pipelines/entropy.h"],
+    ["pipelines/native.c", "pipelines/entropy.c", "pipelines/restarts.c", "pipelines/checksum.c"],
+    depends=["pipelines/entropy.h", "pipelines/checksum.h"],
     libraries=["jpeg", "m"],
     extra_compile_args=["-O3", "-ffp-contract=off"],  # crops to the bit as in Python
     py_limited_api=True,  # it uses nothing of Python's: one file for all versions

@@ -15,9 +15,11 @@
 
 #include <jpeglib.h>
 
+#include "checksum.h"
 #include "entropy.h"
 
 #define BLOCK 512              /* of a tar file */
+#define CHECKSUM 500           /* its place in an image's header */
 #define MAX_SPAN (16 << 20)    /* bytes of a sample in its shard */
 #define MAX_PIXELS (1 << 26)   /* of an image */
 #define ROWS 4                 /* decoded at a time */
@@ -30,6 +32,7 @@ struct settings { /* the same in native.py: of the shards, and what becomes of a
     const uint8_t *raw_header; /* of .npy files; the images are JPEGs where it has no bytes */
     int32_t raw_header_bytes;
     int32_t label_digits, classes;
+    int32_t checked;           /* headers of images hold a checksum */
     int32_t square;            /* pixels a side, where all images are such; else 0 */
     int32_t crop, size;        /* pixels a side */
     int32_t shorter;           /* side of an image of which random and center crops are */
@@ -164,6 +167,13 @@ static int is_header(const uint8_t *block, struct text name, int64_t size) {
     return !memcmp(block, name.at, length) && !memcmp(block + 124, digits, 12);
 }
 
+/* Return true if the image's header holds the checksum of what follows it, as records.py has it. */
+static int has_checksum(const uint8_t *span, int64_t length) {
+    char digits[9];
+    snprintf(digits, sizeof digits, "%08x", (unsigned)checksum(span + BLOCK, length - BLOCK));
+    return !memcmp(span + CHECKSUM, digits, 8);
+}
+
 /* The sample's span of its shard, and its label. */
 static int read_sample(struct worker *worker, const struct settings *settings, struct sample *sample,
                        const struct place *place) {
@@ -176,7 +186,8 @@ static int read_sample(struct worker *worker, const struct settings *settings, s
     sample->label = (int32_t)label;
     return is_header(worker->span, place->name, place->size)
         && is_header(label_header, place->label_name, settings->label_digits)
-        && label >= 0 && label < settings->classes;
+        && label >= 0 && label < settings->classes
+        && (!settings->checked || has_checksum(worker->span, length));
 }
 
 static int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }

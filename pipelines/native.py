@@ -19,7 +19,7 @@ import numpy as np
 from pipelines.arrays import raw_header_of
 from pipelines.augment import Augment
 from pipelines.limits import most_elongated
-from pipelines.records import Records
+from pipelines.records import Records, checked_while_read
 from pipelines.shards import Manifest
 
 POINTER = ctypes.c_void_p
@@ -42,7 +42,10 @@ _own = threading.local()  # a worker for ``is_whole``
 class Settings(ctypes.Structure):
     _fields_ = (
         *(("extension", ctypes.c_char_p), ("raw_header", ctypes.c_char_p), ("raw_header_bytes", ctypes.c_int32)),
-        *((name, ctypes.c_int32) for name in ("label_digits", "classes", "square", "crop", "size", "shorter")),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("label_digits", "classes", "checked", "square", "crop", "size", "shorter")
+        ),
         ("most_elongated", ctypes.c_double),
         *((name, ctypes.c_double * 2) for name in ("scale", "ratio", "log_ratio")),
     )
@@ -56,6 +59,7 @@ class Settings(ctypes.Structure):
             raw_header_bytes=len(header),
             label_digits=manifest.label_width,
             classes=len(manifest.classes),
+            checked=checked_while_read(manifest),
             square=image.size if image.resize == "square" else 0,
             crop=CROPS.index(augment.crop),
             size=augment.size,

@@ -120,7 +120,10 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a shard folder holds. ``repaired`` and ``quarantined`` list source images by split, source and reason."""
+    """What a shard folder holds. ``repaired`` and ``quarantined`` list source images by split, source and reason.
+
+    ``checksums``: the header of each image in a tar holds the CRC-32 of the sample.
+    """
 
     folder: Path
     seed: int
@@ -130,6 +133,7 @@ class Manifest:
     statistics: Statistics
     repaired: tuple[dict[str, str], ...] = ()
     quarantined: tuple[dict[str, str], ...] = ()
+    checksums: bool = False
 
     @property
     def label_width(self) -> int:

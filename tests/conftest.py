@@ -1,6 +1,7 @@
 """Small data made once a session, and commands run as a person would."""
 
 import io
+import json
 import os
 import runpy
 import subprocess
@@ -89,6 +90,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def shard(source: Path, out: Path, **options) -> Path:
     shard_imagenet.main(shard_imagenet.Options(source, out, **options))
     return out
+
+
+def without_checksums(folder: Path) -> Path:
+    """Make the shards ones of a version that wrote no checksums."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest.pop("checksums")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
 
 
 def command(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

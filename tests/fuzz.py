@@ -2,9 +2,9 @@
 
     make fuzz MINUTES=10        # or: python -m tests.fuzz --minutes 10
 
-Builds pipelines/*.c with AddressSanitizer and UndefinedBehaviorSanitizer (gcc or clang) and runs tests/sequences.py in a
-process a core. Ends with 1 at the first wrong pixel or bad access, with the JPEG in hexadecimal or the sanitizer's trace.
-Whoever changes the C runs this.
+Builds pipelines/*.c with AddressSanitizer and UndefinedBehaviorSanitizer and runs tests/sequences.py, a process a core.
+Exits with 1 at the first wrong pixel or bad access, with the JPEG in hexadecimal or the sanitizer's trace. Whoever
+changes the C runs this.
 """
 
 import os

@@ -102,11 +102,8 @@ class Records:
         tar, lines, ends = io.BytesIO(), b"", [0]
         writer = HashedTar(tar)
         for number, sample in enumerate(self.samples):
-            parts = {"jpg": sample, "cls": b"%d" % (number % 10)}
-            for extension, content in parts.items():
-                name = f"{number}.{extension}"
-                lines += f"{extension} {writer.add(name, content)} {len(content)} {name} ".encode()
-            lines = lines[:-1] + b"\n"
+            start, label_start = writer.add(str(number), "jpg", sample, b"%d" % (number % 10))
+            lines += f"jpg {start} {len(sample)} {number}.jpg cls {label_start} 1 {number}.cls\n".encode()
             ends.append(len(lines))
         os.ftruncate(self.file, 0)
         os.pwrite(self.file, tar.getvalue(), 0)

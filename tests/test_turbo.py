@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -29,11 +30,13 @@ from pipelines.crops import resized_box
 from pipelines.draws import draw, order_of
 from pipelines.finish import Finish, OnDevice
 from pipelines.images import read_member
+from pipelines.index import list_samples
 from pipelines.plan import Plan
 from pipelines.records import Records
 from pipelines.shards import Shard, Split
-from tests.conftest import NUMBERED_IMAGES, ROOT, shard
+from tests.conftest import NUMBERED_IMAGES, ROOT, shard, without_checksums
 from tools.hashed_tar import HashedTar
+from tools.verify_shards import verify
 
 PIXELS = Augment(crop="center", flip=False, normalise="none")
 
@@ -364,12 +367,56 @@ def test_a_damaged_sample_is_an_error_with_shard_and_key_or_skipped_and_reported
 
 
 def test_in_training_the_next_sample_takes_the_place_of_a_damaged_one(damaged: Path) -> None:
+    labels = [Records(load_manifest(damaged), "val").read(sample).label for sample in range(101)]
+    bad, order = labels[2], [labels[sample] for sample in order_of(0, 0, 101)]
     break_image(damaged)
-    bad = int(Records(load_manifest(damaged), "val").read(2).label)
     loader = turbo(damaged, "val", 101, training=True, on_error="skip")
-    order = [int(Records(load_manifest(damaged), "val").read(sample).label) for sample in order_of(0, 0, 101)]
     expected = [order[i + 1 - 101] if label == bad else label for i, label in enumerate(order)]
     assert labels_of(loader) == expected
+
+
+def spans(folder: Path) -> list[slice]:
+    """Where the samples of the first val shard lie, from the image's header to the label's end."""
+    lines = [line.split() for line in (folder / "val-000000.idx").read_text().splitlines()[1:]]
+    return [slice(int(line[1]) - 512, int(line[5]) + int(line[6])) for line in lines]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_flipped_label_and_swapped_images_are_named(
+    damaged: Path, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are healthy samples to whoever does not know what was sharded."""
+    if not native:
+        monkeypatch.setattr("pipelines.native.has_native", lambda: False)
+    path = damaged / "val-000000.tar"
+    tar, places = bytearray(path.read_bytes()), spans(damaged)
+    digit = places[2].stop - 1
+    tar[digit] = ord("0") + (tar[digit] - ord("0") + 1) % 10
+    sizes = [span.stop - span.start for span in places]
+    first, second = next(
+        (a, b)
+        for a in range(4, len(sizes))
+        for b in range(a)
+        if sizes[a] == sizes[b] and b != 2 and tar[places[a]][124:136] == tar[places[b]][124:136]
+    )
+    images = [slice(places[row].start + 512, places[row].stop - 515) for row in (first, second)]
+    tar[images[0]], tar[images[1]] = tar[images[1]], tar[images[0]]
+    path.write_bytes(tar)
+    loader = turbo(damaged, "val", on_error="skip")
+    assert sum(batch.valid for batch in loader) == 98
+    listed, _ = list_samples(load_manifest(damaged), "val")
+    assert {key for _, key, _ in loader.skipped} == {listed[row] for row in (2, first, second)}
+    assert all("checksum" in reason for _, _, reason in loader.skipped)
+    with pytest.raises(DataError, match="checksum"):
+        verify(damaged, 1)
+
+
+def test_shards_without_checksums_are_read_as_before(damaged: Path) -> None:
+    expected = labels_of(turbo(damaged, "val"))
+    without_checksums(damaged)
+    path = damaged / "val-000000.tar"
+    path.write_bytes(re.sub(rb"[0-9a-f]{8}(?=\0{4})", bytes(8), path.read_bytes()))
+    assert labels_of(turbo(damaged, "val")) == expected
 
 
 def test_a_shard_that_shrinks_while_it_is_read_is_an_error_even_if_samples_may_be_skipped(damaged: Path) -> None:
@@ -430,8 +477,7 @@ def test_memory_is_used_again_only_when_no_view_of_it_is_left() -> None:
 def sample_bytes(name: str, jpeg: bytes, label: bytes) -> bytes:
     buffer = io.BytesIO()
     tar = HashedTar(buffer)
-    tar.add(f"{name}.jpg", jpeg)
-    tar.add(f"{name}.cls", label)
+    tar.add(name, "jpg", jpeg, label)
     return buffer.getvalue()
 
 

@@ -94,7 +94,7 @@ def finish(out: Path, seed: int, source: Source, tasks: Sequence[ShardTask]) -> 
             task.index_path.unlink(missing_ok=True)
     for left_over in out.glob("*.tmp"):
         left_over.unlink()
-    Manifest(out, seed, image, source.classes, splits, statistics, repaired, quarantined).save()
+    Manifest(out, seed, image, source.classes, splits, statistics, repaired, quarantined, True).save()
     shutil.rmtree(out / WORK)
     return {
         split: sum(record["source_bytes"] for task, record in records.items() if task.split == split)

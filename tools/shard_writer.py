@@ -107,9 +107,6 @@ def _add_sample(
     repaired += [{"split": task.split, "source": sample.source, "action": action} for action in member.repairs]
     if sums is not None and member.pixels is not None:
         sums.add(member.pixels)
-    parts = {task.image.extension: member.data, "cls": b"%0*d" % (task.label_width, sample.label)}
-    entries = []
-    for extension, content in parts.items():
-        name = f"{sample.key}.{extension}"
-        entries.append(f"{extension} {tar.add(name, content)} {len(content)} {name}")
-    return " ".join(entries)
+    key, extension, label = sample.key, task.image.extension, b"%0*d" % (task.label_width, sample.label)
+    image_start, label_start = tar.add(key, extension, member.data, label)
+    return f"{extension} {image_start} {len(member.data)} {key}.{extension} cls {label_start} {len(label)} {key}.cls"

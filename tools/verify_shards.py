@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from pipelines.images import read_member
 from pipelines.index import check_index
+from pipelines.records import BLOCK, CHECKSUM, checksum
 from pipelines.shards import DataError, Manifest, Shard, check_shard, load_manifest
 from tools.sources.tars import Member, members
 
@@ -71,19 +72,19 @@ def _wrong_content(path: Path, shard: Shard, manifest: Manifest) -> str | None:
                 return f"its index does not describe it, first at {(found or member).name!r}"
         for image, label in zip(listed[::2], listed[1::2], strict=True):
             try:
-                _check_sample(_read(file, image), _read(file, label), manifest)
+                _check_sample(file, image, label, manifest)
             except (DataError, ValueError) as error:
                 return f"{image.name}: {error}"
     return None
 
 
-def _read(file: BinaryIO, member: Member) -> bytes:
-    file.seek(member.offset)
-    return file.read(member.size)
-
-
-def _check_sample(image: bytes, label: bytes, manifest: Manifest) -> None:
+def _check_sample(file: BinaryIO, image_member: Member, label_member: Member, manifest: Manifest) -> None:
     """Raises DataError, ValueError."""
+    file.seek(image_member.offset - BLOCK)
+    span = file.read(label_member.offset + label_member.size - file.tell())
+    image, label = span[BLOCK : BLOCK + image_member.size], span[len(span) - label_member.size :]
+    if manifest.checksums and span[CHECKSUM] != checksum(span[BLOCK:]):
+        raise DataError("it has other bytes than were sharded, by its checksum")
     if len(label) != manifest.label_width or not label.isdigit() or int(label) >= len(manifest.classes):
         raise DataError(f"label {label[:20]!r} is not one of 0 to {len(manifest.classes) - 1}")
     shorter = min(read_member(image, manifest.image).shape[:2])
