@@ -9,6 +9,7 @@ import os
 import random
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
@@ -95,7 +96,7 @@ def table_damaged(rng: random.Random, jpeg: bytes) -> bytes:
 class Records:
     """Samples of a tar in memory, as ``pipelines.records.Records`` tells where they are."""
 
-    samples: list[bytes]
+    samples: Sequence[bytes]
     file: int
 
     def __post_init__(self) -> None:
@@ -114,8 +115,12 @@ class Records:
         return self.file, self._lines.ctypes.data + start, end - start - 1
 
 
-class Sequence:
-    """One worker for each crop, for all inputs from now on. ``counts`` says what became of them."""
+class Decoding:
+    """Workers, one for each crop, that decode one input after another.
+
+    ``counts`` says what became of them: "scan damaged, shown" are those that the worker decoded although libjpeg-turbo
+    warns of their file, "left to Python" those that it did not although the file is whole.
+    """
 
     def __init__(self, seed: int) -> None:
         self.rng, self.counts = random.Random(seed), Counter[str]()
@@ -131,15 +136,22 @@ class Sequence:
     def run(self, inputs: int) -> None:
         """Decode so many inputs. Raises AssertionError for the first pixel or label that is not the file's own."""
         for _ in range(-(-inputs // BATCH)):
-            self._run_batch([self._input() for _ in range(BATCH)])
+            self._run_batch(*zip(*(self._input() for _ in range(BATCH)), strict=True))
 
-    def _input(self) -> bytes:
-        jpeg, kind = self.rng.choice(self._corpus), self.rng.random()
-        if kind < 0.4:
-            return jpeg
-        return (damaged(jpeg, random_edits(self.rng)) if kind < 0.8 else table_damaged(self.rng, jpeg)) or b"0"
+    def _input(self) -> tuple[str, bytes]:
+        """Return what was done to a JPEG, and the JPEG."""
+        jpeg = self.rng.choice(self._corpus)
+        kind = self.rng.choices(("whole", "edited", "table lost", "scan damaged"), (0.4, 0.25, 0.15, 0.2))[0]
+        if kind == "edited":
+            jpeg = damaged(jpeg, random_edits(self.rng)) or b"0"
+        elif kind == "table lost":
+            jpeg = table_damaged(self.rng, jpeg)
+        elif kind == "scan damaged":
+            place = self.rng.randrange(jpeg.rindex(b"\xff\xda") + 12, len(jpeg) - 2)
+            jpeg = jpeg[:place] + bytes([jpeg[place] ^ 1 << self.rng.randrange(8)]) + jpeg[place + 1 :]
+        return kind, jpeg
 
-    def _run_batch(self, inputs: list[bytes]) -> None:
+    def _run_batch(self, kinds: tuple[str, ...], inputs: tuple[bytes, ...]) -> None:
         number = self.rng.randrange(len(AUGMENTS))
         augment, views, worker = AUGMENTS[number], self._views[number], self._workers[number]
         draws = draw(self._batches, 0, augment, 0, BATCH)
@@ -148,9 +160,9 @@ class Sequence:
         out = np.zeros((BATCH, augment.size, augment.size, 3), np.uint8)
         samples = worker.paint(range(BATCH), draws.shapes, draws.flips, out)
         parts = dict(worker.parts(samples))
-        for row, jpeg in enumerate(inputs):
+        for row, (kind, jpeg) in enumerate(zip(kinds, inputs, strict=True)):
             if not samples["done"][row]:
-                self.counts["left to Python" if is_whole(jpeg) else "damaged, refused"] += 1
+                self.counts[f"{kind}, {'left to Python' if is_whole(jpeg) else 'refused'}"] += 1
                 continue
             assert samples["label"][row] == row % 10
             height, width = simplejpeg.decode_jpeg_header(jpeg, strict=False)[:2]
@@ -162,7 +174,7 @@ class Sequence:
             expected = expected[:, ::-1] if draws.flips[row] else expected
             found = parts.get(row, out[row])[..., :3]
             assert np.array_equal(found, expected), f"batch {self._batches - 1}, row {row}: {jpeg.hex()}"
-            self.counts["decoded" if is_whole(jpeg) else "damaged, shown"] += 1
+            self.counts[f"{kind}, {'decoded' if is_whole(jpeg) else 'shown'}"] += 1
         self._check_restarts(self.rng.choice(inputs))
 
     def _check_restarts(self, jpeg: bytes) -> None:

@@ -34,7 +34,7 @@ from pipelines.shards import ImageFormat
 from pipelines.views import Views
 from tests.conftest import command
 from tests.damage import Edit, changed, damaged, edits
-from tests.sequences import Sequence
+from tests.sequences import Decoding
 from tools.image_members import make_member
 from tools.shard_folder import claim, fingerprint, finish
 from tools.shard_imagenet import Options, plan
@@ -317,11 +317,11 @@ def check_pixels(pixels: np.ndarray) -> None:
 @pytest.mark.parametrize(("count", "number"), [(10_000, 0), pytest.param(100_000, 1, marks=pytest.mark.slow)])
 def test_a_decoder_keeps_nothing_of_the_files_before(count: int, number: int) -> None:
     """`make fuzz` runs the same under sanitizers, for as long as it is asked to."""
-    sequence = Sequence(number)
+    decoding = Decoding(number)
     with bounded():
-        sequence.run(count)
-    for outcome in ("decoded", "damaged, refused", "damaged, shown", "restart markers written"):
-        assert sequence.counts[outcome] >= count // 200, sequence.counts
+        decoding.run(count)
+    for outcome in ("whole, decoded", "table lost, refused", "scan damaged, shown", "restart markers written"):
+        assert decoding.counts[outcome] >= count // 200, decoding.counts
 
 
 # DALI's decoder, in a process of its own: what it does to the process is what is looked for. Batches of 32 on two
