@@ -132,24 +132,28 @@ def test_no_worker_outlives_sharding_stopped_at_any_moment(
     assert contents(out) == whole
 
 
-def verify_with_workers(shards: Path, errors: Path) -> subprocess.Popen:
-    """Begin to verify; return as its workers are being started, before they can be done."""
-    process = start(errors, TOOL, "--verify", shards, "--workers", "2")
-    wait_until(lambda: len(workers_of(process.pid)) == 2 or process.poll() is not None, "no workers")
-    return process
+def verify_until(shards: Path, errors: Path, stop: Callable[[subprocess.Popen], object]) -> subprocess.Popen:
+    """Stop --verify as soon as its workers are there. If it was done by then, begin anew."""
+    while True:
+        process = start(errors, TOOL, "--verify", shards, "--workers", "2")
+        wait_until(lambda p=process: len(workers_of(p.pid)) == 2 or p.poll() is not None, "no workers")
+        if process.poll() is None:
+            stop(process)
+        if process.wait(PATIENCE):
+            return process
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_no_worker_outlives_verify(demo_shards: Path, tmp_path: Path, number: int) -> None:
-    process = verify_with_workers(demo_shards, tmp_path / "errors")
-    process.send_signal(number)
-    process.wait(PATIENCE)
+    process = verify_until(demo_shards, tmp_path / "errors", lambda process: process.send_signal(number))
     check_stopped(process, number, tmp_path / "errors")
 
 
 def test_a_worker_that_is_killed_ends_verify_with_one_line(demo_shards: Path, tmp_path: Path) -> None:
-    process = verify_with_workers(demo_shards, tmp_path / "errors")
-    workers_of(process.pid)[0].kill()
-    assert process.wait(PATIENCE) == 1
+    def kill(process: subprocess.Popen) -> None:
+        for worker in workers_of(process.pid)[:1]:
+            worker.kill()
+
+    assert verify_until(demo_shards, tmp_path / "errors", kill).returncode == 1
     said = (tmp_path / "errors").read_text()
     assert "a worker process died" in said and "Traceback" not in said

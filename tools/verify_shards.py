@@ -41,10 +41,12 @@ def _problem(shard: Shard, manifest: Manifest) -> str | None:
     path = manifest.folder / shard.path
     try:
         check_shard(manifest.folder, shard)
+        with path.open("rb") as file:
+            same = hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
     except DataError as error:
         return str(error)
-    with path.open("rb") as file:
-        same = hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
+    except OSError as error:  # one bad sector does not keep the other shards from being looked at
+        return f"it cannot be read: {error.strerror}"
     try:
         wrong = _wrong_content(path, shard, manifest)
     except (OSError, DataError) as error:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
+from pipelines.records import read_at
 from pipelines.shards import DataError
 
 MAX_HEADER_BYTES = 1 << 20  # long names and pax headers; a header that claims more is damaged
@@ -28,7 +29,7 @@ class Window:
 
     def read(self, size: int = MAX_HEADER_BYTES) -> bytes:
         size = max(0, min(size, MAX_HEADER_BYTES, self.size - self._position))
-        data = os.pread(self._descriptor, size, self._start + self._position)
+        data = read_at(self._descriptor, size, self._start + self._position)
         self._position += len(data)
         return data
 
