@@ -149,7 +149,7 @@ class Records:
         return text, memoryview(ends.data), letters.ctypes.data  # whose numbers are quicker than numpy's
 
     def _read(self, number: int, start: int, end: int) -> bytes:
-        """Raises OSError where the bytes cannot be read, DataError for a shard that cannot be opened or is cut."""
+        """Read the bytes from start to end. Raises OSError if that fails, DataError if the shard is missing or cut."""
         if number in self._files or self._keep(number):
             data = read_at(self._files[number], end - start, start)
         else:

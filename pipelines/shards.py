@@ -217,7 +217,7 @@ def _first_repeated(values: Sequence[str]) -> str | None:
 
 
 def _check_distinct(splits: dict[str, Split]) -> None:
-    """Raises ValueError for a shard that is listed twice, under one name or as a copy.
+    """Raise ValueError for a shard that is listed twice, under one name or as a copy.
 
     The keys of a split are distinct, so two of its shards differ. Two splits may hold the same few images; of many,
     the random order of train makes another shard.

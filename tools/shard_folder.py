@@ -70,7 +70,7 @@ def claim(out: Path, plan: dict[str, Any], renew: tuple[Sequence[ShardTask], Sou
 
 
 def _check_ours(out: Path, plan: dict[str, Any]) -> None:
-    """Raises DataError unless a run of ours has begun in ``out``, and for symbolic links in place of what it wrote."""
+    """Raise DataError unless a run of ours has begun in ``out``, and for symbolic links in place of what it wrote."""
     work = out / WORK
     if work.is_symlink() or not work.is_dir():
         raise DataError(f"{out} holds other things: choose an empty or a new folder")
@@ -88,14 +88,15 @@ def _check_ours(out: Path, plan: dict[str, Any]) -> None:
 
 
 def _is_only_begun(out: Path) -> bool:
-    """Return true for what a run leaves that was stopped before its plan was written whole."""
+    """Return true if ``out`` holds no more than a run that was stopped before its plan was written."""
     begun = re.compile(rf"lock|{re.escape(PLAN)}({TEMPORARY.pattern})?")
-    only_work = [path.name for path in out.iterdir()] == [WORK]
-    return only_work and all(begun.fullmatch(path.name) for path in (out / WORK).iterdir())
+    names = {path.name for path in (out / WORK).iterdir()}
+    only_work = [path.name for path in out.iterdir()] == [WORK] and ("lock" in names or not names)
+    return only_work and all(begun.fullmatch(name) for name in names)
 
 
 def _read_plan(out: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the plan that ``out`` was begun with. None for none, or one that is damaged or of another program."""
+    """Return the plan that ``out`` was begun with, or None if it is missing, damaged or of another program."""
     path = out / WORK / PLAN
     try:
         earlier = None if path.is_symlink() else read_json(path)
@@ -105,7 +106,7 @@ def _read_plan(out: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _check_plan(out: Path, plan: dict[str, Any]) -> None:
-    """Write the plan where there is none, or the beginning of this one. Raises DataError where there is another."""
+    """Write the plan if there is none, or only the beginning of this one. Raises DataError if there is another."""
     path, content = out / WORK / PLAN, json.dumps(plan).encode()
     if _is_only_begun(out) and (not path.exists() or content.startswith(path.read_bytes())):
         write_atomically(path, content)
@@ -118,7 +119,7 @@ def _check_plan(out: Path, plan: dict[str, Any]) -> None:
 
 
 def leftovers(out: Path, tasks: Sequence[ShardTask], source: Source, keep: Collection[str] = ()) -> list[Path]:
-    """List the files that these tasks have written to ``out``, under whatever name, but for those to ``keep``."""
+    """List the files in ``out`` that these tasks wrote, their temporary files included, without those to ``keep``."""
     shards = {name for task in tasks for name in task.files}
     work = {"lock", PLAN} | {path.name for task in tasks for path in (task.record_path, task.pixels_path)}
     spooled = {Path(sample.file).name for task in tasks for sample in task.samples} if source.spool else ()
@@ -137,7 +138,7 @@ def leftovers(out: Path, tasks: Sequence[ShardTask], source: Source, keep: Colle
 
 
 def discard(out: Path, files: Sequence[Path]) -> None:
-    """Delete these files of an unfinished run and the folders that are empty then. Name what else is there."""
+    """Delete these files, and the work folders if they are empty then; else name what they hold."""
     _delete(files)
     for folder in (out / WORK / SPOOL, out / WORK):
         if folder.is_dir():
@@ -184,6 +185,7 @@ def finish(out: Path, seed: int, source: Source, tasks: Sequence[ShardTask]) -> 
 
 
 def _record(task: ShardTask) -> ShardRecord:
+    """Return the record of a shard. Raises DataError if the shard is not there as recorded."""
     record = read_record(task)
     if record is None:
         raise DataError(f"{task.tar_path} is not as it was written: run the same command again, which writes it anew")

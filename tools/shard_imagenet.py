@@ -212,7 +212,8 @@ def repair(options: Options, source: Source, tasks: list[ShardTask]) -> None:
             for name in task.files:
                 (scratch / name).replace(options.out / name)
         discard(scratch, leftovers(scratch, tasks, source))
-        scratch.rmdir()
+        if not any(scratch.iterdir()):
+            scratch.rmdir()
     print(f"{options.out}: {len(todo)} shards written again")
 
 

@@ -70,7 +70,7 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What became of a task: its shard, and the source images that were altered or left out."""
+    """A finished task: its shard, and the source images that were altered or left out."""
 
     shard: Shard
     source_bytes: int
@@ -79,7 +79,7 @@ class ShardRecord:
 
 
 def read_record(task: ShardTask) -> ShardRecord | None:
-    """Return the record of a shard that is there as recorded. None says that it has to be written (again)."""
+    """Return the record of a shard, or None if the shard is not there as recorded and has to be written."""
     try:
         record: ShardRecord = fitted(read_json(task.record_path), ShardRecord, "record")
         check_shard(task.out, record.shard)
@@ -129,7 +129,7 @@ def write_shard(task: ShardTask, note: Callable[[int, dict[str, str] | None], No
 
 
 def _read(sample: Sample, source: Path) -> bytes:
-    """Raises DataError for one file that cannot be read, OSError if the whole source cannot."""
+    """Read a source image. Raises DataError if this one cannot be read, OSError if the whole source cannot."""
     try:
         return sample.read(source)
     except OSError as error:

@@ -34,7 +34,7 @@ class Sample(NamedTuple):
     size: int | None = None
 
     def read(self, folder: Path) -> bytes:
-        """Raises DataError for more bytes than an image has and for a file that is cut, OSError if it is unreadable."""
+        """Read the sample's bytes. Raises DataError if they are too many or cut, OSError if they cannot be read."""
         file = os.open(f"{folder}/{self.file}", os.O_RDONLY | os.O_NONBLOCK)  # half the time of Path.open, and a pipe
         try:  # does not wait for its other end
             found = os.fstat(file)

@@ -65,6 +65,10 @@ def members(file: BinaryIO, name: str, start: int = 0, size: int | None = None) 
             window.seek(tar.offset)
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"{name} is no tar, or a damaged or truncated one ({error}): download it again") from None
+    except OSError as error:  # a bad sector among the headers: where the next member lies is not known
+        raise DataError(
+            f"{name} cannot be read: {error.strerror}: copy it to another disk, or download it again"
+        ) from None
     end = window.read(tarfile.BLOCKSIZE)  # tarfile takes whatever it cannot read for the end
     if len(end) < tarfile.BLOCKSIZE:
         raise DataError(f"{name} is truncated: its {window.size} bytes stop without the end mark: download it again")
