@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -86,14 +87,16 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def stop_sharding(few: Path, out: Path, number: int, moment: Callable[[subprocess.Popen], object]) -> None:
+def stop_sharding(
+    few: Path, out: Path, number: int, moment: Callable[[subprocess.Popen], object], send: Callable = os.kill
+) -> None:
     """Stop a run at that moment. If it was done by then, begin anew."""
     while True:
         errors = out.with_name("errors")
         process = start(errors, TOOL, few, out, "--shard-mb", "0.2", "--workers", "2")
         moment(process)
         if process.poll() is None:
-            process.send_signal(number)
+            send(process.pid, number)
         if process.wait(PATIENCE):
             return check_stopped(process, number, errors)
         for path in out.iterdir():
@@ -104,12 +107,26 @@ def stop_sharding(few: Path, out: Path, number: int, moment: Callable[[subproces
 def test_no_worker_outlives_sharding_which_then_goes_on(
     few: Path, whole: dict[str, bytes], tmp_path: Path, number: int
 ) -> None:
-    def writing(process: subprocess.Popen) -> None:
-        wait_until(lambda: any(out.glob("*.tmp")) or process.poll() is not None, "no shard was begun")
+    out = tmp_path / "out"
+    stop_sharding(few, out, number, lambda process: writing(process, out))
+    assert contents(shard(few, out, shard_mb=0.2, workers=2)) == whole
+
+
+def writing(process: subprocess.Popen, out: Path) -> None:
+    wait_until(lambda: any(out.glob("*.tmp")) or process.poll() is not None, "no shard was begun")
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_signal_of_the_terminal_to_all_processes_is_one_line(few: Path, tmp_path: Path, number: int) -> None:
+    """A terminal that closes sends SIGHUP, and its shell does once more."""
+
+    def send(process: int, number: int) -> None:
+        os.killpg(process, number)
+        with suppress(ProcessLookupError):
+            os.killpg(process, number)
 
     out = tmp_path / "out"
-    stop_sharding(few, out, number, writing)
-    assert contents(shard(few, out, shard_mb=0.2, workers=2)) == whole
+    stop_sharding(few, out, number, lambda process: writing(process, out), send)
 
 
 @pytest.mark.slow

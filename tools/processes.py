@@ -10,13 +10,25 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
+from multiprocessing.context import SpawnContext
 from typing import Any
 
 from pipelines import DataError
 from tools.terminal import STOPS
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def spawning() -> SpawnContext:
+    """Return the context that workers and what they share are made with.
+
+    Python's resource tracker, which ends after the last process, is started deaf to the SIGHUP of a closed terminal.
+    """
+    with _signals_held():
+        resource_tracker.ensure_running()
+    return multiprocessing.get_context("spawn")
 
 
 class WorkerPool(ProcessPoolExecutor):
@@ -27,7 +39,7 @@ class WorkerPool(ProcessPoolExecutor):
     """
 
     def __init__(self, workers: int, start: Callable[..., None] | None = None, *arguments: Any) -> None:
-        super().__init__(workers, multiprocessing.get_context("spawn"), _start_worker, (start, arguments))
+        super().__init__(workers, spawning(), _start_worker, (start, arguments))
 
     def submit(self, *arguments: Any, **options: Any) -> Future:
         with _signals_held():  # a process is started here; interrupted, it would not get its orders

@@ -1,6 +1,5 @@
 """Who writes the shards: processes of this machine, or the workers of a Dask cluster. The bytes are the same."""
 
-import multiprocessing
 import os
 import sys
 import time
@@ -12,7 +11,7 @@ from tqdm import tqdm
 
 from pipelines.documents import read_json
 from pipelines.shards import DataError
-from tools.processes import WorkerPool
+from tools.processes import WorkerPool, spawning
 from tools.shard_writer import ShardTask, write_shard
 
 LINE_SECONDS = 30.0  # between two lines of progress where there is no terminal
@@ -63,7 +62,7 @@ class Progress:
 
 def write_on_this_machine(tasks: Sequence[ShardTask], workers: int, progress: Progress) -> None:
     """Write each shard in one of ``workers`` processes. Raises DataError, OSError."""
-    context = multiprocessing.get_context("spawn")
+    context = spawning()
     counts = context.Array("q", 2)  # images, source bytes
     bad = context.SimpleQueue()
     with WorkerPool(workers, _start_worker, counts, bad) as pool:
