@@ -6,12 +6,9 @@ About 110 KB each at 500x375, 4:2:0 JPEG, as ImageNet's are; the same seed gives
 view is there several times, as hard links: a large set in a short time.
 """
 
-import multiprocessing
 import os
 import random
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from pipelines import DataError
+from tools.processes import WorkerPool
 from tools.terminal import require, run
 
 PHOTOGRAPHS = {
@@ -65,9 +63,9 @@ def main(options: Options) -> None:
     for split in ("train", "val"):
         for number in range(CLASSES):
             (options.out / split / f"c{number}").mkdir(parents=True)
-    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        views = pool.map(partial(save_view, options, sources), range(options.images), chunksize=16)
-        total = sum(tqdm(views, total=options.images, unit=" images", desc="corpus"))
+    with WorkerPool(os.cpu_count() or 1) as pool:
+        views = [pool.submit(save_view, options, sources, number) for number in range(options.images)]
+        total = sum(view.result() for view in tqdm(views, unit=" images", desc="corpus"))
     print(f"{options.images * options.copies} files, {total / options.images / 1000:.1f} KB each")
 
 

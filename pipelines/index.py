@@ -31,7 +31,10 @@ def check_index(manifest: Manifest, shard: Shard) -> None:
     Whether the tar's own headers agree, ``--verify`` sees: reading them all would be reading the data set.
     """
     path = (manifest.folder / shard.path).with_suffix(".idx")
-    text = path.read_bytes()
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"index {path} cannot be read: {error.strerror}") from error
     start, lines = text.find(b"\n") + 1, text.count(b"\n") - 1
     if lines != shard.samples:
         raise _wrong(manifest, shard, f"it lists {lines} samples instead of {shard.samples}")

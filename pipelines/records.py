@@ -1,5 +1,6 @@
 """The samples of a split, one at a time and in any order: a read of a few kilobytes, checked against the index."""
 
+import errno
 import os
 import threading
 import weakref
@@ -98,7 +99,12 @@ class Records:
             raise error("has a damaged line in the index")
         if label_start != start + _blocks(size) + BLOCK or label_size != self._manifest.label_width:
             raise error("is not where the index says, or its label is not")
-        span = self._read(number, start - BLOCK, label_start + label_size)
+        try:
+            span = self._read(number, start - BLOCK, label_start + label_size)
+        except OSError as failed:  # a bad sector; whatever else fails, fails for the whole shard
+            if failed.errno == errno.EIO:
+                raise error(f"cannot be read: {failed.strerror}") from failed
+            raise self._unreadable(number, failed) from failed
         label_header = label_start - start  # BLOCK before the label, as the image is BLOCK behind the start of the span
         if not _is_header(span[:BLOCK], name, size) or label_name != name[: -len(extension)] + b"cls":
             raise error(f"has another name or size than the index says, or one that no shard has: {name[:80]!r}")
@@ -133,7 +139,10 @@ class Records:
 
     def _index(self, number: int) -> tuple[bytes, memoryview, int]:
         path = self._path(number).with_suffix(".idx")
-        text = path.read_bytes() if path.is_file() else b""
+        try:
+            text = path.read_bytes() if path.is_file() else b""
+        except OSError as error:
+            raise DataError(f"index {path} cannot be read: {error.strerror}") from error
         letters = np.frombuffer(text, np.uint8)
         ends = np.flatnonzero(letters == ord("\n"))
         lines = self._shards[number].samples + 1
@@ -145,27 +154,36 @@ class Records:
         return text, memoryview(ends.data), letters.ctypes.data  # whose numbers are quicker than numpy's
 
     def _read(self, number: int, start: int, end: int) -> bytes:
-        path = self._path(number)
-        try:
-            if number in self._files or self._keep(number):
-                data = os.pread(self._files[number], end - start, start)
-            else:
-                with path.open("rb", buffering=0) as file:
-                    data = os.pread(file.fileno(), end - start, start)
-        except OSError as error:
-            raise DataError(f"shard {path} cannot be read: {error.strerror}") from error
+        """Read the bytes from start to end. Raises OSError if that fails, DataError if the shard is missing or cut."""
+        if number in self._files or self._keep(number):
+            data = read_at(self._files[number], end - start, start)
+        else:
+            file = self._open(number)
+            try:
+                data = read_at(file, end - start, start)
+            finally:
+                os.close(file)
         if len(data) != end - start:
             raise DataError(
-                f"shard {path} ends at byte {start + len(data)}, in the middle of a sample: restore it, or write it "
-                "again with tools/shard_imagenet.py --repair"
+                f"shard {self._path(number)} ends at byte {start + len(data)}, in the middle of a sample: restore it, "
+                "or write it again with tools/shard_imagenet.py --repair"
             )
         return data
+
+    def _open(self, number: int) -> int:
+        try:
+            return os.open(self._path(number), os.O_RDONLY)
+        except OSError as error:
+            raise self._unreadable(number, error) from error
+
+    def _unreadable(self, number: int, error: OSError) -> DataError:
+        return DataError(f"shard {self._path(number)} cannot be read: {error.strerror}")
 
     def _keep(self, number: int) -> bool:
         """Open the shard for good, if there is room. In a random order no other choice would hit more often."""
         with self._opening:
             if number not in self._files and len(self._files) < MAX_OPEN_SHARDS:
-                self._files[number] = os.open(self._path(number), os.O_RDONLY)
+                self._files[number] = self._open(number)
         return number in self._files
 
     def _path(self, number: int) -> Path:
@@ -184,6 +202,17 @@ def checked_while_read(manifest: Manifest) -> bool:
 def checksum(rest: bytes) -> bytes:
     """Return eight hexadecimal digits: the CRC-32 of a sample from behind its image's header to its label's end."""
     return b"%08x" % zlib.crc32(rest)
+
+
+def read_at(file: int, size: int, offset: int) -> bytes:
+    """Read ``size`` bytes at ``offset`` of an open file; fewer only at its end. Raises OSError.
+
+    One call may read less: Linux gives 2 GB at most, network drives and signals what they like.
+    """
+    data = os.pread(file, size, offset)
+    while len(data) < size and (more := os.pread(file, size - len(data), offset + len(data))):
+        data += more
+    return data
 
 
 def _is_header(block: bytes, name: bytes, size: int) -> bool:

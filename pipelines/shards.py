@@ -10,6 +10,8 @@ import math
 import os
 import re
 import uuid
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ MEAN_IMAGE = "mean.npy"
 MAX_SIZE = 4096  # pixels of a side that shards are resized to
 MAX_CLASSES = 100_000  # a network's last layer has 4096 weights for each
 SAMPLE_BYTES = 2048  # that a sample takes in a tar at least: two headers, an image and a label
+NEVER_ALIKE = 16  # samples; so many in a random order stand sorted once in 10**13 times
 INDEX_LINE_BYTES = 300  # at most: two names of 100 bytes, four numbers
 
 
@@ -204,9 +207,33 @@ def _parse(folder: Path, content: Any) -> Manifest:
         raise ValueError(f"the class name {odd[:40]!r} holds what is not to be printed")
     if not all({"split", "source"} <= entry.keys() for entry in (*manifest.repaired, *manifest.quarantined)):
         raise ValueError("it lists repaired or quarantined images without their split or source")
+    wnids = [entry.wnid for entry in manifest.classes]
+    if twice := _first_repeated(wnids):
+        raise ValueError(f"two classes are called {twice[:40]!r}")
     for name, split in manifest.splits.items():
         _check_split(name, split)
+    _check_distinct(manifest.splits)
     return manifest
+
+
+def _first_repeated(values: Sequence[str]) -> str | None:
+    return next((value for value, count in Counter(values).items() if count > 1), None)
+
+
+def _check_distinct(splits: dict[str, Split]) -> None:
+    """Raise ValueError for a shard that is listed twice, under one name or as a copy.
+
+    The keys of a split are distinct, so two of its shards differ. Two splits may hold the same few images; of many,
+    the random order of train makes another shard.
+    """
+    shards = [shard for split in splits.values() for shard in split.shards]
+    if twice := _first_repeated([shard.path for shard in shards]):
+        raise ValueError(f"{twice} is listed twice")
+    within = (split.shards for split in splits.values())
+    for some in (*within, [shard for shard in shards if shard.samples >= NEVER_ALIKE]):
+        if twice := _first_repeated([shard.sha256 for shard in some]):
+            first, second = [shard.path for shard in some if shard.sha256 == twice][:2]
+            raise ValueError(f"{first} and {second} are the same file, with one sha256")
 
 
 def _check_split(name: str, split: Split) -> None:

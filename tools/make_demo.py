@@ -9,12 +9,9 @@ whatever the number of workers.
 """
 
 import importlib.util
-import multiprocessing
 import os
 import shutil
-import signal
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
@@ -26,6 +23,7 @@ from tqdm import tqdm
 
 from pipelines import DataError
 from tools.demo_drawings import CLASSES, draw_image
+from tools.processes import WorkerPool
 from tools.terminal import require, run
 
 ELPV_PACKAGE = "elpv-dataset==1.0.0.post1"
@@ -94,11 +92,9 @@ def make_demo(out: Path, train: int = 1000, val: int = 200, seed: int = 0, worke
             for index, wnid in zip(range(count), cycle(CLASSES), strict=False):
                 path = f"val/{wnid}/demo_val_{index + 1:08}.JPEG" if split else f"train/{wnid}/{wnid}_{index + 1}.JPEG"
                 jobs.append((partial / path, wnid, [seed, split, index]))
-        deaf = (signal.SIGINT, signal.SIG_IGN)  # only the parent answers Ctrl-C, with one line
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers or os.cpu_count(), spawn, signal.signal, deaf) as pool:
-            for _ in tqdm(pool.map(save_image, jobs, chunksize=8), total=len(jobs), desc="drawing", unit=" images"):
-                pass
+        with WorkerPool(workers or os.cpu_count() or 1) as pool:
+            for drawn in tqdm([pool.submit(save_image, job) for job in jobs], desc="drawing", unit=" images"):
+                drawn.result()
 
 
 def lay_out_elpv(out: Path, seed: int = 0) -> None:

@@ -1,6 +1,7 @@
 """Mean, deviation and principal colours of the train pixels, gathered shard by shard in whole numbers."""
 
 import io
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -48,11 +49,14 @@ class PixelSums:
         write_atomically(path, buffer.getvalue())
 
     def merge(self, path: Path) -> None:
-        """Add what another one has saved."""
-        with np.load(path, allow_pickle=False) as part:
-            for name, value in vars(self).items():
-                if value is not None:
-                    setattr(self, name, value + part[name])
+        """Add what another one has saved. Raises DataError for a file that is not whole."""
+        try:
+            with np.load(path, allow_pickle=False) as part:
+                saved = {name: part[name] for name, value in vars(self).items() if value is not None}
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path} is missing or damaged: run the same command again") from error
+        for name, values in saved.items():
+            setattr(self, name, getattr(self, name) + values)
 
 
 def measured_samples(start: int, stop: int, total: int, wanted: int | None) -> range:

@@ -2,9 +2,12 @@
 
 import fcntl
 import hashlib
+import io
 import json
-import shutil
-from collections.abc import Iterator, Sequence
+import os
+import re
+import stat
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,14 @@ from typing import Any
 import numpy as np
 
 from pipelines.documents import printable, read_json
-from pipelines.shards import MEAN_IMAGE, DataError, Manifest, Shard, Split, write_atomically
+from pipelines.shards import MEAN_IMAGE, DataError, Manifest, Split, write_atomically
 from tools.pixel_statistics import summarise
-from tools.shard_writer import WORK, ShardTask
+from tools.shard_writer import WORK, ShardRecord, ShardTask, read_record
 from tools.sources import Source
+
+PLAN, SPOOL = "plan.json", "spool"  # in WORK
+TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp$")  # what pipelines.shards.temporary appends
+OURS = re.compile(r"[a-z]+-[0-9]{6}\.(tar|idx)|mean\.npy")
 
 
 def fingerprint(tasks: Sequence[ShardTask], seed: int) -> dict[str, Any]:
@@ -31,55 +38,135 @@ def fingerprint(tasks: Sequence[ShardTask], seed: int) -> dict[str, Any]:
         "image": vars(tasks[0].image),
         "max_pixels": tasks[0].max_pixels,
         "statistics_images": sum(len(task.measured) for task in tasks),
+        "checksums": True,
         "shards": len(tasks),
         "samples": samples.hexdigest(),
     }
 
 
 @contextmanager
-def claim(out: Path, plan: dict[str, Any]) -> Iterator[None]:
-    """Take ``out`` for this run alone: it is new, empty, or an unfinished run of the same plan."""
+def claim(out: Path, plan: dict[str, Any], renew: tuple[Sequence[ShardTask], Source] | None = None) -> Iterator[None]:
+    """Take ``out`` for this run alone: it is new, empty, or an unfinished run of the same plan.
+
+    An unfinished run of another plan is refused, or deleted if it is one of these tasks (``renew``). Raises DataError
+    for everything else, with nothing written.
+    """
     work = out / WORK
-    if (out / "manifest.json").exists():
+    if os.path.lexists(out / "manifest.json"):
         raise DataError(f"{out} holds finished shards already: choose another folder, or delete it first")
-    if out.exists() and not out.is_dir():
+    if os.path.lexists(out) and not out.is_dir():
         raise DataError(f"{out} is not a folder: choose another name")
-    if out.is_dir() and any(out.iterdir()) and not work.is_dir():
-        raise DataError(f"{out} holds other things: choose an empty or a new folder")
+    if out.is_dir() and any(out.iterdir()):
+        _check_ours(out, plan)
     work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
+    with os.fdopen(os.open(work / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "rb+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(f"another run is writing to {out}: wait for it, or choose another folder") from None
-        path = work / "plan.json"
-        if not path.exists():
-            write_atomically(path, json.dumps(plan).encode())
-        earlier = read_json(path)
-        if earlier != plan:
-            names = ", ".join(
-                f"{key} was {earlier.get(key)}, is {plan[key]}" for key in plan if earlier.get(key) != plan[key]
-            )
-            raise DataError(
-                f"{out} is unfinished with another plan ({names}): give the same options, or delete it first"
-            )
+        if renew and _read_plan(out, plan) not in (None, plan):
+            _delete([path for path in leftovers(out, *renew) if path != work / "lock"])
+        _check_plan(out, plan)
         yield
 
 
-def finish(out: Path, seed: int, source: Source, tasks: Sequence[ShardTask]) -> dict[str, int]:
-    """Gather the shards' records, write the mean image and, last, the manifest. Gives each split's source bytes.
+def _check_ours(out: Path, plan: dict[str, Any]) -> None:
+    """Raise DataError unless a run of ours has begun in ``out``, and for symbolic links in place of what it wrote."""
+    work = out / WORK
+    if work.is_symlink() or not work.is_dir():
+        raise DataError(f"{out} holds other things: choose an empty or a new folder")
+    if not _is_only_begun(out) and _read_plan(out, plan) is None:
+        raise DataError(
+            f"{out} holds other things, or {work / PLAN} is missing or damaged: choose an empty or a new folder; if it "
+            "is an unfinished run and nothing else, delete it first"
+        )
+    ours = [path for path in out.iterdir() if OURS.fullmatch(path.name)]
+    link = next((path for path in (*ours, *work.iterdir(), *(work / SPOOL).glob("*")) if path.is_symlink()), None)
+    if link:
+        raise DataError(
+            f"{link} is a symbolic link, which this program did not write: remove it, or choose a new folder"
+        )
 
-    Raises DataError where no image of a split can be used.
+
+def _is_only_begun(out: Path) -> bool:
+    """Return true if ``out`` holds no more than a run that was stopped before its plan was written."""
+    begun = re.compile(rf"lock|{re.escape(PLAN)}({TEMPORARY.pattern})?")
+    names = {path.name for path in (out / WORK).iterdir()}
+    only_work = [path.name for path in out.iterdir()] == [WORK] and ("lock" in names or not names)
+    return only_work and all(begun.fullmatch(name) for name in names)
+
+
+def _read_plan(out: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the plan that ``out`` was begun with, or None if it is missing, damaged or of another program."""
+    path = out / WORK / PLAN
+    try:
+        earlier = None if path.is_symlink() else read_json(path)
+    except (DataError, OSError):
+        return None
+    return earlier if isinstance(earlier, dict) and earlier.keys() == plan.keys() else None
+
+
+def _check_plan(out: Path, plan: dict[str, Any]) -> None:
+    """Write the plan if there is none, or only the beginning of this one. Raises DataError if there is another."""
+    path, content = out / WORK / PLAN, json.dumps(plan).encode()
+    if _is_only_begun(out) and (not path.exists() or content.startswith(path.read_bytes())):
+        write_atomically(path, content)
+    earlier = _read_plan(out, plan)
+    if earlier is None:
+        raise DataError(f"{path} is damaged, or of another program: choose a new folder, or delete {out} first")
+    if earlier != plan:
+        names = ", ".join(f"{key} was {earlier[key]}, is {plan[key]}" for key in plan if earlier[key] != plan[key])
+        raise DataError(f"{out} is unfinished with another plan ({names}): give the same options, or delete it first")
+
+
+def leftovers(out: Path, tasks: Sequence[ShardTask], source: Source, keep: Collection[str] = ()) -> list[Path]:
+    """List the files in ``out`` that these tasks wrote, their temporary files included, without those to ``keep``."""
+    shards = {name for task in tasks for name in task.files}
+    work = {"lock", PLAN} | {path.name for task in tasks for path in (task.record_path, task.pixels_path)}
+    spooled = {Path(sample.file).name for task in tasks for sample in task.samples} if source.spool else ()
+    spool = {f"{name}.{suffix}" for name in spooled for suffix in ("bin", "npy", "tmp")}
+    found = []
+    for folder, names in (
+        (out, shards | {MEAN_IMAGE, "manifest.json"}),
+        (out / WORK, work),
+        (out / WORK / SPOOL, spool),
+    ):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            is_file = stat.S_ISREG(path.lstat().st_mode)
+            if is_file and TEMPORARY.sub("", path.name) in names and path.name not in keep:
+                found.append(path)
+    return found
+
+
+def discard(out: Path, files: Sequence[Path]) -> None:
+    """Delete these files, and the work folders if they are empty then; else name what they hold."""
+    _delete(files)
+    for folder in (out / WORK / SPOOL, out / WORK):
+        if folder.is_dir():
+            try:
+                folder.rmdir()
+            except OSError:
+                others = sorted(path.name for path in folder.iterdir())
+                print(printable(f"{folder} holds what is not of this run, and stays: {', '.join(others)[:200]}"))
+
+
+def _delete(files: Sequence[Path]) -> None:
+    for path in files:
+        path.unlink()
+
+
+def finish(out: Path, seed: int, source: Source, tasks: Sequence[ShardTask]) -> dict[str, int]:
+    """Gather the shards' records, write the mean image and, last, the manifest. Return each split's source bytes.
+
+    Raises DataError where a shard is not there as recorded, or no image of a split can be used.
     """
     image = tasks[0].image
-    records = {task: read_json(task.record_path) for task in tasks}
-    repaired, quarantined = (
-        tuple(entry for record in records.values() for entry in record[kind]) for kind in ("repaired", "quarantined")
-    )
+    records = [(task, _record(task)) for task in tasks]
+    repaired = tuple(entry for _, record in records for entry in record.repaired)
+    quarantined = tuple(entry for _, record in records for entry in record.quarantined)
     splits = {}
     for split in source.splits:
-        written = [Shard(**record["shard"]) for task, record in records.items() if task.split == split]
-        shards = tuple(shard for shard in written if shard.samples)
+        shards = tuple(record.shard for task, record in records if task.split == split and record.shard.samples)
         splits[split] = Split(sum(shard.samples for shard in shards), shards)
         if not shards:
             first = next(entry for entry in quarantined if entry["split"] == split)
@@ -87,19 +174,23 @@ def finish(out: Path, seed: int, source: Source, tasks: Sequence[ShardTask]) -> 
     parts = [task.pixels_path for task in tasks if task.split == tasks[0].split]
     statistics, mean_image = summarise(parts, image.mean_image_size)
     if mean_image is not None:
-        np.save(out / MEAN_IMAGE, mean_image)
-    for task, record in records.items():
-        if not record["shard"]["samples"]:
-            task.tar_path.unlink(missing_ok=True)
-            task.index_path.unlink(missing_ok=True)
-    for left_over in out.glob("*.tmp"):
-        left_over.unlink()
+        buffer = io.BytesIO()
+        np.save(buffer, mean_image)
+        write_atomically(out / MEAN_IMAGE, buffer.getvalue())
+    keep = {MEAN_IMAGE, *(name for task, record in records if record.shard.samples for name in task.files)}
+    unwanted = leftovers(out, tasks, source, keep)
+    _delete([path for path in unwanted if path.parent == out])
     Manifest(out, seed, image, source.classes, splits, statistics, repaired, quarantined, True).save()
-    shutil.rmtree(out / WORK)
-    return {
-        split: sum(record["source_bytes"] for task, record in records.items() if task.split == split)
-        for split in splits
-    }
+    discard(out, [path for path in unwanted if path.parent != out])
+    return {split: sum(record.source_bytes for task, record in records if task.split == split) for split in splits}
+
+
+def _record(task: ShardTask) -> ShardRecord:
+    """Return the record of a shard. Raises DataError if the shard is not there as recorded."""
+    record = read_record(task)
+    if record is None:
+        raise DataError(f"{task.tar_path} is not as it was written: run the same command again, which writes it anew")
+    return record
 
 
 def report(manifest: Manifest, source_bytes: dict[str, int], seconds: float) -> None:

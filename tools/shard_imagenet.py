@@ -12,7 +12,6 @@ stop continues where it was; the same source, options and seed give the same byt
 import math
 import os
 import re
-import shutil
 import time
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -21,15 +20,14 @@ from typing import Literal
 
 import tyro
 
-from pipelines.documents import read_json
 from pipelines.limits import MAX_PIXELS, PILLOW_MAX_PIXELS
 from pipelines.native import has_native
 from pipelines.shards import DataError, ImageFormat, load_manifest
 from tools.image_members import expected_bytes
 from tools.pixel_statistics import measured_samples
-from tools.shard_folder import claim, fingerprint, finish, report
+from tools.shard_folder import SPOOL, claim, discard, fingerprint, finish, leftovers, report
 from tools.shard_runners import Progress, write_on_cluster, write_on_this_machine
-from tools.shard_writer import WORK, ShardTask
+from tools.shard_writer import WORK, ShardTask, read_record
 from tools.sources import Source, find_images
 from tools.terminal import require, run
 from tools.verify_shards import find_problems, verify
@@ -163,19 +161,19 @@ def spooled(tasks: list[ShardTask], source: Source) -> list[ShardTask]:
     """The tasks with samples that can be read by offset; under the lock, where the source has to be copied for that."""
     if source.spool is None or not tasks:
         return tasks
-    work = tasks[0].out / WORK / "spool"
+    work = tasks[0].out / WORK / SPOOL
     placed = iter(source.spool.copy([sample for task in tasks for sample in task.samples], work))
     return [replace(task, source=work, samples=tuple(islice(placed, len(task.samples)))) for task in tasks]
 
 
 def write_shards(options: Options, source: Source, tasks: list[ShardTask]) -> None:
-    """Write those that have no record yet. Raises DataError, OSError."""
-    todo = spooled([task for task in tasks if not task.record_path.exists()], source)
-    earlier = [read_json(task.record_path) for task in tasks if task.record_path.exists()]
+    """Write the shards that are not there as recorded. Raises DataError, OSError."""
+    earlier = {task.name: record for task in tasks if (record := read_record(task))}
+    todo = spooled([task for task in tasks if task.name not in earlier], source)
     total, left = (sum(len(task.samples) for task in some) for some in (tasks, todo))
     progress = Progress(total, total - left, options.max_bad)
     try:
-        for entry in (entry for record in earlier for entry in record["quarantined"]):
+        for entry in (entry for record in earlier.values() for entry in record.quarantined):
             progress.quarantine(entry)
         if options.cluster:
             write_on_cluster(todo, options.cluster, progress)
@@ -198,20 +196,24 @@ def repair(options: Options, source: Source, tasks: list[ShardTask]) -> None:
     todo = [replace(task, out=scratch) for task in tasks if task.tar_path.name in wrong]
     if len(todo) != len(wrong):
         raise DataError(f"{options.out} was made with other options: it has shards that these do not make")
-    shutil.rmtree(scratch, ignore_errors=True)
-    (scratch / WORK).mkdir(parents=True)
-    write_shards(options, source, todo)
-    for task in todo:
-        record = read_json(task.record_path)
-        if record["shard"] != vars(expected[task.tar_path.name]):
-            raise DataError(
-                f"{task.tar_path.name}, written again, is not what {options.out} had: the source or the options differ "
-                "from those it was made with; nothing was changed"
-            )
-    for task in todo:
-        task.tar_path.replace(options.out / task.tar_path.name)
-        task.index_path.replace(options.out / task.index_path.name)
-    shutil.rmtree(scratch)
+    link = next((path for path in (options.out / p for task in todo for p in task.files) if path.is_symlink()), None)
+    if link:
+        raise DataError(f"{link} is a symbolic link: put a copy of the file in its place first")
+    with claim(scratch, fingerprint(tasks, options.seed), (tasks, source)):
+        write_shards(options, source, todo)
+        for task in todo:
+            record = read_record(task)
+            if not record or record.shard != expected[task.tar_path.name]:
+                raise DataError(
+                    f"{task.tar_path.name}, written again, is not what {options.out} had: the source or the options "
+                    "differ from those it was made with; nothing was changed"
+                )
+        for task in todo:
+            for name in task.files:
+                (scratch / name).replace(options.out / name)
+        discard(scratch, leftovers(scratch, tasks, source))
+        if not any(scratch.iterdir()):
+            scratch.rmdir()
     print(f"{options.out}: {len(todo)} shards written again")
 
 

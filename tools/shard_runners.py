@@ -1,19 +1,17 @@
 """Who writes the shards: processes of this machine, or the workers of a Dask cluster. The bytes are the same."""
 
-import multiprocessing
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_EXCEPTION, wait
 from typing import Any
 
 from tqdm import tqdm
 
 from pipelines.documents import read_json
 from pipelines.shards import DataError
+from tools.processes import WorkerPool, spawning
 from tools.shard_writer import ShardTask, write_shard
 
 LINE_SECONDS = 30.0  # between two lines of progress where there is no terminal
@@ -63,30 +61,19 @@ class Progress:
 
 
 def write_on_this_machine(tasks: Sequence[ShardTask], workers: int, progress: Progress) -> None:
-    """A shard is one process's task. Raises DataError, OSError."""
-    context = multiprocessing.get_context("spawn")
+    """Write each shard in one of ``workers`` processes. Raises DataError, OSError."""
+    context = spawning()
     counts = context.Array("q", 2)  # images, source bytes
     bad = context.SimpleQueue()
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(counts, bad)) as pool:
-        try:
-            futures = {pool.submit(_write_in_worker, task) for task in tasks}
-            while futures:
-                done, futures = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
-                while not bad.empty():
-                    progress.quarantine(bad.get())
-                progress.show(*counts.get_obj())  # without the lock: a killed worker may hold it
-                for future in done:
-                    future.result()
-        except BrokenProcessPool:
-            raise DataError(
-                "a worker process died, of too little memory perhaps: run the same command again, with fewer --workers"
-            ) from None
-        except DataError:
-            for process in multiprocessing.active_children():
-                process.terminate()  # there is no use in finishing the shards at hand
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with WorkerPool(workers, _start_worker, counts, bad) as pool:
+        futures = {pool.submit(_write_in_worker, task) for task in tasks}
+        while futures:
+            done, futures = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
+            while not bad.empty():
+                progress.quarantine(bad.get())
+            progress.show(*counts.get_obj())  # without the lock: a killed worker may hold it
+            for future in done:
+                future.result()
 
 
 _counts: Any = None  # in a worker process: what all workers have done
@@ -97,7 +84,6 @@ def _start_worker(counts: Any, bad: Any) -> None:
     global _counts, _bad
     _counts, _bad = counts, bad
     os.environ["OMP_NUM_THREADS"] = "1"  # torch, once it is imported, resizes on the worker's own core
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker without a traceback
 
 
 def _write_in_worker(task: ShardTask) -> None:

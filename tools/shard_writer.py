@@ -4,20 +4,25 @@ A shard is a task of its own: it is written under temporary names, renamed, and 
 that a run that was stopped goes on with the shards that have no record.
 """
 
+import dataclasses
+import errno
 import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.documents import fitted, read_json
 from pipelines.limits import MAX_PIXELS
-from pipelines.shards import DataError, ImageFormat, Shard, temporary, write_atomically
+from pipelines.shards import DataError, ImageFormat, Shard, check_shard, temporary, write_atomically
 from tools.hashed_tar import HashedTar
 from tools.image_members import make_member
 from tools.pixel_statistics import PixelSums
 from tools.sources import Sample
 
 WORK = ".work"
+# Errors of one file. Others (too many open files, a lost network drive) are of this process or of the whole source.
+OF_ONE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EIO, errno.ENXIO}
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,11 @@ class ShardTask:
         return self.out / f"{self.name}.idx"
 
     @property
+    def files(self) -> tuple[str, str]:
+        """Names of what is there in the end."""
+        return self.tar_path.name, self.index_path.name
+
+    @property
     def record_path(self) -> Path:
         return self.out / WORK / f"{self.name}.json"
 
@@ -58,10 +68,36 @@ class ShardTask:
         return self.out / WORK / f"{self.name}.npz"
 
 
+@dataclass(frozen=True)
+class ShardRecord:
+    """A finished task: its shard, and the source images that were altered or left out."""
+
+    shard: Shard
+    source_bytes: int
+    repaired: tuple[dict[str, str], ...]
+    quarantined: tuple[dict[str, str], ...]
+
+
+def read_record(task: ShardTask) -> ShardRecord | None:
+    """Return the record of a shard, or None if the shard is not there as recorded and has to be written."""
+    try:
+        record: ShardRecord = fitted(read_json(task.record_path), ShardRecord, "record")
+        check_shard(task.out, record.shard)
+        PixelSums(task.image.mean_image_size).merge(task.pixels_path)
+        index = task.index_path.read_bytes()
+    except (DataError, ValueError, OSError):
+        return None
+    samples = record.shard.samples
+    whole = index.endswith(b"\n") and index.count(b"\n") == samples + 1
+    whole &= samples + len(record.quarantined) == len(task.samples) and record.shard.path == task.tar_path.name
+    return record if whole else None
+
+
 def write_shard(task: ShardTask, note: Callable[[int, dict[str, str] | None], None] | None = None) -> None:
     """Write the shard, its index and its record; ``note`` is told of each sample's bytes, and its entry if quarantined.
 
-    An image that cannot be used is left out and noted in the record. Raises OSError when the disk does.
+    An image that cannot be read or used is left out and noted in the record. Raises OSError when the disk that is
+    written to does, or when the whole source is gone.
     """
     repaired: list[dict[str, str]] = []
     quarantined: list[dict[str, str]] = []
@@ -74,7 +110,7 @@ def write_shard(task: ShardTask, note: Callable[[int, dict[str, str] | None], No
         for place, sample in enumerate(task.samples):
             data, bad = b"", None
             try:
-                data = sample.read(task.source)
+                data = _read(sample, task.source)
                 index.append(_add_sample(tar, task, sample, data, sums if place in task.measured else None, repaired))
             except DataError as error:
                 bad = {"split": task.split, "source": sample.source, "reason": str(error)}
@@ -88,9 +124,21 @@ def write_shard(task: ShardTask, note: Callable[[int, dict[str, str] | None], No
     partial.replace(task.tar_path)
     shard = Shard(task.tar_path.name, len(index), task.tar_path.stat().st_size, tar.digest)
     sums.save(task.pixels_path)
-    found = {"repaired": repaired, "quarantined": quarantined}
-    record = {"shard": vars(shard), "source_bytes": source_bytes} | found
-    write_atomically(task.record_path, json.dumps(record).encode())
+    record = ShardRecord(shard, source_bytes, tuple(repaired), tuple(quarantined))
+    write_atomically(task.record_path, json.dumps(dataclasses.asdict(record)).encode())
+
+
+def _read(sample: Sample, source: Path) -> bytes:
+    """Read a source image. Raises DataError if this one cannot be read, OSError if the whole source cannot."""
+    try:
+        return sample.read(source)
+    except OSError as error:
+        if error.errno not in OF_ONE_FILE or (sample.size is not None and error.errno != errno.EIO):  # of an archive
+            raise
+        top = source / sample.file.partition("/")[0]
+        if not top.exists() or (top.is_dir() and not any(top.iterdir())):  # as a disk that was unmounted leaves it
+            raise
+        raise DataError(f"it cannot be read: {error.strerror}") from None
 
 
 def _add_sample(

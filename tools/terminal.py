@@ -1,12 +1,16 @@
 """What every command shares: options from a dataclass, one clear message when something is wrong, exit codes.
 
-0: done. 1: the work could not be done. 2: the command line was wrong. 130: stopped by Ctrl-C.
+0: done. 1: the work could not be done. 2: the command line was wrong. 130: stopped by Ctrl-C, SIGTERM or SIGHUP.
 """
 
 import errno
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TypeVar
 
 import tyro
@@ -15,6 +19,8 @@ from pipelines import DataError
 from pipelines.documents import printable
 
 Options = TypeVar("Options")
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+SAME_SECONDS = 1.0  # a terminal that closes sends SIGHUP, and its shell once more
 
 
 def run(
@@ -32,7 +38,8 @@ def run(
     """
     try:
         try:
-            main(_chosen(options, description, default, arguments))
+            with _stoppable():
+                main(_chosen(options, description, default, arguments))
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -48,6 +55,32 @@ def run(
         fail(f"{error.strerror or error}{where}{advice}")
 
 
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Raise KeyboardInterrupt for SIGTERM and SIGHUP too. A second signal, a second later, ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    first: list[float] = []
+
+    def stop(number: int, _: object) -> None:
+        if not first:
+            first.append(time.monotonic())
+            raise KeyboardInterrupt
+        if time.monotonic() - first[0] > SAME_SECONDS:
+            os._exit(130)
+
+    before = {number: signal.getsignal(number) for number in STOPS}
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}  # nohup
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _chosen(
     options: type[Options], description: str | None, default: Options | None, arguments: Sequence[str] | None
 ) -> Options:
@@ -61,7 +94,8 @@ def _chosen(
 
 def fail(message: str, code: int = 1) -> NoReturn:
     """End the process with one message on standard error; what names in it would tell the terminal to do is escaped."""
-    print("error:", "\n".join(map(printable, message.split("\n"))), file=sys.stderr)
+    with suppress(OSError):  # the terminal may be gone
+        print("error:", "\n".join(map(printable, message.split("\n"))), file=sys.stderr)
     raise SystemExit(code)
 
 

@@ -1,9 +1,6 @@
 """Re-read a shard folder and say which shard is wrong: size, sha256, index, count, labels, and that images decode."""
 
 import hashlib
-import multiprocessing
-import signal
-from concurrent.futures import ProcessPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +11,7 @@ from pipelines.images import read_member
 from pipelines.index import check_index
 from pipelines.records import BLOCK, CHECKSUM, checksum
 from pipelines.shards import DataError, Manifest, Shard, check_shard, load_manifest
+from tools.processes import WorkerPool
 from tools.sources.tars import Member, members
 
 
@@ -33,21 +31,22 @@ def verify(folder: Path, workers: int) -> None:
 def find_problems(manifest: Manifest, workers: int) -> dict[str, str]:
     """What is wrong with which shard, by its name."""
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    spawn, quit_at_once = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_DFL)
-    with ProcessPoolExecutor(workers, spawn, signal.signal, quit_at_once) as pool:
-        found = pool.map(_problem, shards, [manifest] * len(shards))
-        shown = tqdm(found, total=len(shards), unit=" shards", desc="verify")
-        return {shard.path: problem for shard, problem in zip(shards, shown, strict=True) if problem}
+    with WorkerPool(workers) as pool:
+        found = [pool.submit(_problem, shard, manifest) for shard in shards]
+        shown = tqdm(found, unit=" shards", desc="verify")
+        return {shard.path: said for shard, future in zip(shards, shown, strict=True) if (said := future.result())}
 
 
 def _problem(shard: Shard, manifest: Manifest) -> str | None:
     path = manifest.folder / shard.path
     try:
         check_shard(manifest.folder, shard)
+        with path.open("rb") as file:
+            same = hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
     except DataError as error:
         return str(error)
-    with path.open("rb") as file:
-        same = hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
+    except OSError as error:  # one bad sector does not keep the other shards from being looked at
+        return f"it cannot be read: {error.strerror}"
     try:
         wrong = _wrong_content(path, shard, manifest)
     except (OSError, DataError) as error:

@@ -31,10 +31,17 @@ class Source:
     spool: Spool | None = None
 
     def sizes(self, samples: Sequence[Sample]) -> list[int]:
-        """Bytes of a few samples."""
+        """Return the bytes of a few samples, 0 for one that cannot be read: it will be quarantined."""
         if self.spool:
             return self.spool.sizes(samples)
-        return [(self.folder / s.file).stat().st_size if s.size is None else s.size for s in samples]
+        return [_size(self.folder / s.file) if s.size is None else s.size for s in samples]
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def find_images(

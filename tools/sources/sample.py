@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pipelines.images import SUFFIXES
 from pipelines.limits import MAX_FILE_BYTES
+from pipelines.records import read_at
 from pipelines.shards import DataError
 
 MAX_KEY_LENGTH = 80  # a USTAR member's name has 100 bytes
@@ -33,7 +34,7 @@ class Sample(NamedTuple):
     size: int | None = None
 
     def read(self, folder: Path) -> bytes:
-        """Raises DataError where there is more than an image has, OSError where the file cannot be read."""
+        """Read the sample's bytes. Raises DataError if they are too many or cut, OSError if they cannot be read."""
         file = os.open(f"{folder}/{self.file}", os.O_RDONLY | os.O_NONBLOCK)  # half the time of Path.open, and a pipe
         try:  # does not wait for its other end
             found = os.fstat(file)
@@ -42,7 +43,10 @@ class Sample(NamedTuple):
             size = found.st_size if self.size is None else self.size
             if size > MAX_FILE_BYTES:
                 raise DataError(f"its {size} bytes are more than the {MAX_FILE_BYTES} allowed")
-            return os.pread(file, size, self.offset)
+            data = read_at(file, size, self.offset)
+            if len(data) < size:
+                raise DataError(f"it is cut off: {len(data)} of its {size} bytes are there")
+            return data
         finally:
             os.close(file)
 
@@ -84,12 +88,20 @@ def is_image(name: str) -> bool:
 def image_names(folder: Path) -> Iterator[str]:
     """Names of the images in ``folder``, in the order of the disk. A dangling link counts: reading it will say so."""
     with os.scandir(folder) as entries:
-        yield from (entry.name for entry in entries if is_image(entry.name) and not entry.is_dir())
+        yield from (entry.name for entry in entries if is_image(entry.name) and not _is_folder(entry))
 
 
 def class_folders(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(entry.name for entry in entries if _is_folder(entry) and not entry.name.startswith("."))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return false also for a link that leads to itself, of which ``is_dir`` raises OSError."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def ranked(classes: Mapping[str, Collection[str]], folder: Path) -> list[str]:

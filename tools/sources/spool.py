@@ -82,7 +82,12 @@ def _finished(target: Path, wanted: list[int]) -> np.ndarray | None:
         places = np.load(target.with_name(f"{target.name}.npy"), allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    return places if max(wanted) < len(places) and (places[wanted, 0] >= 0).all() else None
+    if places.dtype != np.int64 or places.ndim != 2 or places.shape[1] != 2 or max(wanted) >= len(places):
+        return None
+    offsets, sizes = places[wanted].T
+    images = target.with_name(f"{target.name}.bin")
+    there = images.stat().st_size if images.is_file() else 0
+    return places if (offsets >= 0).all() and (sizes >= 0).all() and (offsets + sizes).max() <= there else None
 
 
 def _copy(source: Path, wanted: list[int], target: Path, bar: tqdm) -> np.ndarray:

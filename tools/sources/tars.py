@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
+from pipelines.records import read_at
 from pipelines.shards import DataError
 
 MAX_HEADER_BYTES = 1 << 20  # long names and pax headers; a header that claims more is damaged
@@ -28,7 +29,7 @@ class Window:
 
     def read(self, size: int = MAX_HEADER_BYTES) -> bytes:
         size = max(0, min(size, MAX_HEADER_BYTES, self.size - self._position))
-        data = os.pread(self._descriptor, size, self._start + self._position)
+        data = read_at(self._descriptor, size, self._start + self._position)
         self._position += len(data)
         return data
 
@@ -64,6 +65,10 @@ def members(file: BinaryIO, name: str, start: int = 0, size: int | None = None) 
             window.seek(tar.offset)
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"{name} is no tar, or a damaged or truncated one ({error}): download it again") from None
+    except OSError as error:  # a bad sector among the headers: where the next member lies is not known
+        raise DataError(
+            f"{name} cannot be read: {error.strerror}: copy it to another disk, or download it again"
+        ) from None
     end = window.read(tarfile.BLOCKSIZE)  # tarfile takes whatever it cannot read for the end
     if len(end) < tarfile.BLOCKSIZE:
         raise DataError(f"{name} is truncated: its {window.size} bytes stop without the end mark: download it again")

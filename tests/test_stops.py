@@ -1,0 +1,175 @@
+"""Whatever ends a command ends its workers, and what it was doing can be done again."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import ROOT, shard
+
+TOOL = "tools/shard_imagenet.py"
+STOPS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+PATIENCE = 120.0  # seconds, on a busy machine; a free one needs less than one
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def start(errors: Path, *arguments: object) -> subprocess.Popen:
+    """A command in a session of its own, by which its processes are known however they were started."""
+    with errors.open("w") as file:
+        line = [sys.executable, *map(str, arguments)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(line, cwd=ROOT, env=environment, stderr=file, stdout=file, start_new_session=True)
+
+
+def processes_of(session: int) -> list[psutil.Process]:
+    """Return those that still run, without the first one, which is this process's child."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != session and os.getsid(process.pid) == session:
+                found.append(process)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return found
+
+
+def workers_of(session: int) -> list[psutil.Process]:
+    return [process for process in processes_of(session) if "spawn_main" in " ".join(process.cmdline())]
+
+
+def check_stopped(process: subprocess.Popen, number: int, errors: Path) -> None:
+    """Check that all processes end, though the signal went to the main one alone, and that they say one line."""
+    try:
+        wait_until(lambda: not processes_of(process.pid), f"workers outlive {signal.Signals(number).name}")
+    finally:
+        for left in processes_of(process.pid):
+            left.kill()
+    if number == signal.SIGKILL:  # Python complains in a worker that was being started and finds no orders
+        assert process.returncode == -signal.SIGKILL
+    else:
+        said = errors.read_text()
+        assert process.returncode == 130 and said.count("error: stopped") == 1 and "Traceback" not in said, said
+
+
+@pytest.fixture(scope="module")
+def few(demo_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hundred images of the demo."""
+    source = tmp_path_factory.mktemp("few") / "images"
+    for split, count in (("train", 8), ("val", 2)):
+        for folder in (demo_images / split).iterdir():
+            (source / split / folder.name).mkdir(parents=True)
+            for path in sorted(folder.iterdir())[:count]:
+                (source / split / folder.name / path.name).symlink_to(path)
+    return source
+
+
+@pytest.fixture(scope="module")
+def whole(few: Path) -> dict[str, bytes]:
+    """What a run that is not stopped writes."""
+    return contents(shard(few, few.parent / "whole", shard_mb=0.2, workers=2))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def stop_sharding(
+    few: Path, out: Path, number: int, moment: Callable[[subprocess.Popen], object], send: Callable = os.kill
+) -> None:
+    """Stop a run at that moment. If it was done by then, begin anew."""
+    while True:
+        errors = out.with_name("errors")
+        process = start(errors, TOOL, few, out, "--shard-mb", "0.2", "--workers", "2")
+        moment(process)
+        if process.poll() is None:
+            send(process.pid, number)
+        if process.wait(PATIENCE):
+            return check_stopped(process, number, errors)
+        for path in out.iterdir():
+            path.unlink()
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_no_worker_outlives_sharding_which_then_goes_on(
+    few: Path, whole: dict[str, bytes], tmp_path: Path, number: int
+) -> None:
+    out = tmp_path / "out"
+    stop_sharding(few, out, number, lambda process: writing(process, out))
+    assert contents(shard(few, out, shard_mb=0.2, workers=2)) == whole
+
+
+def writing(process: subprocess.Popen, out: Path) -> None:
+    wait_until(lambda: any(out.glob("*.tmp")) or process.poll() is not None, "no shard was begun")
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_signal_of_the_terminal_to_all_processes_is_one_line(few: Path, tmp_path: Path, number: int) -> None:
+    """A terminal that closes sends SIGHUP, and its shell does once more."""
+
+    def send(process: int, number: int) -> None:
+        os.killpg(process, number)
+        with suppress(ProcessLookupError):
+            os.killpg(process, number)
+
+    out = tmp_path / "out"
+    stop_sharding(few, out, number, lambda process: writing(process, out), send)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", STOPS)
+def test_no_worker_outlives_sharding_stopped_at_any_moment(
+    few: Path, whole: dict[str, bytes], tmp_path: Path, number: int
+) -> None:
+    """Ten times: as processes are started, import, write, and finish."""
+    chance, out = random.Random(number), tmp_path / "out"
+
+    def any_moment(process: subprocess.Popen) -> None:
+        wait_until(lambda: bool(processes_of(process.pid)) or process.poll() is not None, "no process was started")
+        time.sleep(chance.uniform(0, 1.2))
+
+    for _ in range(10):
+        stop_sharding(few, out, number, any_moment)
+    if not (out / "manifest.json").exists():
+        shard(few, out, shard_mb=0.2, workers=2)
+    assert contents(out) == whole
+
+
+def verify_until(shards: Path, errors: Path, stop: Callable[[subprocess.Popen], object]) -> subprocess.Popen:
+    """Stop --verify as soon as its workers are there. If it was done by then, begin anew."""
+    while True:
+        process = start(errors, TOOL, "--verify", shards, "--workers", "2")
+        wait_until(lambda p=process: len(workers_of(p.pid)) == 2 or p.poll() is not None, "no workers")
+        if process.poll() is None:
+            stop(process)
+        if process.wait(PATIENCE):
+            return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_worker_outlives_verify(demo_shards: Path, tmp_path: Path, number: int) -> None:
+    process = verify_until(demo_shards, tmp_path / "errors", lambda process: process.send_signal(number))
+    check_stopped(process, number, tmp_path / "errors")
+
+
+def test_a_worker_that_is_killed_ends_verify_with_one_line(demo_shards: Path, tmp_path: Path) -> None:
+    def kill(process: subprocess.Popen) -> None:
+        for worker in workers_of(process.pid)[:1]:
+            worker.kill()
+
+    assert verify_until(demo_shards, tmp_path / "errors", kill).returncode == 1
+    said = (tmp_path / "errors").read_text()
+    assert "a worker process died" in said and "Traceback" not in said
