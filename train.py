@@ -53,7 +53,7 @@ def main(options: Options) -> None:
         make_deterministic()
     device = rank_device(options.device)
     try:
-        with ranks(device.type == "cuda") as here:
+        with ranks(device.type == "cuda") as here, run_folder.claim(options.out, here):
             here.say(train(options, here, device))
     except torch.AcceleratorError as error:
         raise AlexNetError(f"the GPU failed ({str(error).splitlines()[0]}): --resume goes on from last.pt") from error
@@ -139,9 +139,9 @@ def train_epoch(options: Options, state: RunState, log: RunLog, stop: Stop, writ
 
 
 def prepare(options: Options, here: Ranks) -> None:
-    """The demo's data, where it is asked for. Raises AlexNetError where the run folder holds another run."""
-    if not (options.resume or options.overwrite):
-        run_folder.check_free(options.out)
+    """Make the demo's data if it is asked for. Raises AlexNetError as ``run_folder.check_free`` does."""
+    if not options.resume:
+        run_folder.check_free(options.out, options.overwrite)
     if options.data == DEMO_SHARDS and here.rank == 0:
         make_demo_shards()
     here.gather(None)  # the others wait for it

@@ -9,19 +9,19 @@ import os
 import re
 import sys
 import zipfile
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from alexnet.errors import AlexNetError
+from alexnet.files import replacing
 from alexnet.model import AlexNet
+from alexnet.structure import MAX_STRUCTURE_BYTES, check_pickle
 
 FORMAT = 2
 # What commands a terminal, or turns the text around it, as in pipelines/documents.py.
 COMMANDS = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-MAX_STRUCTURE_BYTES = 1 << 26  # names, numbers and shapes: of 1000 classes 100 KB
 NETWORK_FORMATS = (1, 2)  # whose networks are described alike; a run goes on from FORMAT alone
 
 
@@ -31,17 +31,14 @@ def save(path: Path, state: dict[str, Any], keep: int = 1) -> None:
     ``keep`` - 1 older ones stay as ``path`` with -1, -2, ... behind its stem. Raises AlexNetError when it cannot be
     written.
     """
-    partial = path.with_name(path.name + ".tmp")
     try:
-        with partial.open("wb") as file:  # by its name torch would write it with Python's lock held
-            torch.save({"format": FORMAT} | state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        _make_room(path, keep)
-        partial.replace(path)
+        with replacing(path) as partial:
+            with partial.open("wb") as file:  # by its name torch would write it with Python's lock held
+                torch.save({"format": FORMAT} | state, file)
+                file.flush()
+                os.fsync(file.fileno())  # before the older ones move on
+            _make_room(path, keep)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as either
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
         full = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "free some space" if full else f"see to {path.parent}"
         raise AlexNetError(
@@ -80,15 +77,20 @@ def _numbered(path: Path, number: int) -> Path:
 
 
 def newest(path: Path) -> Path:
-    """``path``, or where it is missing or damaged the newest whole one before it; says so, and puts damaged ones aside.
+    """Return where ``load_newest`` finds the newest whole checkpoint. Raises AlexNetError."""
+    return load_newest(path)[0]
 
-    Raises AlexNetError where none is whole.
+
+def load_newest(path: Path) -> tuple[Path, dict[str, Any]]:
+    """Load ``path``, or where it is missing or damaged the newest whole one before it, and return that one's path too.
+
+    Says so, and renames the damaged ones. Raises AlexNetError where none is whole.
     """
     first_error: AlexNetError | None = None
     damaged = []
     for candidate in (path, *older_than(path)):
         try:
-            load(candidate)
+            state = load(candidate)
         except AlexNetError as error:
             first_error = first_error or error
             damaged += [candidate] if candidate.exists() else []
@@ -97,21 +99,23 @@ def newest(path: Path) -> Path:
             print(f"{first_error}; going back to {candidate.name}", file=sys.stderr)
         for file in damaged:
             file.replace(file.with_name(file.name + ".damaged"))
-        return candidate
+        return candidate, state
     assert first_error
     raise first_error
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What ``save`` wrote, on the CPU. Raises AlexNetError where the file is missing, damaged or something else."""
+    """Return what ``save`` wrote, on the CPU. Raises AlexNetError where it is missing, damaged or something else.
+
+    The file is opened once: what was checked is what is read, even if ``path`` is replaced meanwhile.
+    """
     if not path.is_file():
         raise AlexNetError(f"no checkpoint {path}: train one with train.py --out {path.parent}")
     try:
-        with zipfile.ZipFile(path) as records:
-            _check_sizes(path, records.infolist())
-            if damaged := records.testzip():
-                raise ValueError(f"its record {damaged} is damaged")
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with path.open("rb") as file:
+            _check(file)
+            file.seek(0)
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=False)
     except Exception as error:  # zipfile and the unpickler raise anything on damaged files
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise AlexNetError(f"{path} cannot be read as a checkpoint: {reason}") from error
@@ -120,13 +124,31 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def _check_sizes(path: Path, records: list[zipfile.ZipInfo]) -> None:
-    """Nothing in the file unpacks to more than it is; torch stores records as they are. Raises ValueError."""
+def _check(file: BinaryIO) -> None:
+    """Check sizes and checksums of the records, and the pickle. Raises ValueError, or what zipfile raises."""
+    file_bytes = os.fstat(file.fileno()).st_size
+    with zipfile.ZipFile(file) as archive:
+        records = archive.infolist()
+        _check_records(records, file_bytes)
+        if damaged := archive.testzip():
+            raise ValueError(f"its record {damaged} is damaged")
+        sizes = {record.filename.partition("/")[2]: record.file_size for record in records}
+        if sizes.get("data.pkl", 0) > MAX_STRUCTURE_BYTES:
+            raise ValueError(f"what is not a tensor in it takes more than {MAX_STRUCTURE_BYTES >> 20} MB")
+        folder = records[0].filename.partition("/")[0]
+        check_pickle(archive.read(f"{folder}/data.pkl"), sizes, file_bytes)
+
+
+def _check_records(records: list[zipfile.ZipInfo], file_bytes: int) -> None:
+    """Raise ValueError unless the archive is one of torch's: nothing unpacks to more than it is, and torch finds the
+    same records as zipfile does, as no name stands twice and nothing stands before the first."""
     packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
-    if packed or sum(record.file_size for record in records) > path.stat().st_size:
+    if packed or sum(record.file_size for record in records) > file_bytes:
         raise ValueError("its records are compressed, or larger than the file")
-    if any(record.file_size > MAX_STRUCTURE_BYTES for record in records if record.filename.endswith("/data.pkl")):
-        raise ValueError(f"what is not a tensor in it takes more than {MAX_STRUCTURE_BYTES >> 20} MB")
+    names = {record.filename.lower() for record in records}
+    folders = {record.filename.partition("/")[0] for record in records}
+    if len(names) < len(records) or len(folders) != 1 or min(record.header_offset for record in records):
+        raise ValueError("its records are not laid out as torch.save does")
 
 
 def load_model(path: Path, device: torch.device) -> tuple[AlexNet, dict[str, Any]]:

@@ -6,7 +6,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from alexnet.errors import AlexNetError
+from alexnet.files import replacing
 
 MAX_BYTES = 1 << 28  # of a log; a line has about 200
+MAX_NUMBER = 1 << 63  # of a line
 
 
 class RunLog:
@@ -29,10 +31,9 @@ class RunLog:
         self._path = path
         if path and path.is_file():
             reached = {"step": step, "epoch": epoch}
-            kept = [entry for entry in read_log(path) if entry.get(entry["kind"], 0) <= reached.get(entry["kind"], 0)]
-            partial = path.with_name(path.name + ".tmp")
-            partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-            partial.replace(path)
+            kept = [entry for entry in read_log(path) if entry[entry["kind"]] <= reached[entry["kind"]]]
+            with replacing(path) as partial:
+                partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
 
     def write(self, kind: str, **values: Any) -> None:
         if not self._path:
@@ -42,18 +43,38 @@ class RunLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; one cut off by a stop is left out. Raises AlexNetError for a file too long to be one."""
+    """Return the lines of a log. Raises AlexNetError as ``numbered_lines`` does."""
+    return [entry for _, entry in numbered_lines(path)]
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield each line's number, from 1, and its content. A line that is not JSON is skipped: a stop may cut one off.
+
+    Raises AlexNetError for a file too long to be a log, and for JSON that no log has, with the number of its line.
+    """
     if path.stat().st_size > MAX_BYTES:
         raise AlexNetError(f"{path} has {path.stat().st_size} bytes, which no log has: remove what is not of this run")
-    entries = []
-    for line in path.read_text(errors="replace").splitlines():
+    for number, line in enumerate(path.read_text(errors="replace").split("\n"), start=1):
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(entry, dict) and "kind" in entry:
-            entries.append(entry)
-    return entries
+        if problem := _problem(entry):
+            raise AlexNetError(f"{path}, line {number}: {problem}, which no run writes: remove the line")
+        yield number, entry
+
+
+def _problem(entry: Any) -> str | None:
+    """Say what keeps ``entry`` from being a line of a log; None if nothing does."""
+    kind = entry.get("kind") if isinstance(entry, dict) else None
+    if kind not in ("step", "epoch"):
+        return "its kind is neither step nor epoch"
+    for name, value in entry.items():
+        if isinstance(value, dict | list) or (isinstance(value, int | float) and not abs(value) < MAX_NUMBER):
+            return f"{name!r} is a {type(value).__name__} that is no number of a log"[:200]
+    if type(entry.get(kind)) is not int or entry[kind] < 0:
+        return f"its {kind} is no whole number"
+    return None
 
 
 class Interval:

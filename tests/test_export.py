@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from alexnet import AlexNet, checkpoint
+from alexnet import AlexNet, AlexNetError, checkpoint
 from pipelines import load_manifest
 from pipelines.images import read_file
 from pipelines.resize import square
 from tests.conftest import assert_refused, command, script
+from tools import export
 from train import mean_image
 
 RUNTIMES = {
@@ -62,6 +63,35 @@ def test_an_exported_network_answers_as_predict_does(
     for line, probabilities in zip(answers, exported, strict=True):
         for said in json.loads(line)["answers"]:
             assert probabilities[wnids.index(said["wnid"])] == pytest.approx(said["probability"], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_disk_that_fills_leaves_the_earlier_export(name: str, paper_checkpoint: Path, small_disk: Path) -> None:
+    if name.endswith(".onnx"):
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    for file in (name, "classes.json"):
+        (small_disk / file).write_text("earlier")
+    done = script("tools/export.py", paper_checkpoint, small_disk / name)
+    assert_refused(done, f"No space left on device {small_disk / name}: free some space")
+    assert {path.name: path.read_bytes() for path in small_disk.iterdir()} == {
+        name: b"earlier",
+        "classes.json": b"earlier",
+    }
+
+
+def test_a_wrong_export_does_not_replace_the_earlier_one(
+    paper_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(whole: export.FromPixels, pixels: torch.Tensor, out: Path) -> torch.Tensor:
+        out.write_text("wrong")
+        return torch.zeros(len(pixels), 10)
+
+    (tmp_path / "model.pt2").write_text("earlier")
+    monkeypatch.setattr(export, "export_torch", wrong)
+    with pytest.raises(AlexNetError, match=r"model\.pt2 .*off by 0\."):
+        export.main(export.Options(paper_checkpoint, tmp_path / "model.pt2"))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"model.pt2": "earlier"}
 
 
 def test_other_formats_and_missing_folders_are_refused(paper_checkpoint: Path, tmp_path: Path) -> None:

@@ -110,6 +110,13 @@ def test_a_resume_with_another_configuration_names_it_and_needs_override(finishe
     assert script(*line, "--seed", "0", "--weight-decay", "0.0005", "--log-steps", "7").returncode == 0
 
 
+def test_a_resume_names_a_line_of_the_log_that_no_run_writes(finished: Path) -> None:
+    before = (finished / "log.jsonl").read_text()
+    (finished / "log.jsonl").write_text(before + '{"kind": "step", "step": null}\n')
+    number = len(before.splitlines()) + 1
+    assert_refused(script("train.py", "--out", finished, "--resume"), f"log.jsonl, line {number}: its step is no whole")
+
+
 def test_a_resume_with_other_data_is_refused(finished: Path, numbered_shards: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     moved.mkdir()
@@ -186,9 +193,10 @@ def test_a_lost_gpu_or_a_loss_that_is_no_number_leaves_the_checkpoint_before(
 def test_overwriting_a_run_leaves_nothing_of_it_and_of_what_was_found_out_about_it(tmp_path: Path) -> None:
     files = ("config.json", "last.pt", "last-1.pt", "last.pt.damaged", "last.pt.tmp", "best.pt", "log.jsonl")
     found_out = ("metrics.json", "classes.csv", "predictions.csv", "report.html", "pictures/filters.png")
-    for name in (*files, *found_out, "tensorboard/events"):
+    for name in (*files, *found_out, "tensorboard/events.out.tfevents.1764000000.host.4711.0"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
+    (tmp_path / "config.json").write_text('{"recipe": "demo", "settings": {}}')
     with pytest.raises(AlexNetError, match="holds a run already"):
         run_folder.check_free(tmp_path)
     (tmp_path / "notes.txt").touch()

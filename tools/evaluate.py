@@ -8,8 +8,6 @@ Prints a table. Beside the checkpoint it writes metrics.json, classes.csv (a lin
 image), pictures/confusions.png and pictures/reliability.png.
 """
 
-import csv
-import io
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -30,6 +28,7 @@ from pipelines.shards import write_atomically
 from tools.pictures import save
 from tools.properties import accuracy_by_property
 from tools.ranks import Ranks, rank_device, ranks
+from tools.tables import write_csv
 from tools.terminal import require, run
 
 
@@ -133,12 +132,6 @@ def image_rows(keys: Sequence[str], manifest: Manifest, answers: Answers) -> Ite
     columns = (answers.labels, answers.predicted, answers.rank, answers.confidence)
     for key, label, predicted, rank, confidence in zip(keys, *columns, strict=True):
         yield [key, wnids[label], wnids[predicted], rank, round(float(confidence), 6)]
-
-
-def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_atomically(path, text.getvalue().encode())
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@
 
 It takes N,size,size,3 uint8 RGB, squares of the size of the shards' images (256): shorter side resized to it, centre
 kept. Cropping and normalising are within. It gives N,num_classes probabilities. The file is read back and compared with
-the network before the command ends; classes.json beside it names the classes.
+the network before it takes its name; classes.json beside it names the classes.
 """
 
 import importlib.util
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from alexnet import AlexNet, AlexNetError, checkpoint
 from pipelines import DataError
 from pipelines.preprocess import Preparation
-from pipelines.shards import write_atomically
+from pipelines.shards import replacing, write_atomically
 from tools.terminal import require, run
 
 TOLERANCE = 1e-4  # of a probability; the runtimes add up in other orders
@@ -65,26 +66,29 @@ def main(options: Options) -> None:
     model, state = checkpoint.load_model(options.checkpoint, torch.device("cpu"))
     whole = FromPixels(model, Preparation.of(state)).eval()
     pixels = torch.randint(256, (3, state["image_size"], state["image_size"], 3), dtype=torch.uint8)
-    export = export_onnx if options.out.suffix == ".onnx" else export_torch
-    found = export(whole, pixels, options.out)
-    with torch.inference_mode():
-        difference = (found - whole(pixels)).abs().max().item()
-    if not difference <= TOLERANCE:
-        raise AlexNetError(f"{options.out} gives probabilities that are off by {difference:.2g}: do not use it")
     names: list[Any] = [{"wnid": wnid, "name": name} for wnid, name in state["classes"]]
-    write_atomically(options.out.with_name("classes.json"), json.dumps(names, indent=1).encode() + b"\n")
+    export = export_onnx if options.out.suffix == ".onnx" else export_torch
+    with replacing(options.out) as partial:
+        found = export(whole, pixels, partial)
+        with torch.inference_mode():
+            difference = (found - whole(pixels)).abs().max().item()
+        if not difference <= TOLERANCE:
+            raise AlexNetError(f"{options.out} would give probabilities that are off by {difference:.2g}: not written")
+        write_atomically(options.out.with_name("classes.json"), json.dumps(names, indent=1).encode() + b"\n")
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.0f} MB, off by {difference:.1g} at most; classes.json")
 
 
 def export_torch(whole: FromPixels, pixels: Tensor, out: Path) -> Tensor:
-    """Write the file; what it says of the pixels when it is read back."""
-    torch.export.save(program(whole, pixels), out)
-    with torch.inference_mode():
-        return torch.export.load(out).module()(pixels)
+    """Write the file, and return what it answers to the pixels when it is read back. Raises OSError."""
+    content = io.BytesIO()  # a full disk would abort torch's own writing to a file
+    torch.export.save(program(whole, pixels), content)
+    out.write_bytes(content.getbuffer())
+    with torch.inference_mode(), out.open("rb") as file:
+        return torch.export.load(file).module()(pixels)
 
 
 def export_onnx(whole: FromPixels, pixels: Tensor, out: Path) -> Tensor:
-    """The same. Raises AlexNetError where wheels are missing."""
+    """Do the same for ONNX. Raises OSError, and AlexNetError if wheels are missing."""
     missing = [name for name in ONNX_WHEELS if importlib.util.find_spec(name) is None]
     if missing:
         raise AlexNetError(f"ONNX needs {' and '.join(missing)}: pip install {' '.join(missing)}")

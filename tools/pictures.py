@@ -10,6 +10,7 @@ import tyro
 from matplotlib.figure import Figure
 from PIL import Image
 
+from pipelines.shards import replacing
 from tools.terminal import require, run
 
 
@@ -33,7 +34,8 @@ def main(options: Options) -> None:
         image = Image.open(source).convert("RGB")
         image.thumbnail((options.width, 10 * options.width))
         copy = folder / source.name
-        image.quantize(options.colours, dither=Image.Dither.NONE).save(copy, optimize=True)
+        with replacing(copy) as partial:
+            image.quantize(options.colours, dither=Image.Dither.NONE).save(partial, "PNG", optimize=True)
         print(f"{copy}: {copy.stat().st_size / 1000:.0f} kB")
 
 
@@ -42,7 +44,8 @@ def save(pictures: dict[str, Figure], folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for name, figure in pictures.items():
         path = folder / f"{name}.png"
-        figure.savefig(path, dpi=200, bbox_inches="tight")
+        with replacing(path) as partial:
+            figure.savefig(partial, format="png", dpi=200, bbox_inches="tight")
         print(path)
 
 

@@ -1,14 +1,16 @@
 """The folder of a run: what lies in it, what it was made with, and whether it may go on."""
 
+import fcntl
 import hashlib
 import json
 import os
 import platform
-import shutil
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,24 @@ import torch
 
 from alexnet import AlexNetError
 from alexnet.board import EVENTS
-from pipelines import Manifest
+from pipelines import DataError, Manifest
+from pipelines.documents import read_json
 from pipelines.native import has_native
 from pipelines.shards import write_atomically
+from tools.ranks import Ranks
 
 ROOT = Path(__file__).parents[1]
-FILES = ("config.json", "env.json", "log.jsonl", "last*.pt*", "best.pt", "metrics.json")
-RESULTS = ("classes.csv", "predictions.csv", "report.html", "pictures", EVENTS)  # of the tools, about a run
+# The names that this program writes into a run folder and its two folders, and their temporary names.
+CHECKPOINT = r"(last|last-\d+|best)\.pt"
+RUN_FILE = re.compile(rf"(config|env)\.json|log\.jsonl|{CHECKPOINT}(\.damaged)?|metrics\.json")
+LEFT_OVER = re.compile(rf"((config|env)\.json|log\.jsonl|{CHECKPOINT})(\.[0-9a-f]{{8}})?\.tmp")  # of a training
+RESULT = re.compile(r"(metrics\.json|classes\.csv|predictions\.csv|report\.html)(\.[0-9a-f]{8}\.tmp)?")
+PICTURE = re.compile(
+    r"(activations(-\d+)?|answers|confusions|curves|features|filters|neighbours|patches|reliability|saliency)\.png"
+    r"(\.[0-9a-f]{8}\.tmp)?"
+)
+EVENT_FILE = re.compile(r"events\.out\.tfevents\.\d+\.[\w.-]+\.\d+\.\d+")
+FOLDERS = {"pictures": (PICTURE,), EVENTS: (EVENT_FILE,), ".": (RESULT, LEFT_OVER, RUN_FILE)}
 PACKAGES = (
     *("torch", "torchvision", "nvidia-dali-cuda130", "nvidia-dali-cuda120"),
     *("simplejpeg", "opencv-python-headless", "numpy", "pillow"),
@@ -35,26 +48,86 @@ FREE = {
 }
 
 
-def check_free(out: Path) -> None:
-    """Raises AlexNetError where the run folder holds another run."""
-    if any(True for name in FILES for _ in out.glob(name)):
+@contextmanager
+def claim(out: Path, here: Ranks) -> Iterator[None]:
+    """Keep other trainings out of the run folder; rank 0 holds the lock, which ends with its process at the latest.
+
+    Raises AlexNetError on every rank if another training holds it.
+    """
+    with ExitStack() as held:
+        refused = None
+        if here.rank == 0:
+            out.mkdir(parents=True, exist_ok=True)
+            lock = held.enter_context((out / "lock").open("a+"))  # + does not wait for a pipe's reader
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                refused = f"another training is writing to {out}: wait for it, stop it, or choose another --out"
+        if message := here.gather(refused)[0]:
+            raise AlexNetError(message)
+        yield
+
+
+def check_free(out: Path, overwrite: bool = False) -> None:
+    """Raise AlexNetError if the run folder holds a run, or with ``overwrite``, if not all of it can be deleted."""
+    if overwrite:
+        removable(out)
+    elif any(RUN_FILE.fullmatch(path.name) for path in out.glob("*")):
         raise AlexNetError(f"{out} holds a run already: add --resume to go on, --overwrite, or another --out")
 
 
 def start(out: Path, overwrite: bool, config: dict[str, Any], environment: dict[str, Any]) -> None:
-    """Make the run folder and write down what runs in it."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Delete an earlier run, or what killed trainings left over, and write down what runs here."""
     if overwrite:
         clear(out)
+    for path in out.glob("*.tmp"):
+        if LEFT_OVER.fullmatch(path.name) and path.is_file():
+            path.unlink()
     write_atomically(out / "config.json", json.dumps(config, indent=1).encode())
     write_atomically(out / "env.json", json.dumps(environment, indent=1).encode())
 
 
 def clear(out: Path) -> None:
-    """Take a run out of its folder, and what the tools have found out about it."""
-    for name in (*FILES, *RESULTS):
-        for path in out.glob(name):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Delete the files of a run and what the tools found out about it; folders go if nothing else is in them.
+
+    Raises AlexNetError, with nothing deleted, as ``removable`` does.
+    """
+    for path in removable(out):
+        path.unlink()
+    for name in ("pictures", EVENTS):
+        with suppress(OSError):  # it is missing, or holds other files
+            (out / name).rmdir()
+
+
+def removable(out: Path) -> list[Path]:
+    """List the files that ``clear`` deletes; config.json, which tells that there is a run, comes last.
+
+    Raises AlexNetError if there are such names without a run, and for links and whatever else no run makes.
+    """
+    found = []
+    for name, patterns in FOLDERS.items():
+        folder = out / name
+        if folder != out and (folder.is_symlink() or (folder.exists() and not folder.is_dir())):
+            raise AlexNetError(f"{folder} is no folder that a run made: nothing was deleted; move it away yourself")
+        paths = sorted(folder.iterdir()) if folder.is_dir() else []
+        found += [path for path in paths if any(pattern.fullmatch(path.name) for pattern in patterns)]
+    for path in found:
+        if path.is_symlink() or not path.is_file() or not os.access(path.parent, os.W_OK | os.X_OK):
+            raise AlexNetError(f"{path} is no file that a run may delete: nothing was deleted; move it away yourself")
+    if found and not _holds_run(out):
+        raise AlexNetError(
+            f"{out} holds no run of train.py (config.json is missing or another program's), but {found[0].name}: "
+            "nothing was deleted; choose another --out, or move these files away"
+        )
+    return sorted(found, key=lambda path: path == out / "config.json")
+
+
+def _holds_run(out: Path) -> bool:
+    try:
+        config = read_json(out / "config.json")
+    except (DataError, OSError):
+        return False
+    return isinstance(config, dict) and {"recipe", "settings"} <= config.keys()
 
 
 def environment(device: torch.device, world_size: int) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from statistics import median
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from alexnet import AlexNetError
-from alexnet.log import read_log
+from alexnet.log import numbered_lines
 from pipelines.documents import fitted, read_json, read_limited
+from tools.tables import original
 
 MAX_TABLE_BYTES = 1 << 24  # of classes.csv: 100,000 lines
 
@@ -109,9 +110,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _fitted_lines(path: Path) -> list[dict[str, Any]]:
-    kinds: dict[Any, Any] = {"step": StepLine, "epoch": EpochLine}
-    lines = ((line, kinds.get(line["kind"]) if isinstance(line["kind"], str) else None) for line in read_log(path))
-    return [fitted(line, kind, kind.__name__) for line, kind in lines if kind]
+    kinds: dict[str, Any] = {"step": StepLine, "epoch": EpochLine}
+    lines = ((number, line, kinds[line["kind"]]) for number, line in numbered_lines(path))
+    return [fitted(line, kind, f"line {number}, {kind.__name__}") for number, line, kind in lines]
 
 
 def _read(path: Path, kind: Any) -> dict[str, Any]:
@@ -121,7 +122,9 @@ def _read(path: Path, kind: Any) -> dict[str, Any]:
 def _read_classes(path: Path) -> list[ClassRow]:
     table = csv.DictReader(read_limited(path, MAX_TABLE_BYTES).decode().splitlines())
     scores = ("precision", "recall", "f1")
-    return [ClassRow(row["name"], int(row["images"]), *(float(row[score]) for score in scores)) for row in table]
+    return [
+        ClassRow(original(row["name"]), int(row["images"]), *(float(row[score]) for score in scores)) for row in table
+    ]
 
 
 def _damaged(path: Path, read: Callable[[Path], Any]) -> Any:

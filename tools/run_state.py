@@ -13,15 +13,18 @@ from tools.run_folder import differences
 
 
 def find_checkpoint(out: Path, here: Ranks) -> tuple[Path, dict[str, Any]]:
-    """Where the run left off; an empty state where it was stopped before its first checkpoint. Raises AlexNetError."""
+    """Load the newest whole checkpoint; an empty state if there is none yet. Raises AlexNetError."""
     path, found = out / "last.pt", None
+    state: dict[str, Any] = {}
     if here.rank == 0 and (path.exists() or checkpoint.older_than(path)):
-        found = checkpoint.newest(path).name
+        path, state = checkpoint.load_newest(path)
+        found = path.name
     found = here.gather(found)[0]
-    if found:
-        return path.with_name(found), checkpoint.load(path.with_name(found))
-    here.say(f"{out} has no checkpoint yet: beginning again")
-    return path, {}
+    if not found:
+        here.say(f"{out} has no checkpoint yet: beginning again")
+        return path, {}
+    path = out / found
+    return path, state if here.rank == 0 else checkpoint.load(path)
 
 
 def epoch_under_way(state: dict[str, Any]) -> int:

@@ -50,7 +50,8 @@ def run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as error:
-        advice = ": free some space, then run the same command again" if error.errno == errno.ENOSPC else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = ": free some space, then run the same command again" if full else ""
         where = f" {error.filename}" if error.filename else ""
         fail(f"{error.strerror or error}{where}{advice}")
 
