@@ -3,9 +3,14 @@
 from setuptools import Extension, setup
 
 NATIVE = Extension(
-    "pipelines._native",
-    ["pipelines/native.c", "pipelines/entropy.c", "pipelines/restarts.c", "pipelines/checksum.c"],
-    depends=["pipelines/entropy.h", "pipelines/checksum.h"],
+    "pipelines.turbo._native",
+    [
+        "pipelines/turbo/native.c",
+        "pipelines/turbo/entropy.c",
+        "pipelines/turbo/restarts.c",
+        "pipelines/turbo/checksum.c",
+    ],
+    depends=["pipelines/turbo/entropy.h", "pipelines/turbo/checksum.h"],
     libraries=["jpeg", "m"],
     extra_compile_args=["-O3", "-ffp-contract=off"],  # crops to the bit as in Python
     py_limited_api=True,  # it uses nothing of Python's: one file for all versions

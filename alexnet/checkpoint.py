@@ -5,9 +5,9 @@ does.
 """
 
 import errno
+import logging
 import os
 import re
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,8 +19,9 @@ from alexnet.files import replacing
 from alexnet.model import AlexNet
 from alexnet.structure import MAX_STRUCTURE_BYTES, check_pickle
 
+LOG = logging.getLogger(__name__)
 FORMAT = 2
-# What commands a terminal, or turns the text around it, as in pipelines/documents.py.
+# What commands a terminal, or turns the text around it, as in pipelines/untrusted.py.
 COMMANDS = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 NETWORK_FORMATS = (1, 2)  # whose networks are described alike; a run goes on from FORMAT alone
 
@@ -96,7 +97,7 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Any]]:
             damaged += [candidate] if candidate.exists() else []
             continue
         if first_error:
-            print(f"{first_error}; going back to {candidate.name}", file=sys.stderr)
+            LOG.warning(f"{first_error}; going back to {candidate.name}")
         for file in damaged:
             file.replace(file.with_name(file.name + ".damaged"))
         return candidate, state

@@ -1,5 +1,6 @@
 """One training step and one evaluation pass: channels-last, autocast, compiled where that pays."""
 
+import logging
 import shutil
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -9,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alexnet.average import Average
+from alexnet.ema import EMA
 from alexnet.errors import AlexNetError
-from alexnet.metrics import Answers, collect, judge, scores
+from alexnet.metrics import Predictions, collect, score_batch
 from alexnet.recipes import Recipe
 
 CompileMode = Literal["auto", "on", "off", "graphs"]
@@ -52,12 +53,13 @@ class TrainStep:
         optimizer: torch.optim.Optimizer,
         recipe: Recipe,
         device: torch.device,
-        average: Average | None = None,
+        *,
+        ema: EMA | None = None,
         parts: int = 1,
     ) -> None:
         self.model, self._optimizer, self._recipe, self._device = model, optimizer, recipe, device
         self._parts, self._without_exchange = parts, getattr(model, "no_sync", nullcontext)
-        self.average = average
+        self.ema = ema
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -69,8 +71,8 @@ class TrainStep:
         self.scaler.step(self._optimizer)
         self.scaler.update()
         self._optimizer.zero_grad()
-        if self.average:
-            self.average.update()
+        if self.ema:
+            self.ema.update()
         return loss
 
     def _learn(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -82,29 +84,22 @@ class TrainStep:
         return loss.detach()
 
 
-def evaluate(
-    model: nn.Module, batches: Iterable, num_classes: int, device: torch.device, precision: str = "auto"
-) -> dict[str, float]:
-    """``metrics.scores`` of what ``answer`` gives."""
-    return scores(answer(model, batches, device, precision), num_classes)
-
-
 @torch.inference_mode()
-def answer(model: nn.Module, batches: Iterable, device: torch.device, precision: str = "auto") -> Answers:
+def predict(model: nn.Module, batches: Iterable, device: torch.device, precision: str = "auto") -> Predictions:
     """What the network says of batches of images, labels and the number of leading labels that count.
 
     Where a batch has more images than labels, each image has several views in consecutive rows (ten crops, say), over
     which its probabilities are averaged. Raises AlexNetError where scores are not finite.
     """
     model.eval()
-    judged = []
+    scored = []
     for images, labels, valid in batches:
         logits = forward(model, images, precision, device)
         if len(images) > len(labels):
             probabilities = logits.double().softmax(dim=1)  # in float32 the unlikely ones would all be 0
             logits = probabilities.unflatten(0, (len(labels), -1)).mean(dim=1).log()  # over N,views,num_classes
-        judged.append(judge(logits[:valid], labels[:valid]))
-    return collect(judged)  # waits for the GPU
+        scored.append(score_batch(logits[:valid], labels[:valid]))
+    return collect(scored)  # waits for the GPU
 
 
 def compile_model(model: nn.Module, wanted: CompileMode, device: torch.device) -> nn.Module:
@@ -116,7 +111,7 @@ def compile_model(model: nn.Module, wanted: CompileMode, device: torch.device) -
     if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
         return model
     if not any(shutil.which(compiler) for compiler in ("cc", "gcc", "clang")):
-        print("torch.compile needs a C compiler and none is installed: running eagerly")
+        logging.getLogger(__name__).warning("torch.compile needs a C compiler and none is installed: running eagerly")
         return model
     mode = "reduce-overhead" if wanted == "graphs" else None
     return torch.compile(model, dynamic=False, mode=mode)  # type: ignore[return-value]

@@ -8,8 +8,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -18,6 +19,31 @@ from alexnet.files import replacing
 
 MAX_BYTES = 1 << 28  # of a log; a line has about 200
 MAX_NUMBER = 1 << 63  # of a line
+
+
+class StepLine(TypedDict):
+    """A line for each interval of steps."""
+
+    step: int
+    epoch: float
+    loss: float
+    rate: float
+    images_per_second: float
+    data_wait: float
+    memory_gib: float
+    step_ms: NotRequired[float]
+
+
+class EpochLine(TypedDict):
+    """A line for each epoch, after its evaluation; it has the other metrics too."""
+
+    epoch: int
+    top1: float
+    top5: float
+    f1: float
+
+
+LINES: dict[str, Any] = {"step": StepLine, "epoch": EpochLine}  # by their kind
 
 
 class RunLog:
@@ -47,6 +73,18 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [entry for _, entry in numbered_lines(path)]
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a log, each with all figures that its kind has. Raises AlexNetError."""
+    entries = []
+    for number, entry in numbered_lines(path):
+        try:
+            msgspec.convert(entry, LINES[entry["kind"]])
+        except msgspec.ValidationError as error:
+            raise AlexNetError(f"{path} is damaged (line {number}: {error}): make it again, or remove it") from error
+        entries.append(entry)
+    return entries
+
+
 def numbered_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield each line's number, from 1, and its content. A line that is not JSON is skipped: a stop may cut one off.
 
@@ -67,7 +105,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _problem(entry: Any) -> str | None:
     """Say what keeps ``entry`` from being a line of a log; None if nothing does."""
     kind = entry.get("kind") if isinstance(entry, dict) else None
-    if kind not in ("step", "epoch"):
+    if not isinstance(kind, str) or kind not in LINES:
         return "its kind is neither step nor epoch"
     for name, value in entry.items():
         if isinstance(value, dict | list) or (isinstance(value, int | float) and not abs(value) < MAX_NUMBER):

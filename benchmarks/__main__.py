@@ -25,17 +25,17 @@ import tyro
 from alexnet import AlexNetError
 from benchmarks.ceilings import CeilingsOptions, run_ceilings
 from benchmarks.checkpoint import CheckpointOptions, run_checkpoint
+from benchmarks.decoder_survey import RunsOptions, run_runs
 from benchmarks.gpu import GpuOptions, run_gpu
 from benchmarks.kernels import KernelsOptions, run_kernels
 from benchmarks.loader import LoaderOptions, describe_loader, loader_rows, run_loader
-from benchmarks.picture import draw_rates
-from benchmarks.runs import RunsOptions, run_runs
+from benchmarks.plots.rates import draw_rates
 from benchmarks.shard import ShardOptions, run_shard
 from benchmarks.step import StepOptions, run_step
 from benchmarks.train import TrainOptions, run_train
 from pipelines import DataError
-from pipelines.shards import write_atomically
-from tools.terminal import run
+from pipelines.files import write_atomically
+from pipelines.terminal import run_command
 
 PACKAGES = ("torchvision", "nvidia-dali-cuda130", "nvidia-nvimgcodec-cu13", "simplejpeg", "opencv-python-headless")
 # Name, options, and what measures: it gives what is printed and kept.
@@ -94,4 +94,4 @@ def machine() -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    run(main, Command, __doc__, errors=(AlexNetError, DataError))
+    run_command(main, Command, __doc__, errors=(AlexNetError, DataError))

@@ -17,13 +17,13 @@ from typing import Any, Literal
 import torch
 
 from alexnet.engine import find_device
-from benchmarks.children import Child
 from benchmarks.decoders import NVIMGCODEC
+from benchmarks.harness.children import Child
+from benchmarks.harness.roofline import measure_host_copy, measure_limits
+from benchmarks.harness.timing import interleave, summarise
 from benchmarks.loader import LIMIT, mean_kb
-from benchmarks.roofline import measure_host_copy, measure_limits
-from benchmarks.timing import interleave, summarise
 from pipelines import DataError, load_manifest
-from tools.terminal import require
+from pipelines.terminal import require
 
 CORES = os.cpu_count() or 1
 PATIENCE = 90  # seconds for a start or a round
@@ -129,7 +129,7 @@ def start_limit(options: CeilingsOptions, data: Path) -> Child:
     """libjpeg-turbo on all threads."""
     sizes = {"batch_size": options.batch_sizes[0], "batches": options.batches, "threads": options.threads[0]}
     given = {"work": "limit", "data": str(data), "device": "cpu"} | sizes
-    return Child(LIMIT, ["benchmarks/own.py", json.dumps(given)])
+    return Child(LIMIT, ["benchmarks/our_loaders.py", json.dumps(given)])
 
 
 def start(name: str, settings: dict[str, Any], options: CeilingsOptions, data: Path, device: str) -> Child:

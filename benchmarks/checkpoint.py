@@ -19,8 +19,8 @@ from alexnet import RECIPES, AlexNet, checkpoint
 from alexnet.engine import TrainStep, find_device
 from alexnet.optim import make_optimizer
 from alexnet.writer import Writer
-from benchmarks.timing import interleave, summarise
-from tools.terminal import require
+from benchmarks.harness.timing import interleave, summarise
+from pipelines.terminal import require
 
 STEPS = 6
 

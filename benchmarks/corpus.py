@@ -17,8 +17,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from pipelines import DataError
-from tools.processes import WorkerPool
-from tools.terminal import require, run
+from pipelines.sharding.processes import WorkerPool
+from pipelines.terminal import require, run_command
 
 PHOTOGRAPHS = {
     "skimage": (
@@ -99,4 +99,4 @@ def save_view(options: Options, sources: list[Path], number: int) -> int:
 
 
 if __name__ == "__main__":
-    run(main, Options, __doc__)
+    run_command(main, Options, __doc__)

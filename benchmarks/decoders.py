@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from benchmarks.asked import Asked
+from benchmarks.harness.settings import LoaderSettings
 from benchmarks.peers.serve import Rounds, answer
 from pipelines import Augment, DataError, Manifest, load_manifest, open_loader
-from pipelines.dali_graph import DECODER_PADDING, Graph
+from pipelines.dali.graph import DECODER_PADDING, Graph
 from pipelines.plan import Plan
 
 SIZE = 224
@@ -23,7 +23,7 @@ NVIMGCODEC = {"cpu": ("CPU_ONLY",), "cuda": ("HW_GPU_ONLY", "GPU_ONLY", "HYBRID_
 
 
 @dataclass(frozen=True)
-class Settings(Asked):
+class DecoderSettings(LoaderSettings):
     """``work``: a function of WORK. ``finish``: batches as a trainer gets them, not pixels thrown away."""
 
     finish: bool = False
@@ -57,7 +57,7 @@ def finish_work(gpu: bool) -> None:
         torch.cuda.synchronize()
 
 
-def dali(settings: Settings) -> Rounds:
+def dali(settings: DecoderSettings) -> Rounds:
     """The project's reader and DALI's decoders, in a pipeline whose settings can be chosen."""
     from nvidia.dali import Pipeline
 
@@ -77,8 +77,8 @@ def dali(settings: Settings) -> Rounds:
     return settings.rounds(pipeline.run, f"{kind}, {settings.device}")
 
 
-def graph(settings: Settings, manifest: Manifest) -> tuple[Any, Any]:
-    """What pipelines/dali_graph.py does for crop_flip, with any decoder; images and labels."""
+def graph(settings: DecoderSettings, manifest: Manifest) -> tuple[Any, Any]:
+    """What pipelines/dali/graph.py does for crop_flip, with any decoder; images and labels."""
     from nvidia.dali import fn, types
 
     plan = Plan(manifest.split("train").samples, settings.batch_size, 0, 1, training=True)
@@ -98,7 +98,7 @@ def graph(settings: Settings, manifest: Manifest) -> tuple[Any, Any]:
     return fn.crop_mirror_normalize(pixels, **crop, mirror=fn.random.coin_flip(), **finish), labels
 
 
-def decoder_options(settings: Settings) -> dict[str, Any]:
+def decoder_options(settings: DecoderSettings) -> dict[str, Any]:
     from nvidia.dali import types
 
     if not settings.gpu:
@@ -107,7 +107,7 @@ def decoder_options(settings: Settings) -> dict[str, Any]:
     return {"device": "mixed", "output_type": types.RGB, "hw_decoder_load": settings.hw_load, **padding}
 
 
-def nvimgcodec(settings: Settings) -> Rounds:
+def nvimgcodec(settings: DecoderSettings) -> Rounds:
     """nvImageCodec by itself, with one of its backends: nothing is read and nobody else takes part."""
     from nvidia import nvimgcodec
 
@@ -124,7 +124,7 @@ def nvimgcodec(settings: Settings) -> Rounds:
     return in_batches(settings, settings.files(), decode)
 
 
-def torchvision(settings: Settings) -> Rounds:
+def torchvision(settings: DecoderSettings) -> Rounds:
     """decode_jpeg, on a GPU with nvJPEG's batched decoder."""
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -133,7 +133,7 @@ def torchvision(settings: Settings) -> Rounds:
     return in_batches(settings, jpegs, partial(decode_jpeg, mode=ImageReadMode.RGB, device=settings.device))
 
 
-def in_batches(settings: Settings, jpegs: list, decode: Callable[[Any], object]) -> Rounds:
+def in_batches(settings: DecoderSettings, jpegs: list, decode: Callable[[Any], object]) -> Rounds:
     """``jpegs`` are those of a round."""
     starts = itertools.cycle(range(0, len(jpegs), settings.batch_size))
 
@@ -144,7 +144,7 @@ def in_batches(settings: Settings, jpegs: list, decode: Callable[[Any], object])
     return settings.rounds(next_batch, f"pixels, thrown away, {settings.device}")
 
 
-def together(settings: Settings) -> Rounds:
+def together(settings: DecoderSettings) -> Rounds:
     """DALI and turbo at once, each on half of the threads: decoding split between the GPU and the host."""
     threads = max(1, settings.threads // 2)
     common: dict[str, Any] = {"augment": "crop_flip", "device": settings.device, "threads": threads}
@@ -170,7 +170,7 @@ WORK = {"dali": dali, "nvimgcodec": nvimgcodec, "torchvision": torchvision, "tog
 
 
 def main() -> None:
-    settings = Settings.from_command_line()
+    settings = DecoderSettings.from_command_line()
     answer(lambda: WORK[settings.work](settings))
 
 

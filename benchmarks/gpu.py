@@ -20,10 +20,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 import tyro
 
-from benchmarks.children import ROOT, kill, with_project
-from benchmarks.page import page
-from pipelines.shards import write_atomically
-from tools.terminal import require
+from benchmarks.harness.children import ROOT, kill, with_project
+from benchmarks.plots.page import page
+from pipelines.files import write_atomically
+from pipelines.terminal import require
 
 LOG_CHARACTERS = 4000
 LEAST_SECONDS = 10  # with less left a command is not begun

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from alexnet import AlexNetError
 from alexnet.engine import find_device
 from benchmarks.step import GPU, Candidate, Compiling, Precision, Variant, prepare
-from tools.terminal import require
+from pipelines.terminal import require
 
 WARM_STEPS = 5
 

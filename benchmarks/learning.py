@@ -23,8 +23,8 @@ from alexnet import RECIPES, AlexNet
 from alexnet.engine import TrainStep, find_device, forward
 from alexnet.optim import Schedule, make_optimizer
 from alexnet.recipes import RecipeName
-from pipelines.shards import write_atomically
-from tools.terminal import require, run
+from pipelines.files import write_atomically
+from pipelines.terminal import require, run_command
 
 PHOTOGRAPHS = 32
 CHECK_STEPS = 20
@@ -48,7 +48,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Progress:
+class CurvePoint:
     step: int
     loss: float
     right: int | None
@@ -69,7 +69,9 @@ def photographs(seed: int = 0) -> Tensor:
     return torch.from_numpy(pixels - pixels.mean((0, 1, 2))).permute(0, 3, 1, 2)  # channels-last
 
 
-def learn(variant: str, steps: int, device: torch.device, seed: int = 0, precision: Any = "fp32") -> Iterator[Progress]:
+def learn(
+    variant: str, steps: int, device: torch.device, seed: int = 0, precision: Any = "fp32"
+) -> Iterator[CurvePoint]:
     """Train the variant on all photographs at each step."""
     torch.manual_seed(seed)
     recipe = replace(RECIPES[RECIPE_OF[variant]], learning_rate=0.01, dropout=0.5, precision=precision, warmup_epochs=0)
@@ -89,7 +91,7 @@ def learn(variant: str, steps: int, device: torch.device, seed: int = 0, precisi
                 predicted = forward(model.eval(), images, precision, device).argmax(dim=1)
             right = int((predicted == labels).sum())
             model.train()
-        yield Progress(number, loss, right)
+        yield CurvePoint(number, loss, right)
 
 
 def draw(curves: dict[str, list[dict[str, Any]]]) -> Figure:
@@ -123,4 +125,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    run(main, Options, __doc__)
+    run_command(main, Options, __doc__)

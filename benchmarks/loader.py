@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.children import ROOT, Child
-from benchmarks.diagnosis import diagnose
-from benchmarks.peer_data import extract_images
-from benchmarks.timing import interleave, summarise
+from benchmarks.harness.children import ROOT, Child
+from benchmarks.harness.diagnosis import diagnose
+from benchmarks.harness.peer_data import extract_images
+from benchmarks.harness.timing import interleave, summarise
 from pipelines import AUGMENTS, DataError, Manifest, load_manifest
-from pipelines.native import has_native
-from tools.terminal import require
+from pipelines.terminal import require
+from pipelines.turbo.native import has_native
 
 LIMIT = "decode alone (the limit)"
 READ, TRAINING = "read alone", "a training step alone"  # no loaders, but stages that the diagnosis compares
@@ -93,7 +93,7 @@ def start(options: LoaderOptions, manifest: Manifest) -> Iterator[Child]:
             settings: dict[str, Any] = {"batch_size": options.batch_size, "batches": options.batches}
             settings |= {"data": str(options.data), "threads": threads, "device": options.device}
             given = json.dumps(settings | work)
-            yield Child(f"{name}, {threads} threads", ["benchmarks/own.py", given])
+            yield Child(f"{name}, {threads} threads", ["benchmarks/our_loaders.py", given])
         if options.peers:
             yield from start_peers(options, manifest, threads)
 

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.timing import interleave, summarise
+from benchmarks.harness.timing import interleave, summarise
 from pipelines import DataError
-from tools.terminal import require
+from pipelines.terminal import require
 
 STATISTICS_SHARE = 4096 / 1_281_167
 ROOT = Path(__file__).parents[1]
@@ -64,7 +64,7 @@ def copying_lines(options: ShardOptions, images: int) -> dict[str, list[str]]:
     """Command lines of what leaves images as they are."""
     statistics = max(1, round(images * STATISTICS_SHARE))
     return {
-        COPY: ["benchmarks/shard_limits.py", "copy", *folders(options)],
+        COPY: ["benchmarks/harness/shard_references.py", "copy", *folders(options)],
         "shard --resize none": [*tool(options), "--resize", "none", "--statistics-images", str(statistics)],
     }
 
@@ -72,7 +72,7 @@ def copying_lines(options: ShardOptions, images: int) -> dict[str, list[str]]:
 def resizing_lines(options: ShardOptions) -> dict[str, list[str]]:
     """Command lines of what decodes, resizes and encodes them."""
     found = {
-        MEMORY: ["benchmarks/shard_limits.py", "memory", *folders(options)],
+        MEMORY: ["benchmarks/harness/shard_references.py", "memory", *folders(options)],
         "shard --resize square": tool(options),
     }
     if options.peers:

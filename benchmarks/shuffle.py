@@ -25,9 +25,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from pipelines import Augment, open_loader
-from pipelines.shards import write_atomically
+from pipelines.files import write_atomically
+from pipelines.terminal import require, run_command
 from tools import shard_imagenet
-from tools.terminal import require, run
 
 CLASSES = 100
 SIDE = 32  # pixels of the images
@@ -112,4 +112,4 @@ def figures(first: np.ndarray, second: np.ndarray, images: int, batch_size: int)
 
 
 if __name__ == "__main__":
-    run(main, Options, __doc__)
+    run_command(main, Options, __doc__)

@@ -21,9 +21,9 @@ from torch import nn
 from alexnet import RECIPES, AlexNet
 from alexnet.engine import HALVES, TrainStep, compile_model, find_device
 from alexnet.optim import make_optimizer
-from benchmarks.roofline import Layer, Limits, layers, matmul, measure_limits, train_flops, wait
-from benchmarks.timing import interleave, summarise
-from tools.terminal import require
+from benchmarks.harness.roofline import Layer, Limits, layers, matmul, measure_limits, train_flops, wait
+from benchmarks.harness.timing import interleave, summarise
+from pipelines.terminal import require
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Variant = Literal["paper", "ungrouped", "source2012", "one_weird_trick", "bn"]
@@ -112,7 +112,7 @@ def run_step(options: StepOptions) -> dict:
         "layers": lines,
     }
     if options.picture:
-        from benchmarks.step_picture import draw
+        from benchmarks.plots.step import draw
 
         draw(result).savefig(options.picture, dpi=110)
     return result

@@ -23,12 +23,12 @@ from torch.utils.data import DataLoader
 
 from alexnet.engine import TrainStep, find_device
 from alexnet.log import Interval
-from benchmarks.own import WARM_BATCHES
-from benchmarks.peer_data import extract_images
+from benchmarks.harness.peer_data import extract_images
+from benchmarks.harness.timing import interleave, summarise
+from benchmarks.our_loaders import WARM_BATCHES
 from benchmarks.step import GPU, Candidate, Compiling, Precision, Variant, build, training_step
-from benchmarks.timing import interleave, summarise
 from pipelines import AUGMENTS, Batch, load_manifest, open_loader
-from tools.terminal import require
+from pipelines.terminal import require
 
 IMAGENET_IMAGES, EPOCHS = 1_281_167, 90
 SYNTHETIC = "synthetic (the limit)"
@@ -167,10 +167,10 @@ class TorchvisionBatches:
 
     def __init__(self, options: TrainOptions, batch_size: int, device: torch.device) -> None:
         from benchmarks.peers.loader_imagefolder import prepare
-        from benchmarks.peers.serve import Settings
+        from benchmarks.peers.serve import PeerSettings
 
         images = extract_images(load_manifest(options.data[0]), options.work)
-        settings = Settings(images, options.data[0], options.work, "resized", 224, batch_size, options.threads)
+        settings = PeerSettings(images, options.data[0], options.work, "resized", 224, batch_size, options.threads)
         loader: Any = prepare(settings)[0]
         pinned = device.type == "cuda"
         self._loader = DataLoader(loader.dataset, shuffle=True, pin_memory=pinned, **settings.loading())

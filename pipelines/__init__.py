@@ -1,9 +1,10 @@
 """From shards to batches. Knows nothing of networks."""
 
 from pipelines.augment import AUGMENTS, Augment
-from pipelines.epochs import Batch, Loader
-from pipelines.loader import BACKENDS, open_loader
-from pipelines.shards import DataError, Manifest, load_manifest
+from pipelines.errors import DataError
+from pipelines.factory import BACKENDS, open_loader
+from pipelines.loader import Batch, Loader
+from pipelines.shards.manifest import Manifest, load_manifest
 
 __all__ = [
     "AUGMENTS",

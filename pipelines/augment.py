@@ -7,10 +7,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.arrays import read_npy
-from pipelines.documents import read_limited
-from pipelines.limits import MAX_FILE_BYTES
-from pipelines.shards import DataError, Manifest, Statistics
+from pipelines.errors import DataError
+from pipelines.shards.manifest import Manifest, Statistics
+from pipelines.shards.npy import read_npy
+from pipelines.untrusted import MAX_FILE_BYTES, read_limited
 
 RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
 

@@ -15,7 +15,7 @@ class Box(NamedTuple):
 
 
 def shorter_sides(height: int, width: int, size: int) -> tuple[int, int]:
-    """Height and width once the shorter side is ``size``; as ``pipelines.images.shorter``."""
+    """Height and width once the shorter side is ``size``; as ``pipelines.images.picture.shorter``."""
     if min(height, width) == size:
         return height, width
     scale = size / min(height, width)

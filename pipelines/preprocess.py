@@ -7,9 +7,10 @@ import torch
 
 from pipelines.augment import AUGMENTS
 from pipelines.crops import center_box
-from pipelines.documents import fitted, shown
-from pipelines.resize import square
-from pipelines.shards import MAX_SIZE, DataError, Statistics
+from pipelines.errors import DataError
+from pipelines.images.resize import square
+from pipelines.shards.manifest import MAX_SIZE, Statistics
+from pipelines.untrusted import coerce, shown
 
 
 class Preparation:
@@ -30,7 +31,7 @@ class Preparation:
             raise DataError(f"the checkpoint's image_size is {shown(image_size)}; {sizes}")
         self._image_size = image_size
         try:
-            mean, std = self._augment.mean_and_std(fitted(statistics, Statistics, "statistics"))
+            mean, std = self._augment.mean_and_std(coerce(statistics, Statistics, "statistics"))
         except ValueError as error:
             raise DataError(f"the checkpoint's statistics are damaged: {error}") from error
         self.mean, self.std = np.array(mean, np.float32), np.array(std, np.float32)

@@ -4,7 +4,7 @@ import torch
 
 from pipelines.augment import Augment
 from pipelines.plan import Plan
-from pipelines.shards import Manifest
+from pipelines.shards.manifest import Manifest
 
 
 class SyntheticBatches:

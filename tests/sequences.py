@@ -20,15 +20,15 @@ from PIL import Image, ImageFile
 
 from pipelines import Augment, Manifest
 from pipelines.crops import shrink_to
-from pipelines.draws import draw
-from pipelines.jpeg import inspect
-from pipelines.native import Worker
-from pipelines.restarts import with_restarts
-from pipelines.shards import ImageClass, ImageFormat, Statistics
-from pipelines.views import Views
+from pipelines.images.jpeg import inspect
+from pipelines.sharding.hashed_tar import HashedTar
+from pipelines.shards.manifest import ImageClass, ImageFormat, Statistics
+from pipelines.turbo.native import Worker
+from pipelines.turbo.randomness import draw
+from pipelines.turbo.renderer import Renderer
+from pipelines.turbo.restart_markers import with_restarts
 from tests import jpegs
 from tests.damage import damaged, random_edits
-from tools.hashed_tar import HashedTar
 
 BATCH = 16
 SHORTER = 64  # side of the images of a crop, unless it is resized
@@ -94,7 +94,7 @@ def table_damaged(rng: random.Random, jpeg: bytes) -> bytes:
 
 @dataclass
 class Records:
-    """Samples of a tar in memory, as ``pipelines.records.Records`` tells where they are."""
+    """Samples of a tar in memory, as ``pipelines.shards.records.Records`` tells where they are."""
 
     samples: Sequence[bytes]
     file: int
@@ -129,7 +129,7 @@ class Decoding:
         classes = tuple(ImageClass(f"n{number}", "") for number in range(10))
         zeros = (0.0, 0.0, 0.0)
         self._manifest = Manifest(Path(), 0, FORMAT, classes, {}, Statistics(zeros, zeros, zeros, (zeros,) * 3, None))
-        self._views = [Views(self._manifest, augment) for augment in AUGMENTS]
+        self._views = [Renderer(self._manifest, augment) for augment in AUGMENTS]
         self._workers: list[Worker] = [Worker(None, self._manifest, augment, BATCH) for augment in AUGMENTS]  # type: ignore[arg-type]
         self._batches = 0
 
@@ -158,7 +158,7 @@ class Decoding:
         self._batches += 1
         worker._records = Records(inputs, self._file)  # type: ignore[assignment]
         out = np.zeros((BATCH, augment.size, augment.size, 3), np.uint8)
-        samples = worker.paint(range(BATCH), draws.shapes, draws.flips, out)
+        samples = worker.render(range(BATCH), draws.shapes, draws.flips, out)
         parts = dict(worker.parts(samples))
         for row, (kind, jpeg) in enumerate(zip(kinds, inputs, strict=True)):
             if not samples["done"][row]:

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.children import Child
-from benchmarks.diagnosis import diagnose
-from benchmarks.peer_data import extract_images
+from benchmarks.harness.children import Child
+from benchmarks.harness.diagnosis import diagnose
+from benchmarks.harness.peer_data import extract_images
+from benchmarks.harness.timing import interleave, summarise
 from benchmarks.shuffle import Options, epochs, figures, numbered_shards
-from benchmarks.timing import interleave, summarise
 from pipelines import DataError, load_manifest
-from pipelines.images import read_picture
+from pipelines.images.picture import read_picture
 from tests.conftest import assert_refused, command
 
 

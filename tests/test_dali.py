@@ -14,9 +14,10 @@ from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 from torchvision.transforms.v2 import functional as transforms
 
-from pipelines import AUGMENTS, Augment, DataError, dali_graph, load_manifest, open_loader
+from pipelines import AUGMENTS, Augment, DataError, load_manifest, open_loader
 from pipelines.augment import Jitter, colour_matrix, load_mean_image
-from pipelines.images import read_picture
+from pipelines.dali import graph
+from pipelines.images.picture import read_picture
 from tests.conftest import command, shard
 
 PLAIN = Augment(crop="center", flip=False, normalise="none")
@@ -214,7 +215,7 @@ def test_each_image_has_a_light_of_its_own_where_crops_are_shared(alike: Path) -
 
 def test_archives_come_in_another_order_each_epoch(numbered_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a buffer too small to mix them, the archive that comes first tells."""
-    monkeypatch.setattr(dali_graph, "SHUFFLE_BUFFER", 1)
+    monkeypatch.setattr(graph, "SHUFFLE_BUFFER", 1)
     archives = [archive_labels(path) for path in sorted(numbered_shards.glob("train-*.tar"))]
     loader = opened(numbered_shards, PLAIN, 8)
     first = []

@@ -13,30 +13,31 @@ import torch
 from torch import nn
 
 from alexnet import AlexNet, AlexNetError
-from alexnet.engine import answer, evaluate
+from alexnet.engine import predict
 from alexnet.log import read_log
 from alexnet.metrics import (
     BINS,
-    Answers,
+    Predictions,
+    accuracy_by_group,
     calibration_error,
     collect,
     confusion,
-    judge,
     more_scores,
     most_confused,
     reliability,
+    score_batch,
     scores,
     wilson,
 )
 from pipelines import AUGMENTS, open_loader
-from pipelines.index import list_samples
+from pipelines.shards.groups import groups_of
+from pipelines.shards.index import list_samples
 from tests.conftest import NUMBERED_IMAGES, command, script
-from tools.properties import accuracy_by_property
 
 CPU = torch.device("cpu")
 
 
-def random_answers(classes: int, ties: bool) -> tuple[torch.Tensor, torch.Tensor, Answers]:
+def random_answers(classes: int, ties: bool) -> tuple[torch.Tensor, torch.Tensor, Predictions]:
     """997 of them in batches of 100. The last class never occurs."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(997, classes, generator=generator)
@@ -45,7 +46,7 @@ def random_answers(classes: int, ties: bool) -> tuple[torch.Tensor, torch.Tensor
     if ties:
         logits = logits.round()
     parts = zip(logits.split(100), labels.split(100), strict=True)
-    return logits, labels, collect([judge(*part) for part in parts])
+    return logits, labels, collect([score_batch(*part) for part in parts])
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -94,14 +95,14 @@ def test_a_network_that_has_diverged_gets_no_figures() -> None:
     logits = torch.randn(4, 10)
     logits[1, 3] = float("nan")
     with pytest.raises(AlexNetError, match="not finite for 1 of 4"):
-        collect([judge(logits, torch.zeros(4, dtype=torch.int64))])
+        collect([score_batch(logits, torch.zeros(4, dtype=torch.int64))])
 
 
 def test_an_evaluation_of_203_images_in_batches_of_64_counts_203(demo_shards: Path) -> None:
     torch.manual_seed(0)
     model = AlexNet("one_weird_trick", 10)
     loader = open_loader(demo_shards, "val", 64)
-    metrics = evaluate(model, loader, 10, CPU)
+    metrics = scores(predict(model, loader, CPU), 10)
     assert metrics["samples"] == 203
     with torch.inference_mode():
         predicted = torch.cat([model(batch.images)[: batch.valid].argmax(1) for batch in loader])
@@ -118,7 +119,7 @@ def small_net(classes: int = 10) -> nn.Module:
 def test_ten_crops_are_the_mean_of_their_probabilities(demo_shards: Path) -> None:
     model = small_net().eval()
     loader = open_loader(demo_shards, "val", 20, AUGMENTS["crop_flip"].for_evaluation(10))
-    answers = answer(model, loader, CPU)
+    answers = predict(model, loader, CPU)
     assert len(answers) == 203
     images, labels, _ = next(iter(loader))
     with torch.inference_mode():
@@ -168,8 +169,9 @@ def test_accuracy_by_property_tells_groups_apart(demo_shards: Path) -> None:
     keys, sizes = list_samples(manifest, "val")
     large = sizes > np.median(sizes)
     labels = np.arange(203) % 10
-    answers = Answers(labels, np.where(large, labels, (labels + 1) % 10), np.where(large, 0, 3), np.ones(203))
-    groups = accuracy_by_property(answers, manifest, "val", keys, sizes)["file size"]
+    answers = Predictions(labels, np.where(large, labels, (labels + 1) % 10), np.where(large, 0, 3), np.ones(203))
+    found = groups_of(manifest, "val", keys=keys, image_bytes=sizes, labels=labels)
+    groups = accuracy_by_group(answers, found)["file size"]
     assert [group["top1"] for group in groups] == [0, 0, 1, 1]
     assert sum(group["images"] for group in groups) == 203
 
@@ -186,7 +188,7 @@ def test_evaluating_adds_no_cost_to_loading(demo_shards: Path) -> None:
             for _ in loader:
                 pass
             between = time.process_time()
-            evaluate(model, loader, 10, CPU)
+            scores(predict(model, loader, CPU), 10)
             loading.append(between - start)
             evaluating.append(time.process_time() - between)
     finally:

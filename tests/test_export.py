@@ -8,8 +8,8 @@ import torch
 
 from alexnet import AlexNet, AlexNetError, checkpoint
 from pipelines import load_manifest
-from pipelines.images import read_file
-from pipelines.resize import square
+from pipelines.images.picture import read_file
+from pipelines.images.resize import square
 from tests.conftest import assert_refused, command, script
 from tools import export
 from train import mean_image

@@ -11,8 +11,8 @@ from alexnet import AlexNet
 from alexnet.figures import confusion_matrix, conv1_filters
 from pipelines import load_manifest
 from pipelines.preprocess import Preparation
+from pipelines.shards.gallery import Gallery
 from tests.conftest import assert_refused, script
-from tools.gallery import Gallery
 
 PICTURES = ("filters", "activations", "answers", "saliency", "patches", "features", "neighbours", "curves")
 

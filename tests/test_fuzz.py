@@ -24,24 +24,25 @@ from PIL import Image
 from alexnet import AlexNetError
 from pipelines import Augment, DataError, Manifest, load_manifest
 from pipelines.augment import lighting_matrix, load_mean_image
-from pipelines.documents import COMMANDS
-from pipelines.draws import Draws
-from pipelines.images import read_member, read_picture
-from pipelines.index import list_samples
-from pipelines.native import Worker, has_native, paints
-from pipelines.records import Record, Records
-from pipelines.shards import ImageFormat
-from pipelines.views import Views
+from pipelines.images.picture import read_picture
+from pipelines.sharding.folder import claim, fingerprint, finish
+from pipelines.sharding.members import make_member
+from pipelines.sharding.sources import find_images
+from pipelines.sharding.sources.tars import members
+from pipelines.sharding.verify import _problem
+from pipelines.sharding.writer import write_shard
+from pipelines.shards.index import list_samples
+from pipelines.shards.manifest import ImageFormat
+from pipelines.shards.records import Record, Records
+from pipelines.turbo.decode import read_member
+from pipelines.turbo.native import Worker, has_native, renders_natively
+from pipelines.turbo.randomness import Draws
+from pipelines.turbo.renderer import Renderer
+from pipelines.untrusted import COMMANDS
 from tests.conftest import command
 from tests.damage import Edit, changed, damaged, edits
 from tests.sequences import Decoding
-from tools.image_members import make_member
-from tools.shard_folder import claim, fingerprint, finish
 from tools.shard_imagenet import Options, plan
-from tools.shard_writer import write_shard
-from tools.sources import find_images
-from tools.sources.tars import members
-from tools.verify_shards import _problem
 
 CPU_SECONDS = 10  # of one case; a usual one takes a millisecond
 MEMORY = 1 << 30  # that a case may take; the files are of 100 KB
@@ -143,8 +144,8 @@ def folder(folders: dict[str, Path], quick: Path) -> Path:
 
 def read_all(manifest: Manifest, split: str) -> dict[int, Record]:
     """The samples that can be read, all of them decoded; each of the others is refused with its shard named."""
-    records, views = Records(manifest, split), Views(manifest, CROP)
-    worker = Worker(records, manifest, CROP, 1) if paints(manifest, CROP) else None
+    records, views = Records(manifest, split), Renderer(manifest, CROP)
+    worker = Worker(records, manifest, CROP, 1) if renders_natively(manifest, CROP) else None
     found: dict[int, Record] = {}
     for number in range(len(records)):
         said = refusal(lambda number=number: found.update({number: read_one(records, views, worker, number)}))
@@ -154,14 +155,14 @@ def read_all(manifest: Manifest, split: str) -> dict[int, Record]:
     return found
 
 
-def read_one(records: Records, views: Views, worker: Worker | None, number: int) -> Record:
+def read_one(records: Records, views: Renderer, worker: Worker | None, number: int) -> Record:
     """In Python; what the compiled code makes of it must be the same, where it makes anything of it."""
     out, natively = np.empty((2, 1, 48, 48, 3), np.uint8)
-    (painted,) = views.paint_natively(worker, [number], DRAWS, natively) if worker else (None,)
+    (rendered,) = views.render_natively(worker, [number], DRAWS, natively) if worker else (None,)
     record = records.read(number)
-    views.paint(record, CHANCE, out)
-    if painted is not None and painted["done"]:
-        assert painted["label"] == record.label
+    views.render(record, CHANCE, out)
+    if rendered is not None and rendered["done"]:
+        assert rendered["label"] == record.label
         np.testing.assert_array_equal(natively, out)
     return record
 
@@ -288,8 +289,8 @@ PICTURES = [
 @pytest.mark.parametrize(("count", "number"), QUICK_AND_SLOW)
 def test_an_image_is_decoded_whole_or_refused(folders: dict[str, Path], count: int, number: int) -> None:
     manifest = load_manifest(folders["none"])
-    views = {name: Views(load_manifest(folders[name]), CROP) for name in ("none", "square")}
-    fixed = Views(manifest, replace(CROP, crop="center"))
+    views = {name: Renderer(load_manifest(folders[name]), CROP) for name in ("none", "square")}
+    fixed = Renderer(manifest, replace(CROP, crop="center"))
 
     def check(case: tuple[int, list[Edit]]) -> None:
         data = damaged(PICTURES[case[0]], case[1])
@@ -303,7 +304,7 @@ def test_an_image_is_decoded_whole_or_refused(folders: dict[str, Path], count: i
         record = Record(manifest.folder, "train-000000.tar", "key", memoryview(data), 0)
         for one in (*views.values(), fixed):
             out = np.empty((1, 48, 48, 3), np.uint8)
-            said = refusal(lambda one=one, out=out: one.paint(record, CHANCE._replace(flip=True), out))
+            said = refusal(lambda one=one, out=out: one.render(record, CHANCE._replace(flip=True), out))
             assert said is None or "train-000000.tar: sample key cannot be decoded: " in said, said
 
     fuzz(st.tuples(st.integers(0, len(PICTURES) - 1), edits()), check, count, number)
@@ -313,7 +314,7 @@ def check_pixels(pixels: np.ndarray) -> None:
     assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3 and 0 < pixels.size <= 3_000_000
 
 
-@pytest.mark.skipif(not has_native(), reason="needs pipelines/native.c built")
+@pytest.mark.skipif(not has_native(), reason="needs pipelines/turbo/native.c built")
 @pytest.mark.parametrize(("count", "number"), [(10_000, 0), pytest.param(100_000, 1, marks=pytest.mark.slow)])
 def test_a_decoder_keeps_nothing_of_the_files_before(count: int, number: int) -> None:
     """`make fuzz` runs the same under sanitizers, for as long as it is asked to."""
@@ -330,8 +331,8 @@ DALI = """
 import random, re, sys
 import numpy as np
 from nvidia.dali import Pipeline, fn
-from pipelines.dali_graph import Graph
-from pipelines.loader import Augment, Plan, load_manifest
+from pipelines.dali.graph import Graph
+from pipelines.factory import Augment, Plan, load_manifest
 from tests.conftest import command
 from tests.damage import damaged, random_edits
 from tests.test_fuzz import PICTURES, OTHER_PRECISION

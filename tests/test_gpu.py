@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from alexnet import RECIPES, AlexNet, checkpoint
-from alexnet.average import Average
+from alexnet.ema import EMA
 from alexnet.engine import CompileMode, TrainStep, compile_model
 from alexnet.log import Interval, read_log
 from alexnet.optim import Schedule, make_optimizer
@@ -113,7 +113,7 @@ def test_the_host_never_waits_between_two_lines_of_the_log(name: RecipeName, com
     recipe, device = RECIPES[name], torch.device("cuda")
     model = AlexNet(recipe.variant, 10).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer, schedule = make_optimizer(model, recipe), Schedule(recipe, 10)
-    average = Average(model, recipe.average_decay) if recipe.average_decay else None
+    average = EMA(model, recipe.average_decay) if recipe.average_decay else None
     step = TrainStep(compile_model(model, compile_mode, device), optimizer, recipe, device, average)
     images = torch.randn(32, 3, 224, 224, device=device).half().contiguous(memory_format=torch.channels_last)
     labels, interval = torch.arange(32, device=device) % 10, Interval(device)

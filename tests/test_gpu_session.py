@@ -11,11 +11,11 @@ import tyro
 
 from benchmarks import ceilings, corpus, gpu
 from benchmarks.__main__ import Command
-from benchmarks.ceilings_picture import draw
-from benchmarks.children import Child
+from benchmarks.decoder_survey import RunsOptions, ending, outcome, run_runs
 from benchmarks.gpu import GpuOptions, Line, run_gpu
-from benchmarks.page import page, table
-from benchmarks.runs import RunsOptions, ending, outcome, run_runs
+from benchmarks.harness.children import Child
+from benchmarks.plots.ceilings import draw
+from benchmarks.plots.page import page, table
 from benchmarks.train import SYNTHETIC, Training
 from pipelines import Batch, DataError
 from tests.conftest import assert_refused, script

@@ -22,22 +22,23 @@ import torch
 from PIL import Image
 
 from alexnet import AlexNetError, checkpoint, figures
-from pipelines import DataError, documents, load_manifest, open_loader
-from pipelines.arrays import npy_header
+from pipelines import DataError, load_manifest, open_loader, untrusted
 from pipelines.augment import load_mean_image
-from pipelines.documents import MAX_VALUES, parse_json, printable
-from pipelines.images import read_member, read_picture
-from pipelines.jpeg import inspect
-from pipelines.limits import check_jpeg
+from pipelines.images.jpeg import inspect
+from pipelines.images.limits import check_jpeg
+from pipelines.images.picture import read_picture
 from pipelines.preprocess import Preparation
-from pipelines.shards import ImageFormat
+from pipelines.sharding.sources.devkit import read_devkit
+from pipelines.sharding.sources.tars import members
+from pipelines.sharding.verify import verify
+from pipelines.shards.manifest import ImageFormat
+from pipelines.shards.npy import npy_header
+from pipelines.turbo.decode import read_member
+from pipelines.untrusted import MAX_VALUES, parse_json, printable
 from tests.conftest import ROOT, assert_refused, command, script, without_checksums
 from tests.test_shard_imagenet import edit_manifest
 from tools.shard_imagenet import Options
 from tools.shard_imagenet import main as shard_images
-from tools.sources.devkit import read_devkit
-from tools.sources.tars import members
-from tools.verify_shards import verify
 
 STATISTICS = {
     "mean_rgb": [120.0, 115.0, 100.0],
@@ -331,7 +332,7 @@ def test_what_a_checkpoint_says_of_its_input_is_checked(changes: dict, words: st
 
 def test_names_do_not_command_the_terminal(trained: Path, tmp_path: Path) -> None:
     assert printable("tench, Tinca tinca é 鱼\x1b[2J\u202e\udcff") == "tench, Tinca tinca é 鱼\\x1b[2J\\u202e\\udcff"
-    assert checkpoint.COMMANDS == documents.COMMANDS, "alexnet/ and pipelines/ do not import each other"
+    assert checkpoint.COMMANDS == untrusted.COMMANDS, "alexnet/ and pipelines/ do not import each other"
     evil = tmp_path / "\x1b[31m.jpg"
     evil.write_bytes(b"not a picture")
     done = script("tools/predict.py", trained / "best.pt", evil)

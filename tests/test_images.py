@@ -13,13 +13,13 @@ from PIL import Image, ImageCms
 from sklearn.datasets import load_sample_image
 
 from pipelines import DataError
-from pipelines.exif import orientation
-from pipelines.images import read_picture
-from pipelines.jpeg import inspect
-from pipelines.resize import resize, shorter, square
-from pipelines.shards import ImageFormat
-from tools.image_members import Member, make_member
-from tools.pixel_statistics import PixelSums, measured_samples, summarise
+from pipelines.images.exif import orientation
+from pipelines.images.jpeg import inspect
+from pipelines.images.picture import read_picture
+from pipelines.images.resize import resize, shorter, square
+from pipelines.sharding.members import Member, make_member
+from pipelines.sharding.statistics import PixelSums, measured_samples, summarise
+from pipelines.shards.manifest import ImageFormat
 
 SQUARE, SHORTER, NONE = (ImageFormat("jpeg", resize, 64, 90) for resize in ("square", "shorter", "none"))
 MAX_PIXELS = 1_000_000

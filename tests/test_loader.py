@@ -17,10 +17,10 @@ from torchvision.transforms.v2 import functional as transforms
 
 from pipelines import AUGMENTS, Augment, DataError, Loader, load_manifest, open_loader
 from pipelines.augment import lighting_matrix
-from pipelines.images import read_picture
+from pipelines.images.picture import read_picture
 from pipelines.plan import Plan
+from pipelines.sharding.sources import find_images
 from tests.conftest import NUMBERED_IMAGES, ROOT, shard
-from tools.sources import find_images
 
 READERS = ("dali", "turbo")
 BACKENDS = (*READERS, "synthetic")

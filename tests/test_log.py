@@ -7,7 +7,7 @@ import pytest
 
 from alexnet import AlexNetError
 from alexnet.log import RunLog, read_log
-from tools.run_reader import read_lines
+from alexnet.run_reader import read_lines
 
 STEP = {
     "kind": "step",

@@ -14,15 +14,15 @@ from PIL import Image
 
 from pipelines import Augment, load_manifest, open_loader
 from pipelines.augment import Jitter
-from pipelines.decode import Decoder
-from pipelines.draws import draw
-from pipelines.native import Worker, has_native
-from pipelines.records import Records
-from pipelines.views import Views
+from pipelines.shards.records import Records
+from pipelines.turbo.decode import Decoder
+from pipelines.turbo.native import Worker, has_native
+from pipelines.turbo.randomness import draw
+from pipelines.turbo.renderer import Renderer
 from tests import jpegs, sequences
 from tests.conftest import shard
 
-needs_native = pytest.mark.skipif(not has_native(), reason="needs pipelines/native.c built")
+needs_native = pytest.mark.skipif(not has_native(), reason="needs pipelines/turbo/native.c built")
 
 KINDS = {
     "baseline": {},
@@ -85,7 +85,7 @@ def test_batches_are_those_of_the_python_code(
         normalise: Any = "mean_std" if crop == "resized" else "mean_image"
         augment = replace(augment, jitter=Jitter(0.4, 0.4, 0.4, 0.1), lighting=0.1, normalise=normalise)
     natively = batches(folder, augment)
-    monkeypatch.setattr("pipelines.native.has_native", lambda: False)
+    monkeypatch.setattr("pipelines.turbo.native.has_native", lambda: False)
     for (images, labels), (expected, others) in zip(natively, batches(folder, augment), strict=True):
         assert torch.equal(labels, others)
         assert torch.equal(images, expected)
@@ -110,7 +110,7 @@ def test_healthy_samples_do_without_python(
 def test_any_part_has_the_pixels_of_a_whole_decode(odd: Path, size: int) -> None:
     """Its edges too, where chroma is interpolated from beyond them; at every size that a JPEG can be decoded at."""
     manifest, augment = load_manifest(odd), Augment(crop="resized", size=size, scale=(0.0001, 1), ratio=(0.1, 10))
-    records, decoder, views = Records(manifest, "train"), Decoder(), Views(manifest, augment)
+    records, decoder, views = Records(manifest, "train"), Decoder(), Renderer(manifest, augment)
     worker = Worker(records, manifest, augment, 1)
     for number in range(len(records)):
         data, draws = records.read(number).data, draw(number, 0, augment, 0, 12)
@@ -118,7 +118,7 @@ def test_any_part_has_the_pixels_of_a_whole_decode(odd: Path, size: int) -> None
         for row in range(12):
             one = slice(row, row + 1)
             out = np.zeros((1, size, size, 3), np.uint8)
-            (sample,) = samples = worker.paint([number], draws.shapes[one], draws.flips[one], out)
+            (sample,) = samples = worker.render([number], draws.shapes[one], draws.flips[one], out)
             assert sample["done"] and sample["label"] == records.read(number).label
             box, _ = views._choose(height, width, draws.at(row)) or pytest.fail("one part is all that is needed")
             expected = decoder.part(data, height, width, box, size)[..., :3]
@@ -142,7 +142,7 @@ def test_no_table_comes_from_the_file_before(odd: Path) -> None:
             worker = Worker(sequences.Records([whole, bad, whole], file), manifest, augment, 3)
             out = np.zeros((3, 64, 64, 3), np.uint8)
             draws = draw(0, 0, augment, 0, 3)
-            assert worker.paint(range(3), draws.shapes, draws.flips, out)["done"].tolist() == [1, 0, 1]
+            assert worker.render(range(3), draws.shapes, draws.flips, out)["done"].tolist() == [1, 0, 1]
             np.testing.assert_array_equal(out[0], out[2])
             with pytest.raises(ValueError, match=r"lacks a table|was not defined"):
                 Decoder.size(bad, manifest.image)

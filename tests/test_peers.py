@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from benchmarks.peers.serve import Settings
+from benchmarks.peers.serve import PeerSettings
 from tests.conftest import ROOT
 
 BATCH_SIZE = 16
@@ -71,7 +71,7 @@ def test_what_a_library_prints_is_no_answer(tmp_path: Path) -> None:
 
 
 def test_a_half_written_format_is_written_again(tmp_path: Path) -> None:
-    settings = Settings(tmp_path, tmp_path, tmp_path / "work", "random", 224, BATCH_SIZE, 2)
+    settings = PeerSettings(tmp_path, tmp_path, tmp_path / "work", "random", 224, BATCH_SIZE, 2)
 
     def stopped(folder: Path) -> None:
         folder.mkdir()

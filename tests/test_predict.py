@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from pipelines import DataError, open_loader
-from pipelines.images import read_file
+from pipelines.images.picture import read_file
 from pipelines.preprocess import Preparation
+from pipelines.sharding.sources import find_images
 from tests.conftest import ROOT, assert_refused, script
-from tools.sources import find_images
 from train import mean_image
 
 

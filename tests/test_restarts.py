@@ -11,16 +11,16 @@ import torch
 from PIL import Image
 
 from pipelines import Augment, DataError, load_manifest, open_loader
-from pipelines.jpeg import inspect
-from pipelines.native import has_native
-from pipelines.records import Records
-from pipelines.restarts import INTERVAL, with_restarts
+from pipelines.images.jpeg import inspect
+from pipelines.sharding.members import make_member
+from pipelines.shards.records import Records
+from pipelines.turbo.native import has_native
+from pipelines.turbo.restart_markers import INTERVAL, with_restarts
 from tests import jpegs
 from tests.conftest import assert_refused, command, shard, without_checksums
 from tests.test_images import MAX_PIXELS, NONE, SQUARE, exif, picture, saved
-from tools.image_members import make_member
 
-pytestmark = pytest.mark.skipif(not has_native(), reason="needs pipelines/restarts.c built")
+pytestmark = pytest.mark.skipif(not has_native(), reason="needs pipelines/turbo/restarts.c built")
 
 JPEGS = {
     "4:2:0": {"subsampling": 2},

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from alexnet import AlexNetError, checkpoint
-from pipelines.shards import write_atomically
+from alexnet import AlexNetError, checkpoint, run_folder
+from alexnet.figures.saving import save_pictures
+from alexnet.ranks import Ranks
+from alexnet.run import find_checkpoint
+from alexnet.run_reader import read_run
+from pipelines.files import write_atomically
 from tests.conftest import ROOT, assert_refused, script
-from tools import evaluate, pictures, report, run_folder, run_state
-from tools.ranks import Ranks
-from tools.run_reader import read_run
+from tools import evaluate, report
 
 CONFIG = {"recipe": "demo", "settings": {}}
 EVENTS = "tensorboard/events.out.tfevents.1764000000.host-1.example.4711.0"
@@ -116,7 +118,7 @@ def test_a_second_training_in_a_run_folder_is_refused_and_changes_nothing(
 
 
 def test_a_killed_training_leaves_no_lock(tmp_path: Path) -> None:
-    code = "import sys, time, pathlib; from tools.run_folder import claim; from tools.ranks import Ranks\n"
+    code = "import sys, time, pathlib; from alexnet.run_folder import claim; from alexnet.ranks import Ranks\n"
     code += f"with claim(pathlib.Path({str(tmp_path)!r}), Ranks()): print('held', flush=True); time.sleep(600)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE) as process:
@@ -142,7 +144,7 @@ def test_a_resume_reads_its_checkpoint_once(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "last.pt").write_bytes(b"damaged")
     read, load = [], checkpoint.load
     monkeypatch.setattr(checkpoint, "load", lambda path: (read.append(path.name), load(path))[1])
-    path, state = run_state.find_checkpoint(tmp_path, Ranks())
+    path, state = find_checkpoint(tmp_path, Ranks())
     assert (path.name, state["number"], read) == ("last-1.pt", 0, ["last.pt", "last-1.pt"])
 
 
@@ -160,7 +162,7 @@ def test_what_tools_write_replaces_the_earlier_file_whole_or_not_at_all(small_di
     figure = Figure()
     figure.subplots().imshow(torch.rand(400, 400).numpy(), interpolation="none")
     writes = {
-        "x.png": lambda: pictures.save({"x": figure}, small_disk),
+        "x.png": lambda: save_pictures({"x": figure}, small_disk),
         "classes.csv": lambda: evaluate.write_csv(small_disk / "classes.csv", [["x" * 100_000]]),
         "config.json": lambda: run_folder.start(small_disk, False, {"recipe": "x" * 100_000}, {}),
         "log.jsonl": lambda: RunLog(small_disk / "log.jsonl", step=1),

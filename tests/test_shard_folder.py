@@ -12,15 +12,17 @@ import pytest
 from PIL import Image
 
 from pipelines import DataError, load_manifest, open_loader
-from pipelines.records import Records, SampleError
-from pipelines.shards import ImageFormat, temporary
+from pipelines.files import temporary
+from pipelines.sharding import verify
+from pipelines.sharding.folder import claim, fingerprint, finish
+from pipelines.sharding.sources import Source, find_images
+from pipelines.sharding.sources.tars import members
+from pipelines.sharding.writer import ShardTask, write_shard
+from pipelines.shards.manifest import ImageFormat
+from pipelines.shards.records import Records, SampleError
 from tests.conftest import shard
 from tests.test_shard_imagenet import edit_manifest
-from tools.shard_folder import claim, fingerprint, finish
 from tools.shard_imagenet import Options, plan
-from tools.shard_writer import ShardTask, write_shard
-from tools.sources import Source, find_images
-from tools.sources.tars import members
 
 TOOL = "tools/shard_imagenet.py"
 SMALL = {"size": 64, "shard_mb": 0.02, "workers": 1, "max_bad": 1.0}
@@ -233,7 +235,7 @@ def bad_sector(folder: Path, shard: str, key: str) -> Callable[..., bool]:
 @pytest.fixture
 def in_python(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the compiled part, whose reads cannot be made to fail here; it leaves such samples to Python."""
-    monkeypatch.setattr("pipelines.turbo.paints", lambda *_: False)
+    monkeypatch.setattr("pipelines.turbo.batches.paints", lambda *_: False)
 
 
 def test_a_bad_sector_costs_one_sample(demo_shards: Path, monkeypatch: pytest.MonkeyPatch, in_python: None) -> None:
@@ -313,7 +315,9 @@ def test_a_source_or_a_disk_that_is_gone_ends_the_run(
     if what == "files":  # too many open ones
         monkeypatch.setattr(os, "open", failing(errno.EMFILE, lambda *_: True, os.open))
     elif what == "output":
-        monkeypatch.setattr("tools.hashed_tar.HashedTar._write", failing(errno.EIO, lambda *_: True, print))
+        monkeypatch.setattr(
+            "pipelines.sharding.hashed_tar.HashedTar._write", failing(errno.EIO, lambda *_: True, print)
+        )
     else:
         shutil.rmtree(source if what == "source" else source / "train")
     if what == "empty":  # as when a disk is unmounted
@@ -325,11 +329,9 @@ def test_a_source_or_a_disk_that_is_gone_ends_the_run(
 def test_verify_goes_on_after_a_shard_that_cannot_be_read(
     images: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tools import verify_shards
-
     manifest = load_manifest(images.parent / "whole")
     monkeypatch.setattr("hashlib.file_digest", failing(errno.EIO, lambda *_: True, print))
-    said = verify_shards._problem(manifest.split("val").shards[0], manifest)
+    said = verify._problem(manifest.split("val").shards[0], manifest)
     assert said == "it cannot be read: Input/output error"
 
 

@@ -22,13 +22,13 @@ from datasets import load_dataset
 from PIL import Image
 
 from pipelines import DataError, load_manifest
-from pipelines.images import read_file
-from pipelines.resize import square
+from pipelines.images.picture import read_file
+from pipelines.images.resize import square
+from pipelines.sharding.folder import claim
+from pipelines.sharding.sources import find_images
+from pipelines.sharding.verify import verify
 from tests.conftest import ROOT, assert_refused, command, shard
-from tools.shard_folder import claim
 from tools.shard_imagenet import Options
-from tools.sources import find_images
-from tools.verify_shards import verify
 
 TOOL = "tools/shard_imagenet.py"
 

@@ -12,17 +12,17 @@ import torch
 import webdataset
 
 from pipelines import Augment, DataError, load_manifest, open_loader
-from pipelines.images import read_file
-from pipelines.jpeg_header import Header
+from pipelines.images.jpeg_header import Header
+from pipelines.images.picture import read_file
 from pipelines.preprocess import Preparation
+from pipelines.sharding.sources import find_images
+from pipelines.sharding.verify import verify
+from pipelines.shards.gallery import Gallery
 from tests import jpegs
 from tests.conftest import NUMBERED_IMAGES, assert_refused, command, shard
 from tests.test_fuzz import shard_here
 from tests.test_images import PLAIN, USABLE
-from tools.gallery import Gallery
 from tools.shard_imagenet import Options
-from tools.sources import find_images
-from tools.verify_shards import verify
 
 TOOL = "tools/shard_imagenet.py"
 MODES = {
@@ -109,7 +109,7 @@ def test_rare_samplings_in_shards_of_an_earlier_version_are_named(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Header, "common_sampling", True)
-        patch.setattr("tools.image_members.check_data", lambda _: None)
+        patch.setattr("pipelines.sharding.members.check_data", lambda _: None)
         folder = shard_here(Options(samplings, tmp_path / "shards", resize="none", size=64))
     rare, found = {key(name) for name in jpegs.RARE}, {}
     for split, crop in (("train", "random"), ("train", "resized"), ("val", "center"), ("val", "ten")):

@@ -19,9 +19,9 @@ import scipy.io
 from PIL import Image
 
 from pipelines import DataError, load_manifest
+from pipelines.sharding.sources import LAYOUTS, Source, find_images, kaggle, official
 from tests.conftest import ROOT, command, shard
 from tools.shard_imagenet import Options
-from tools.sources import LAYOUTS, Source, find_images, kaggle, official
 
 WORDS = {"n01440764": "tench, Tinca tinca", "n01443537": "goldfish", "n02084071": "dog", "n09999999": "zebra crossing"}
 ILSVRC_ID = dict(zip(WORDS, (4, 1, 3, 2), strict=True))  # unlike the ranks, as in the real devkit
@@ -521,10 +521,10 @@ def test_a_missing_wheel_is_named(laid_out, monkeypatch, layout: str, wheel: str
 
 PLAN = """
 from pathlib import Path
-from pipelines.shards import ImageClass, ImageFormat
+from pipelines.shards.manifest import ImageClass, ImageFormat
 from tools.shard_imagenet import Options, plan
-from tools.shard_folder import fingerprint
-from tools.sources import Source, sample, selection
+from pipelines.sharding.folder import fingerprint
+from pipelines.sharding.sources import Source, sample, selection
 
 archive = "ILSVRC2012_img_train.tar"
 wnids = [f"n{i:08d}" for i in range(1000)]

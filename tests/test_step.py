@@ -9,9 +9,10 @@ from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alexnet import RECIPES, AlexNet, AlexNetError
-from alexnet.average import Average
-from alexnet.engine import TrainStep, evaluate, forward
+from alexnet.ema import EMA
+from alexnet.engine import TrainStep, forward, predict
 from alexnet.log import Interval
+from alexnet.metrics import scores
 from alexnet.optim import Schedule, make_optimizer
 from benchmarks.learning import photographs
 
@@ -41,7 +42,7 @@ def test_after_the_first_steps_nothing_is_compiled_again(variant) -> None:
         for number in (0, 1):
             schedule.set_rate(optimizer, 2 * epoch + number)
             step(*random_batch())
-        evaluate(compiled, [(*random_batch(), 2), (*random_batch(), 1)], 3, CPU)
+        scores(predict(compiled, [(*random_batch(), 2), (*random_batch(), 1)], CPU), 3)
         graphs = counters["stats"]["unique_graphs"]
         assert graphs == 2, f"{graphs} graphs after epoch {epoch}"
     assert not counters["graph_break"]
@@ -60,7 +61,7 @@ def test_between_two_lines_of_the_log_nothing_waits_for_the_device(name) -> None
     recipe = RECIPES[name]
     model = AlexNet(recipe.variant, 3)
     optimizer, schedule = make_optimizer(model, recipe), Schedule(recipe, 10)
-    average = Average(model, recipe.average_decay) if recipe.average_decay else None
+    average = EMA(model, recipe.average_decay) if recipe.average_decay else None
     step, interval = TrainStep(model, optimizer, recipe, CPU, average), Interval(CPU)
     batch = random_batch()
     with WaitsForTheDevice():
@@ -131,7 +132,7 @@ def test_a_step_whose_scaled_loss_overflows_is_left_out_even_the_first(update) -
 def test_the_average_is_that_of_a_scalar_loop_and_counts_batch_statistics() -> None:
     torch.manual_seed(0)
     model = AlexNet("bn", 2)
-    average = Average(model, decay=0.3)
+    average = EMA(model, decay=0.3)
     bias, batches = model.classifier[6].bias, model.features[1].num_batches_tracked
     expected = bias.detach().clone()
     for update in range(1, 5):
@@ -159,7 +160,7 @@ def test_several_views_of_an_image_count_once_by_their_mean_probability() -> Non
         views = forward(model, images, "fp32", CPU).softmax(1).view(3, 4, 6)
     labels[0] = views[0].mean(0).argmax()
     labels[1] = (views[1].mean(0).argmax() + 1) % 6
-    metrics = evaluate(model, [(images, labels, 2)], 6, CPU)
+    metrics = scores(predict(model, [(images, labels, 2)], CPU), 6)
     assert metrics["samples"] == 2 and metrics["top1"] == 0.5
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from alexnet import AlexNet
-from benchmarks.roofline import train_flops
+from benchmarks.harness.roofline import train_flops
 from tests.conftest import assert_refused, script
 
 

@@ -12,7 +12,7 @@ import torch
 
 from alexnet import RECIPES, AlexNet, AlexNetError, checkpoint
 from alexnet.optim import make_optimizer
-from alexnet.progress import random_state
+from alexnet.train_state import random_state
 
 FLOATS = b"ctorch\nFloatStorage\n"
 

@@ -15,12 +15,11 @@ import psutil
 import pytest
 import torch
 
-from alexnet import AlexNetError, checkpoint
+from alexnet import AlexNetError, checkpoint, run_folder
 from alexnet.engine import TrainStep
 from alexnet.log import RunLog, read_log
 from alexnet.stop import Stop
 from tests.conftest import QUICK, ROOT, assert_refused, command, mounted, script
-from tools import run_folder
 
 KILLS = 5  # of each of six runs
 RANK_KILLS = 5

@@ -18,8 +18,8 @@ from alexnet import RECIPES, AlexNet, AlexNetError, checkpoint
 from alexnet.engine import TrainStep, compile_model
 from alexnet.log import read_log
 from alexnet.optim import PLATEAU_EPOCHS, Schedule, make_optimizer
+from alexnet.options import defaults
 from tests.conftest import NUMBERED_IMAGES, QUICK, ROOT, assert_refused, command, script
-from tools.train_options import defaults
 
 CPU = torch.device("cpu")
 

@@ -25,18 +25,18 @@ from torchvision.transforms.v2 import functional as transforms
 
 from pipelines import Augment, DataError, Loader, load_manifest, open_loader
 from pipelines.augment import Jitter, colour_matrix, load_mean_image
-from pipelines.buffers import LentBuffers
 from pipelines.crops import resized_box
-from pipelines.draws import draw, order_of
-from pipelines.finish import Finish, OnDevice
-from pipelines.images import read_member
-from pipelines.index import list_samples
 from pipelines.plan import Plan
-from pipelines.records import Records
-from pipelines.shards import Shard, Split
+from pipelines.sharding.hashed_tar import HashedTar
+from pipelines.sharding.verify import verify
+from pipelines.shards.index import list_samples
+from pipelines.shards.manifest import Shard, Split
+from pipelines.shards.records import Records
+from pipelines.turbo.buffers import LentBuffers
+from pipelines.turbo.decode import read_member
+from pipelines.turbo.normalise import Normalise, OnDevice
+from pipelines.turbo.randomness import draw, epoch_order
 from tests.conftest import NUMBERED_IMAGES, ROOT, shard, without_checksums
-from tools.hashed_tar import HashedTar
-from tools.verify_shards import verify
 
 PIXELS = Augment(crop="center", flip=False, normalise="none")
 
@@ -130,7 +130,7 @@ def test_a_random_crop_of_a_large_image_is_near_to_the_one_of_the_resized_image(
     """One linear resize of a part, to whole pixels, stands for an antialiased one of everything."""
     loader = turbo(folders["none"], "val", 24, Augment(flip=False, normalise="none"), training=True)
     (batch,) = list(loader)
-    draws, order = draw(0, 0, Augment(flip=False), 0, 24), order_of(0, 0, 24)
+    draws, order = draw(0, 0, Augment(flip=False), 0, 24), epoch_order(0, 0, 24)
     sources = stored(folders["none"])
     for image, sample, shape in zip(batch.images, order, draws.shapes, strict=True):
         source = sources[sample]
@@ -186,7 +186,7 @@ def test_one_image_and_a_batch_are_normalised_alike(folders: dict[str, Path], no
     """The former by numpy on a CPU, the latter by torch on the GPU; here both on the CPU, to half precision."""
     manifest = load_manifest(folders["square"])
     augment = Augment(normalise=normalise, lighting=0.1, lit_divisor=1.1)
-    finish = Finish(manifest, augment, torch.device("cpu"))
+    finish = Normalise(manifest, augment, torch.device("cpu"))
     assert isinstance(finish.batch, OnDevice)
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (6, 224, 224, 3), np.uint8)
@@ -351,7 +351,7 @@ def test_a_damaged_sample_is_an_error_with_shard_and_key_or_skipped_and_reported
 ) -> None:
     """By the compiled code, where it was built, and without it."""
     if not native:
-        monkeypatch.setattr("pipelines.native.has_native", lambda: False)
+        monkeypatch.setattr("pipelines.turbo.native.has_native", lambda: False)
     name = damage(damaged)
     begun = time.monotonic()
     with pytest.raises(DataError, match="--verify") as error:
@@ -368,7 +368,7 @@ def test_a_damaged_sample_is_an_error_with_shard_and_key_or_skipped_and_reported
 
 def test_in_training_the_next_sample_takes_the_place_of_a_damaged_one(damaged: Path) -> None:
     labels = [Records(load_manifest(damaged), "val").read(sample).label for sample in range(101)]
-    bad, order = labels[2], [labels[sample] for sample in order_of(0, 0, 101)]
+    bad, order = labels[2], [labels[sample] for sample in epoch_order(0, 0, 101)]
     break_image(damaged)
     loader = turbo(damaged, "val", 101, training=True, on_error="skip")
     expected = [order[i + 1 - 101] if label == bad else label for i, label in enumerate(order)]
@@ -387,7 +387,7 @@ def test_a_flipped_label_and_swapped_images_are_named(
 ) -> None:
     """Both are healthy samples to whoever does not know what was sharded."""
     if not native:
-        monkeypatch.setattr("pipelines.native.has_native", lambda: False)
+        monkeypatch.setattr("pipelines.turbo.native.has_native", lambda: False)
     path = damaged / "val-000000.tar"
     tar, places = bytearray(path.read_bytes()), spans(damaged)
     digit = places[2].stop - 1
@@ -487,7 +487,7 @@ def of_imagenets_size(source: Path, out: Path, batches: int) -> Path:
     jpeg = Records(manifest, "train").read(0).data
     start, label = 512 + -(-len(jpeg) // 512) * 512, b"0" * manifest.label_width
     slot = len(sample_bytes("n00000000_000000", bytes(jpeg), label))
-    wanted = np.sort(order_of(0, 0, shards * each)[: batches * 256 + 16])
+    wanted = np.sort(epoch_order(0, 0, shards * each)[: batches * 256 + 16])
     made = []
     out.mkdir()
     for number in range(shards):

@@ -20,16 +20,16 @@ import tyro
 from tqdm import tqdm
 
 from alexnet import AlexNetError, checkpoint, engine, figures, metrics
-from alexnet.metrics import Answers
+from alexnet.figures.saving import save_pictures
+from alexnet.metrics import Predictions
+from alexnet.ranks import Ranks, join_ranks, rank_device
+from alexnet.tables import write_csv
 from pipelines import AUGMENTS, DataError, Manifest, open_loader
-from pipelines.index import list_samples
-from pipelines.loader import BackendName
-from pipelines.shards import write_atomically
-from tools.pictures import save
-from tools.properties import accuracy_by_property
-from tools.ranks import Ranks, rank_device, ranks
-from tools.tables import write_csv
-from tools.terminal import require, run
+from pipelines.factory import BackendName
+from pipelines.files import write_atomically
+from pipelines.shards.groups import groups_of
+from pipelines.shards.index import list_samples
+from pipelines.terminal import require, run_command
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Options:
     crops: Literal[1, 10] = 1
     """1: the centre; 10: the mean over corners, centre and their mirror images."""
     batch_size: int = 128
-    """Views that the network sees at once."""
+    """Renderer that the network sees at once."""
     device: str = "auto"
     """auto (a GPU where there is one), cpu or cuda."""
     backend: BackendName = "auto"
@@ -52,14 +52,14 @@ class Options:
 
 
 def main(options: Options) -> None:
-    with ranks() as here:
-        manifest, part, seconds = evaluate(options, here)
-        answers, seconds = here.gather_answers(part), max(here.gather(seconds))
-        if here.rank == 0:
-            report(options, manifest, answers, seconds)
+    with join_ranks() as ranks:
+        manifest, part, seconds = evaluate(options, ranks)
+        predictions, seconds = ranks.gather_predictions(part), max(ranks.gather(seconds))
+        if ranks.rank == 0:
+            report(options, manifest, predictions, seconds)
 
 
-def evaluate(options: Options, here: Ranks) -> tuple[Manifest, Answers, float]:
+def evaluate(options: Options, ranks: Ranks) -> tuple[Manifest, Predictions, float]:
     """This rank's share of the split, in its order, and the seconds it took."""
     device = rank_device(options.device)
     model, state = checkpoint.load_model(options.checkpoint, device)
@@ -70,41 +70,42 @@ def evaluate(options: Options, here: Ranks) -> tuple[Manifest, Answers, float]:
         AUGMENTS[state["augment"]].for_evaluation(options.crops),
         device,
         options.backend,
-        here.rank,
-        here.world_size,
+        ranks.rank,
+        ranks.world_size,
         training=False,
     )
     checkpoint.check_classes(state, options.checkpoint, [c.wnid for c in loader.manifest.classes], options.data)
-    batches = tqdm(loader, "evaluate", unit=" batches", dynamic_ncols=True, disable=here.rank > 0)
+    batches = tqdm(loader, "evaluate", unit=" batches", dynamic_ncols=True, disable=ranks.rank > 0)
     start = time.perf_counter()
-    answers = engine.answer(model, batches, device)
-    return loader.manifest, answers, time.perf_counter() - start
+    predictions = engine.predict(model, batches, device)
+    return loader.manifest, predictions, time.perf_counter() - start
 
 
-def report(options: Options, manifest: Manifest, answers: Answers, seconds: float) -> None:
+def report(options: Options, manifest: Manifest, predictions: Predictions, seconds: float) -> None:
     names = [entry.name for entry in manifest.classes]
-    cells = metrics.confusion(answers, len(names))
-    keys, image_bytes = list_samples(manifest, options.split)
-    found: dict[str, Any] = metrics.scores(answers, len(names)) | metrics.more_scores(answers, len(names))
+    cells = metrics.confusion(predictions, len(names))
+    keys, sizes = list_samples(manifest, options.split)
+    groups = groups_of(manifest, options.split, keys=keys, image_bytes=sizes, labels=predictions.labels)
+    found: dict[str, Any] = metrics.scores(predictions, len(names)) | metrics.more_scores(predictions, len(names))
     found |= {
         "data": str(options.data),
         "split": options.split,
         "crops": options.crops,
-        "images_per_second": round(len(answers) / seconds, 1),
+        "images_per_second": round(len(predictions) / seconds, 1),
         "confused": [[names[true], names[taken], n] for true, taken, n in metrics.most_confused(cells)],
-        "by_property": accuracy_by_property(answers, manifest, options.split, keys, image_bytes),
+        "by_property": metrics.accuracy_by_group(predictions, groups),
     }
     folder = options.checkpoint.parent
     write_atomically(folder / "metrics.json", json.dumps(found, indent=1).encode() + b"\n")
-    write_csv(folder / "classes.csv", class_rows(manifest, metrics.per_class(answers, len(names))))
-    write_csv(folder / "predictions.csv", image_rows(keys, manifest, answers))
+    write_csv(folder / "classes.csv", class_rows(manifest, metrics.per_class(predictions, len(names))))
+    write_csv(folder / "predictions.csv", image_rows(keys, manifest, predictions))
     print_table(options, found)
-    bins = metrics.reliability(answers)
+    bins = metrics.reliability(predictions)
     pictures = {
         "confusions": figures.confusion_matrix(cells, names),
         "reliability": figures.reliability_diagram(bins, found["calibration_error"]),
     }
-    save(pictures, folder / "pictures")
+    save_pictures(pictures, folder / "pictures")
     print(f"{found['images_per_second']:.0f} images/s; metrics.json, classes.csv, predictions.csv are in {folder}")
 
 
@@ -126,13 +127,13 @@ def class_rows(manifest: Manifest, table: dict[str, np.ndarray]) -> Iterable[Seq
         yield [i, entry.wnid, entry.name, *(round(value.item(), 6) for value in row)]
 
 
-def image_rows(keys: Sequence[str], manifest: Manifest, answers: Answers) -> Iterable[Sequence[object]]:
+def image_rows(keys: Sequence[str], manifest: Manifest, predictions: Predictions) -> Iterable[Sequence[object]]:
     yield ["key", "true", "predicted", "rank", "confidence"]
     wnids = [entry.wnid for entry in manifest.classes]
-    columns = (answers.labels, answers.predicted, answers.rank, answers.confidence)
+    columns = (predictions.labels, predictions.predicted, predictions.true_rank, predictions.confidence)
     for key, label, predicted, rank, confidence in zip(keys, *columns, strict=True):
         yield [key, wnids[label], wnids[predicted], rank, round(float(confidence), 6)]
 
 
 if __name__ == "__main__":
-    run(main, Options, __doc__, errors=(AlexNetError, DataError))
+    run_command(main, Options, __doc__, errors=(AlexNetError, DataError))

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from alexnet import AlexNet, AlexNetError, checkpoint
 from pipelines import DataError
+from pipelines.files import replacing, write_atomically
 from pipelines.preprocess import Preparation
-from pipelines.shards import replacing, write_atomically
-from tools.terminal import require, run
+from pipelines.terminal import require, run_command
 
 TOLERANCE = 1e-4  # of a probability; the runtimes add up in other orders
 ONNX_WHEELS = ("onnx", "onnxscript", "onnxruntime")
@@ -107,4 +107,4 @@ def program(whole: FromPixels, pixels: Tensor) -> torch.export.ExportedProgram:
 
 
 if __name__ == "__main__":
-    run(main, Options, __doc__, errors=(AlexNetError, DataError))
+    run_command(main, Options, __doc__, errors=(AlexNetError, DataError))

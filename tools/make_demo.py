@@ -22,9 +22,9 @@ import tyro
 from tqdm import tqdm
 
 from pipelines import DataError
-from tools.demo_drawings import CLASSES, draw_image
-from tools.processes import WorkerPool
-from tools.terminal import require, run
+from pipelines.images.drawings import CLASSES, draw_image
+from pipelines.sharding.processes import WorkerPool
+from pipelines.terminal import require, run_command
 
 ELPV_PACKAGE = "elpv-dataset==1.0.0.post1"
 ELPV_WORDS = {"mono": "monocrystalline solar cell", "poly": "polycrystalline solar cell"}
@@ -125,4 +125,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    run(main, Options, __doc__)
+    run_command(main, Options, __doc__)

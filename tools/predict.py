@@ -23,11 +23,10 @@ import tyro
 from alexnet import AlexNet, AlexNetError, checkpoint
 from alexnet.engine import find_device
 from pipelines import DataError
-from pipelines.documents import printable
-from pipelines.images import SUFFIXES, read_file, read_picture
-from pipelines.limits import MAX_FILE_BYTES
+from pipelines.images.picture import SUFFIXES, read_file, read_picture
 from pipelines.preprocess import Preparation
-from tools.terminal import require, run
+from pipelines.terminal import require, run_command
+from pipelines.untrusted import MAX_FILE_BYTES, printable
 
 
 @dataclass(frozen=True)
@@ -123,4 +122,4 @@ def show(name: str, best: list[tuple[int, float]], classes: list[list[str]], as_
 
 
 if __name__ == "__main__":
-    run(main, Options, __doc__, errors=(AlexNetError, DataError))
+    run_command(main, Options, __doc__, errors=(AlexNetError, DataError))

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
 
 from alexnet import AlexNetError
 from alexnet.figures import compared_curves
+from alexnet.page import folded, page, paragraph, picture, section, side_by_side, table
+from alexnet.run_reader import Run, read_run
 from pipelines import DataError
-from pipelines.shards import write_atomically
-from tools.page import folded, page, paragraph, picture, section, side_by_side, table
-from tools.run_reader import Run, read_run
-from tools.terminal import require, run
+from pipelines.files import write_atomically
+from pipelines.images.picture import read_file
+from pipelines.terminal import require, run_command
 
 PICTURES = {
     "confusions": "What is taken for what",
@@ -116,8 +118,17 @@ def missing(runs: Sequence[Run]) -> Iterator[str]:
 def pictures(runs: Sequence[Run], name: str) -> str:
     found = [(run, run.folder / "pictures" / f"{name}.png") for run in runs]
     captions = (f"{PICTURES[name]}{f': {run.folder}' if len(runs) > 1 else ''}" for run, _ in found)
-    shown = [picture(path, caption) for (_, path), caption in zip(found, captions, strict=True) if path.is_file()]
+    shown = [
+        picture(_pixels(path), caption) for (_, path), caption in zip(found, captions, strict=True) if path.is_file()
+    ]
     return side_by_side(shown)
+
+
+def _pixels(path: Path) -> np.ndarray:
+    try:
+        return read_file(path).pixels
+    except DataError as error:
+        raise DataError(f"{path}: {error}: draw it again") from error
 
 
 def confusions(run: Run) -> str:
@@ -168,4 +179,4 @@ def _written(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    run(main, Options, __doc__, errors=(AlexNetError, DataError))
+    run_command(main, Options, __doc__, errors=(AlexNetError, DataError))

@@ -20,17 +20,18 @@ from typing import Literal
 
 import tyro
 
-from pipelines.limits import MAX_PIXELS, PILLOW_MAX_PIXELS
-from pipelines.native import has_native
-from pipelines.shards import DataError, ImageFormat, load_manifest
-from tools.image_members import expected_bytes
-from tools.pixel_statistics import measured_samples
-from tools.shard_folder import SPOOL, claim, discard, fingerprint, finish, leftovers, report
-from tools.shard_runners import Progress, write_on_cluster, write_on_this_machine
-from tools.shard_writer import WORK, ShardTask, read_record
-from tools.sources import Source, find_images
-from tools.terminal import require, run
-from tools.verify_shards import find_problems, verify
+from pipelines.errors import DataError
+from pipelines.images.limits import MAX_PIXELS, PILLOW_MAX_PIXELS
+from pipelines.sharding.folder import SPOOL, claim, discard, fingerprint, finish, leftovers, report
+from pipelines.sharding.members import expected_bytes
+from pipelines.sharding.runners import ShardingProgress, write_on_cluster, write_on_this_machine
+from pipelines.sharding.sources import Source, find_images
+from pipelines.sharding.statistics import measured_samples
+from pipelines.sharding.verify import find_problems, verify
+from pipelines.sharding.writer import WORK, ShardTask, read_record
+from pipelines.shards.manifest import ImageFormat, load_manifest
+from pipelines.terminal import require, run_command
+from pipelines.turbo.native import has_native
 
 SPREAD_SHARDS, SPREAD_SAMPLES = 16, 128  # a small set is cut into so many shards, of at least so many samples
 
@@ -171,7 +172,7 @@ def write_shards(options: Options, source: Source, tasks: list[ShardTask]) -> No
     earlier = {task.name: record for task in tasks if (record := read_record(task))}
     todo = spooled([task for task in tasks if task.name not in earlier], source)
     total, left = (sum(len(task.samples) for task in some) for some in (tasks, todo))
-    progress = Progress(total, total - left, options.max_bad)
+    progress = ShardingProgress(total, total - left, options.max_bad)
     try:
         for entry in (entry for record in earlier.values() for entry in record.quarantined):
             progress.quarantine(entry)
@@ -218,4 +219,4 @@ def repair(options: Options, source: Source, tasks: list[ShardTask]) -> None:
 
 
 if __name__ == "__main__":
-    run(main, Options, __doc__)
+    run_command(main, Options, __doc__)

@@ -28,13 +28,13 @@ from tqdm import tqdm
 from alexnet import AlexNet, AlexNetError, checkpoint, figures, inspection
 from alexnet.engine import find_device
 from alexnet.figures import Shown, shortened
+from alexnet.figures.saving import save_pictures
+from alexnet.log import read_lines
 from pipelines import DataError, open_loader
-from pipelines.images import read_file
+from pipelines.images.picture import read_file
 from pipelines.preprocess import Preparation
-from tools.gallery import Gallery
-from tools.pictures import save
-from tools.run_reader import read_lines
-from tools.terminal import require, run
+from pipelines.shards.gallery import Gallery
+from pipelines.terminal import require, run_command
 
 LAYERS = tuple(f"conv{i}" for i in range(1, 6))
 MOST_FEATURES = 2000  # images of features.png
@@ -65,8 +65,8 @@ def main(options: Options) -> None:
     painter = Painter(options, model, state, device)
     folder = options.checkpoint.with_name("pictures")
     for paint in (painter.network, painter.single_images, painter.searches):
-        save(paint(), folder)
-    save(training(options.checkpoint), folder)
+        save_pictures(paint(), folder)
+    save_pictures(training(options.checkpoint), folder)
 
 
 def training(path: Path) -> dict[str, Figure]:
@@ -210,4 +210,4 @@ class Painter:
 
 
 if __name__ == "__main__":
-    run(main, Options, __doc__, errors=(AlexNetError, DataError))
+    run_command(main, Options, __doc__, errors=(AlexNetError, DataError))

@@ -26,7 +26,7 @@ class Shown(NamedTuple):
 def five_answers(images: Sequence[Shown], answers: Sequence[Sequence[tuple[str, float, bool]]]) -> Figure:
     """Figure 4 left of the paper: under each picture the likeliest classes; the bar of the true one is pink.
 
-    Answers are a class's name, its probability, and whether it is the true one.
+    Predictions are a class's name, its probability, and whether it is the true one.
     """
     columns = min(4, len(images))
     rows = math.ceil(len(images) / columns)

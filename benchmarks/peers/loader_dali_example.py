@@ -12,14 +12,14 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.plugin.pytorch import DALIClassificationIterator, LastBatchPolicy
 from torch import Tensor
 
-from benchmarks.peers.serve import Batches, Settings, serve
+from benchmarks.peers.serve import Batches, PeerSettings, serve
 
 GPU = torch.cuda.is_available()
 DEVICE = {"device": "mixed", "device_memory_padding": 211025920, "host_memory_padding": 140544512}
 
 
 @pipeline_def
-def graph(settings: Settings) -> tuple[Any, Any]:
+def graph(settings: PeerSettings) -> tuple[Any, Any]:
     """N,3,size,size float32, normalised; labels."""
     decoding: dict[str, Any] = (DEVICE if GPU else {"device": "cpu"}) | {"output_type": types.RGB}
     encoded, labels = fn.readers.file(
@@ -48,7 +48,7 @@ def graph(settings: Settings) -> tuple[Any, Any]:
 class Epochs:
     """One each time it is gone through, the last batch as large as what is left."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: PeerSettings) -> None:
         pipeline = graph(
             settings,
             batch_size=settings.batch_size,
@@ -69,7 +69,7 @@ class Epochs:
             torch.cuda.synchronize()
 
 
-def prepare(settings: Settings) -> tuple[Batches, str]:
+def prepare(settings: PeerSettings) -> tuple[Batches, str]:
     return Epochs(settings), f"float32 N,3,H,W on {'a GPU' if GPU else 'the CPU'}, normalised; DALI"
 
 

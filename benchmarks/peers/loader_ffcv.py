@@ -16,7 +16,7 @@ from ffcv.transforms import RandomHorizontalFlip, Squeeze, ToTensor
 from ffcv.writer import DatasetWriter
 from PIL import Image
 
-from benchmarks.peers.serve import Batches, Settings, serve
+from benchmarks.peers.serve import Batches, PeerSettings, serve
 
 
 class JpegField(RGBImageField):
@@ -45,12 +45,12 @@ class RandomCropDecoder(ResizedCropRGBImageDecoder):
         self.scale, self.ratio = None, size
 
 
-def write(settings: Settings, beton: Path) -> None:
+def write(settings: PeerSettings, beton: Path) -> None:
     fields = {"image": JpegField(), "label": IntField()}
     DatasetWriter(str(beton), fields, num_workers=settings.threads).from_indexed_dataset(settings.files())
 
 
-def prepare(settings: Settings) -> tuple[Batches, str]:
+def prepare(settings: PeerSettings) -> tuple[Batches, str]:
     size = settings.size
     decoder = RandomCropDecoder(size) if settings.crop == "random" else RandomResizedCropRGBImageDecoder((size, size))
     loader = Loader(

@@ -5,10 +5,10 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from benchmarks.peers.serve import Batches, Settings, serve
+from benchmarks.peers.serve import Batches, PeerSettings, serve
 
 
-def prepare(settings: Settings) -> tuple[Batches, str]:
+def prepare(settings: PeerSettings) -> tuple[Batches, str]:
     crops = {"random": transforms.RandomCrop, "resized": transforms.RandomResizedCrop}
     augment = transforms.Compose(
         [

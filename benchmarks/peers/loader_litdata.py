@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from benchmarks.peers.serve import Batches, Settings, serve
+from benchmarks.peers.serve import Batches, PeerSettings, serve
 from benchmarks.peers.tensors import augment
 
 
@@ -33,11 +33,11 @@ def read(item: tuple[str, int]) -> dict:
     return {"image": Image.open(path), "label": label}
 
 
-def write(settings: Settings, folder: Path) -> None:
+def write(settings: PeerSettings, folder: Path) -> None:
     optimize(fn=read, inputs=settings.files(), output_dir=str(folder), chunk_bytes="64MB", num_workers=settings.threads)
 
 
-def prepare(settings: Settings) -> tuple[Batches, str]:
+def prepare(settings: PeerSettings) -> tuple[Batches, str]:
     dataset = ImageNet(settings.once("litdata", partial(write, settings)), augment(settings.crop, settings.size))
     loader = StreamingDataLoader(dataset, shuffle=True, **settings.loading())
     return loader, "uint8 N,3,H,W; torchvision's decoder"

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from benchmarks.peers.serve import Batches, Settings, serve
+from benchmarks.peers.serve import Batches, PeerSettings, serve
 from benchmarks.peers.tensors import augment, decode
 
 
@@ -27,13 +27,13 @@ class ImageNet(StreamingDataset):
         return self.augment(decode(sample["image"])), sample["label"]
 
 
-def write(settings: Settings, folder: Path) -> None:
+def write(settings: PeerSettings, folder: Path) -> None:
     with MDSWriter(out=str(folder), columns={"image": "bytes", "label": "int"}) as writer:
         for path, label in settings.files():
             writer.write({"image": Path(path).read_bytes(), "label": label})
 
 
-def prepare(settings: Settings) -> tuple[Batches, str]:
+def prepare(settings: PeerSettings) -> tuple[Batches, str]:
     folder = settings.once("mds", partial(write, settings))
     dataset = ImageNet(folder, augment(settings.crop, settings.size), settings.batch_size)
     loader: DataLoader = DataLoader(dataset, **settings.loading())

@@ -14,7 +14,7 @@ import torch
 from spdl.pipeline import PipelineBuilder
 from torch import Tensor
 
-from benchmarks.peers.serve import Batches, Settings, serve
+from benchmarks.peers.serve import Batches, PeerSettings, serve
 
 
 def box(crop: str, size: int, width: int, height: int) -> tuple[int, int]:
@@ -46,7 +46,7 @@ def decode(path: str, crop: str, size: int) -> spdl.io.ImageFrames:
 class Epochs:
     """Another order each time it is gone through."""
 
-    settings: Settings
+    settings: PeerSettings
     files: list[tuple[str, int]]
 
     def batch(self, items: list[tuple[str, int]]) -> tuple[Tensor, Tensor]:
@@ -68,7 +68,7 @@ class Epochs:
             yield from pipeline
 
 
-def prepare(settings: Settings) -> tuple[Batches, str]:
+def prepare(settings: PeerSettings) -> tuple[Batches, str]:
     return Epochs(settings, settings.files()), "uint8 N,H,W,3; FFmpeg"
 
 

@@ -8,10 +8,10 @@ from timm.data import ImageDataset, create_loader
 from timm.data.transforms import ToNumpy
 from torchvision import transforms
 
-from benchmarks.peers.serve import Batches, Settings, serve
+from benchmarks.peers.serve import Batches, PeerSettings, serve
 
 
-def prepare(settings: Settings) -> tuple[Batches, str]:
+def prepare(settings: PeerSettings) -> tuple[Batches, str]:
     dataset = ImageDataset(str(settings.images))
     prefetcher = create_loader(
         dataset,

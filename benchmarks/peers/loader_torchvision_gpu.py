@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 
-from benchmarks.peers.serve import Batches, Settings, serve
+from benchmarks.peers.serve import Batches, PeerSettings, serve
 from benchmarks.peers.tensors import augment
 
 
@@ -25,7 +25,7 @@ def together(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, list[int], Tens
 class Epochs:
     """N,3,size,size uint8 on the GPU, labels on the CPU."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: PeerSettings) -> None:
         files = ImageFolder(str(settings.images), loader=read_file)
         self._files = DataLoader(files, shuffle=True, collate_fn=together, **settings.loading())
         self._augment = augment(settings.crop, settings.size)
@@ -37,7 +37,7 @@ class Epochs:
         torch.cuda.synchronize()
 
 
-def prepare(settings: Settings) -> tuple[Batches, str]:
+def prepare(settings: PeerSettings) -> tuple[Batches, str]:
     if not torch.cuda.is_available():
         sys.exit("it decodes on a GPU, and there is none here")
     return Epochs(settings), "uint8 N,3,H,W on a GPU; nvJPEG by torchvision"

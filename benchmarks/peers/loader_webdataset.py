@@ -5,11 +5,11 @@ Its examples decode with Pillow ("pil"); torchvision's decoder and uint8 tensors
 
 import webdataset
 
-from benchmarks.peers.serve import Batches, Settings, serve
+from benchmarks.peers.serve import Batches, PeerSettings, serve
 from benchmarks.peers.tensors import augment, decode
 
 
-def prepare(settings: Settings) -> tuple[Batches, str]:
+def prepare(settings: PeerSettings) -> tuple[Batches, str]:
     tars = sorted(str(path) for path in settings.shards.glob("train-*.tar"))
     transform = augment(settings.crop, settings.size)
     dataset = (

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
-class Settings:
+class PeerSettings:
     """What to load, and how; the same for all. ``images`` has CLASS/KEY.jpg, ``shards`` a shard folder, of the same
     files; in ``work`` a loader may keep them in its own format. ``crop`` is random (as it is) or resized."""
 
@@ -30,7 +30,7 @@ class Settings:
     threads: int
 
     @classmethod
-    def from_command_line(cls) -> "Settings":
+    def from_command_line(cls) -> "PeerSettings":
         """The script's only argument is JSON."""
         given = json.loads(sys.argv[1])
         settings = cls(**given | {name: Path(given[name]) for name in ("images", "shards", "work")})
@@ -93,11 +93,11 @@ def answer(prepare: Callable[[], Rounds]) -> None:
 Batches = Iterable[tuple[Any, Any]]  # images, labels; an epoch each time it is gone through
 
 
-def serve(prepare: Callable[[Settings], tuple[Batches, str]]) -> None:
+def serve(prepare: Callable[[PeerSettings], tuple[Batches, str]]) -> None:
     """``prepare`` gives the batches and, in words, what one of them is."""
 
     def rounds() -> Rounds:
-        batches, batch = prepare(Settings.from_command_line())
+        batches, batch = prepare(PeerSettings.from_command_line())
         return Rounds(lambda: sum(len(labels) for _, labels in batches), batch)
 
     answer(rounds)

@@ -16,7 +16,7 @@ import simplejpeg
 import webdataset
 from PIL import Image, ImageOps
 
-from pipelines.resize import square
+from pipelines.images.resize import square
 
 
 def pillow(path: Path) -> bytes:

@@ -1,0 +1,37 @@
+"""An exponential moving average of the weights: steadier than the last of them, and usually a little better."""
+
+import copy
+
+import torch
+from torch import nn
+
+from alexnet.model import AlexNet
+
+
+class EMA:
+    """``model`` is the averaged copy, to evaluate; ``update`` after each step of the one it was made from.
+
+    The first steps are forgotten sooner: the decay rises as (1 + n) / (10 + n) until it reaches ``decay``. Running
+    statistics of batch normalisation are averaged like weights; counters are copied.
+    """
+
+    def __init__(self, trained: AlexNet, decay: float) -> None:
+        self.model = copy.deepcopy(trained).eval().requires_grad_(False)
+        self.updates = 0
+        self._decay = decay
+        pairs = list(zip(_tensors(self.model), _tensors(trained), strict=True))
+        self._floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._others = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.updates += 1
+        decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
+        averaged, trained = zip(*self._floats, strict=True)
+        torch._foreach_lerp_(averaged, trained, 1 - decay)
+        for ours, theirs in self._others:
+            ours.copy_(theirs)
+
+
+def _tensors(model: nn.Module) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]

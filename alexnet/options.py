@@ -1,0 +1,112 @@
+"""The options of a training, but for its data: what each does, and where its value comes from by default."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from alexnet.engine import CompileMode
+from alexnet.errors import AlexNetError
+from alexnet.files import read_json
+from alexnet.ranks import Compression
+from alexnet.recipes import RECIPES, Recipe, RecipeName, read_recipe
+
+ABOUT_A_START = ("resume", "override", "overwrite")
+AnyOptions = TypeVar("AnyOptions", bound="TrainOptions")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    settings: Annotated[Recipe, tyro.conf.arg(name="")]
+    """The recipe, field by field."""
+    recipe: RecipeName = "demo"
+    """The recipe that these fields start from; docs/recipes.md."""
+    out: Path = Path("runs/demo")
+    """The run folder."""
+    resume: bool = False
+    """Resume from last.pt in the run folder, with the configuration kept there."""
+    override: bool = False
+    """Resume even if data or configuration changed."""
+    overwrite: bool = False
+    """Replace an earlier run in the run folder."""
+    checkpoint_minutes: float = 15.0
+    """Minutes between two checkpoints, besides the one at the end of each epoch; 0: only that one."""
+    keep: int = 2
+    """How many checkpoints are kept: last.pt, last-1.pt, ..."""
+    seed: int = 0
+    """Seed of weights, dropout, order and augmentation."""
+    deterministic: bool = False
+    """Bit-identical from run to run on one machine; slower on a GPU."""
+    accumulate: int = 1
+    """Gradient accumulation: parts of a rank's batch, for batches that do not fit into memory."""
+    compress: Compression = "none"
+    """Precision of the gradients that ranks exchange."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu or cuda."""
+    compile: CompileMode = "auto"
+    """torch.compile; auto: on a GPU; graphs: with CUDA graphs."""
+    conv1: Literal["direct", "blocks"] = "direct"
+    """How the first convolution is computed; blocks: as a convolution over 4 x 4 pixels. The weights are the same."""
+    log_steps: int = 10
+    """Steps between two lines of log.jsonl."""
+    tensorboard: bool = False
+    """Write the figures of log.jsonl for TensorBoard too: tensorboard --logdir runs."""
+
+    def __post_init__(self) -> None:
+        for option in ("log_steps", "keep", "accumulate"):
+            _at_least(1, option, getattr(self, option))
+        _at_least(0, "checkpoint_minutes", self.checkpoint_minutes)
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"--seed is {self.seed}, it goes from 0 to 4294967295")
+        if self.resume and self.overwrite:
+            raise ValueError("--resume and --overwrite exclude each other")
+
+    def configuration(self) -> dict[str, Any]:
+        """Return the options as JSON has them, without those about this one start."""
+        kept = {name: value for name, value in dataclasses.asdict(self).items() if name not in ABOUT_A_START}
+        return json.loads(json.dumps(kept, default=str))
+
+
+@dataclass(frozen=True)
+class Start:
+    """The options that decide where the others start from."""
+
+    recipe: str = "demo"
+    out: Path | None = None
+    resume: bool = False
+
+
+def defaults(kind: type[AnyOptions], arguments: list[str]) -> AnyOptions:
+    """Return the options that the command line starts from: a recipe's, or on --resume those of the run itself.
+
+    Raises AlexNetError if there is no run to resume, or its configuration is damaged.
+    """
+    config = (tyro.conf.FlagCreatePairsOff,)
+    start, _ = tyro.cli(Start, args=arguments, return_unknown_args=True, add_help=False, config=config)
+    if start.resume:
+        return read_options(kind, start.out or Path("runs/demo"))
+    recipe = RECIPES.get(start.recipe, RECIPES["demo"])  # type: ignore[call-overload]  # tyro names the wrong one
+    return kind(settings=recipe, out=Path("runs", start.recipe))
+
+
+def read_options(kind: type[AnyOptions], out: Path) -> AnyOptions:
+    """Return the options kept in a run folder. Raises AlexNetError."""
+    path = out / "config.json"
+    if not path.is_file():
+        raise AlexNetError(f"no run to resume at {out}: {path} is missing")
+    kept = read_json(path)
+    try:
+        kept |= {"settings": read_recipe(kept["settings"]), "out": out}
+        if "data" in kept:
+            kept["data"] = Path(kept["data"])
+        return kind(**{name: value for name, value in kept.items() if name not in ABOUT_A_START})
+    except (ValueError, TypeError, KeyError, AttributeError, AlexNetError) as error:
+        raise AlexNetError(f"{path} is damaged: {error}") from error
+
+
+def _at_least(least: int, option: str, value: float) -> None:
+    if not value >= least:
+        raise ValueError(f"--{option.replace('_', '-')} is {value}, it starts at {least}")

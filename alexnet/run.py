@@ -1,0 +1,157 @@
+"""A training run: what it is at, over all its ranks; how it is kept in checkpoints, and resumed from them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from alexnet import checkpoint, run_folder
+from alexnet.board import BoardLog
+from alexnet.errors import AlexNetError
+from alexnet.log import RunLog
+from alexnet.ranks import Ranks
+from alexnet.train_state import TrainState, random_state, set_random_state
+from alexnet.writer import Writer
+
+
+class Plan(Protocol):
+    """The batches of an epoch: ``batches`` of ``step`` images over all ranks."""
+
+    @property
+    def batches(self) -> int: ...
+    @property
+    def step(self) -> int: ...
+
+
+class Loader(Protocol):
+    """What a run needs of the loader of its train batches."""
+
+    epoch: int
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def plan(self) -> Plan: ...
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Any]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Run:
+    """A run in its folder. ``checkpoint`` is the one at ``path`` that it resumes from; empty for a new run.
+
+    ``begin`` gives it what is trained. ``about`` stands in every checkpoint as it is; its ``made_with`` is what a
+    resumed run must have in common with its checkpoint.
+    """
+
+    state: TrainState
+    loader: Loader
+    seed: int
+    about: dict[str, Any]
+
+    def __init__(
+        self, out: Path, ranks: Ranks, path: Path, checkpoint: dict[str, Any], *, overwrite: bool, override: bool
+    ) -> None:
+        self.out, self.ranks, self.path, self.checkpoint = out, ranks, path, checkpoint
+        self.overwrite, self.override = overwrite, override
+
+    @property
+    def epoch_under_way(self) -> int:
+        """The epoch that the loader resumes in; after its last batch that epoch still; 0 for a new run."""
+        if not self.checkpoint:
+            return 0
+        place = self.checkpoint["ranks"][0]["loader"]
+        return place["epoch"] if place["taken"] else place["epoch"] - 1
+
+    def begin(self, state: TrainState, loader: Loader, *, seed: int, data: Path, about: dict[str, Any]) -> None:
+        """Restore ``state`` and ``loader`` from the checkpoint, if there is one, and write down what runs.
+
+        Raises AlexNetError if the checkpoint is of another run; ``override`` resumes all the same if the weights fit.
+        """
+        self.state, self.loader, self.seed, self.about = state, loader, seed, about
+        if self.checkpoint:
+            self._restore(data)
+        if self.ranks.rank == 0:
+            run_folder.start(self.out, self.overwrite, about["config"], about["environment"])
+
+    def open_log(self, tensorboard: bool) -> RunLog:
+        """Open the log, which rank 0 alone writes."""
+        if self.ranks.rank:
+            return RunLog(None)
+        kind = BoardLog if tensorboard else RunLog
+        return kind(self.out / "log.jsonl", self.state.step, self.state.epoch)
+
+    def save(self, writer: Writer, best: bool = False) -> None:
+        """Write a checkpoint with what each rank alone has. Raises AlexNetError if the one before failed."""
+        own = {"random": random_state(self.loader.device), "loader": self.loader.state_dict()}
+        ranks = self.ranks.gather(own)
+        if self.ranks.rank == 0:
+            writer.save(self.about | self.state.describe(), self.state.state_dict() | {"ranks": ranks}, best)
+
+    def _restore(self, data: Path) -> None:
+        path, kept = self.path, self.checkpoint
+        checkpoint.check_format(kept, path)
+        checkpoint.check_classes(kept, path, [wnid for wnid, _ in self.about["classes"]], data)
+        checkpoint.check_variant(kept, path, self.state.model.variant)
+        changed = run_folder.differences(kept["made_with"], self.about["made_with"])
+        if changed and not self.override:
+            raise AlexNetError(f"{path} was made otherwise: {'; '.join(changed)}: change it back, or add --override")
+        try:
+            self.state.load_state_dict(kept)
+            self._restore_rank()
+        except (KeyError, ValueError, RuntimeError, TypeError) as error:
+            raise AlexNetError(f"{path} does not fit this run: {str(error).splitlines()[0]}") from error
+        self.ranks.print0(f"resuming from {path}, after epoch {self.state.epoch}, step {self.state.step}")
+        for difference in changed:
+            self.ranks.print0(f"  {difference}")
+
+    def _restore_rank(self) -> None:
+        """Restore the random generators and the position in the data of this rank."""
+        before, now, rank = self.checkpoint["made_with"], self.about["made_with"], self.ranks.rank
+        own = self.checkpoint["ranks"][rank % before["ranks"]]
+        if before["ranks"] == now["ranks"]:
+            set_random_state(own["random"], self.loader.device)
+        else:
+            self.ranks.seed(self.seed + self.state.step)
+        place, plan = own["loader"], self.loader.plan
+        if (before["ranks"], before["backend"], place["step"]) != (now["ranks"], now["backend"], plan.step):
+            place |= {"backend": now["backend"], "step": plan.step, "source": None}  # as far into the epoch, no more
+            self.state.step = place["epoch"] * plan.batches + place["taken"] // plan.step
+        self.loader.load_state_dict(place)
+
+
+@contextmanager
+def open_run(
+    out: Path, ranks: Ranks, *, resume: bool = False, overwrite: bool = False, override: bool = False
+) -> Iterator[Run]:
+    """Yield the run of a folder, and keep other trainings out of it meanwhile.
+
+    Raises AlexNetError if another training is under way there, if the folder holds a run that is neither resumed nor
+    overwritten, and if no checkpoint of a run to resume is whole.
+    """
+    with run_folder.claim(out, ranks):
+        path, kept = out / "last.pt", dict[str, Any]()
+        if resume:
+            path, kept = find_checkpoint(out, ranks)
+        else:
+            run_folder.check_free(out, overwrite)
+        yield Run(out, ranks, path, kept, overwrite=overwrite, override=override)
+
+
+def find_checkpoint(out: Path, ranks: Ranks) -> tuple[Path, dict[str, Any]]:
+    """Load the newest whole checkpoint; an empty dict if there is none yet. Raises AlexNetError."""
+    path, found = out / "last.pt", None
+    kept: dict[str, Any] = {}
+    if ranks.rank == 0 and (path.exists() or checkpoint.older_than(path)):
+        path, kept = checkpoint.load_newest(path)
+        found = path.name
+    found = ranks.gather(found)[0]
+    if not found:
+        ranks.print0(f"{out} has no checkpoint yet: starting from the beginning")
+        return path, {}
+    path = out / found
+    return path, kept if ranks.rank == 0 else checkpoint.load(path)

@@ -1,0 +1,92 @@
+"""What a run folder holds, read as what train.py, tools/evaluate.py and tools/visualize.py write, or refused."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple, TypedDict
+
+from alexnet import AlexNetError
+from alexnet.files import read_json, read_limited
+from alexnet.log import read_lines
+from alexnet.tables import original
+
+
+class Group(TypedDict):
+    """Images that have something in common."""
+
+    group: str
+    images: int
+    top1: float
+    interval: tuple[float, float]
+
+
+class Metrics(TypedDict, total=False):
+    """Of metrics.json, what is shown."""
+
+    top1: float
+    top1_interval: tuple[float, float]
+    top5: float
+    top5_interval: tuple[float, float]
+    precision: float
+    recall: float
+    f1: float
+    calibration_error: float
+    samples: int
+    crops: int
+    images_per_second: float
+    confused: tuple[tuple[str, str, int], ...]
+    by_property: dict[str, tuple[Group, ...]]
+
+
+class ClassRow(NamedTuple):
+    """Of classes.csv."""
+
+    name: str
+    images: int
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds; empty where a file is missing."""
+
+    folder: Path
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    log: list[dict[str, Any]]
+    metrics: dict[str, Any]
+    classes: list[ClassRow]
+
+    def last_epoch(self) -> dict[str, Any]:
+        return next((entry for entry in reversed(self.log) if entry["kind"] == "epoch"), {})
+
+    def of_steps(self, field: str) -> float | None:
+        """The median over the log's lines."""
+        values = [entry[field] for entry in self.log if entry["kind"] == "step" and field in entry]
+        return median(values) if values else None
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder. Raises AlexNetError if there is no run, or a file of it is damaged."""
+    if not (folder / "log.jsonl").is_file():
+        raise AlexNetError(f"no run at {folder}: log.jsonl is missing; train.py --out {folder} makes one")
+    config, environment = (_read(folder / f"{name}.json", dict[str, Any]) for name in ("config", "env"))
+    metrics, classes = _read(folder / "metrics.json", Metrics), folder / "classes.csv"
+    rows = _read_classes(classes) if classes.is_file() else []
+    return Run(folder, config, environment, read_lines(folder / "log.jsonl"), metrics, rows)
+
+
+def _read(path: Path, kind: Any) -> dict[str, Any]:
+    return read_json(path, kind) if path.is_file() else {}
+
+
+def _read_classes(path: Path) -> list[ClassRow]:
+    scores = ("precision", "recall", "f1")
+    try:
+        table = csv.DictReader(read_limited(path).decode().splitlines())
+        return [ClassRow(original(row["name"]), int(row["images"]), *(float(row[s]) for s in scores)) for row in table]
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        raise AlexNetError(f"{path} is damaged ({error}): make it again, or remove it") from error

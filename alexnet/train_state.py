@@ -1,0 +1,97 @@
+"""What training changes, as a checkpoint keeps it."""
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alexnet.engine import TrainStep
+from alexnet.model import AlexNet
+from alexnet.optim import Schedule
+
+
+@dataclass
+class TrainState:
+    """How far a run has come: all of it but the place in the data and the random generators, which each rank has.
+
+    ``step`` and ``epoch`` count what is finished; ``history`` has each epoch's metrics, ``best`` the highest top-1.
+    """
+
+    model: AlexNet
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    train_step: TrainStep
+    step: int = 0
+    epoch: int = 0
+    best: float = -1.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def val_model(self) -> AlexNet:
+        """The network that is worth looking at."""
+        return self.train_step.ema.model if self.train_step.ema else self.model
+
+    def end_epoch(self, metrics: dict[str, float]) -> bool:
+        """Note what its evaluation gave; whether it is the best so far."""
+        self.epoch += 1
+        self.history.append(metrics)
+        self.schedule.observe(1 - metrics["top1"])
+        is_best = metrics["top1"] > self.best
+        self.best = max(self.best, metrics["top1"])
+        return is_best
+
+    def describe(self) -> dict[str, Any]:
+        """The network as it is, of what use it is, and of which epoch."""
+        metrics = self.history[-1] if self.history else {}
+        return {"model": self.val_model.state_dict(), "epoch": self.epoch, "metrics": metrics}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint has besides ``describe``."""
+        state = {
+            "step": self.step,
+            "best": self.best,
+            "history": list(self.history),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.train_step.scaler.state_dict(),
+        }
+        if self.train_step.ema:
+            state |= {"trained": self.model.state_dict(), "averaged_updates": self.train_step.ema.updates}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises KeyError, ValueError, RuntimeError or TypeError where ``state`` is of another run."""
+        self.model.load_state_dict(state.get("trained", state["model"]))
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.train_step.scaler.load_state_dict(state["scaler"])
+        if self.train_step.ema:
+            self.train_step.ema.model.load_state_dict(state["model"])
+            self.train_step.ema.updates = state["averaged_updates"]
+        self.step, self.epoch, self.best = state["step"], state["epoch"], state["best"]
+        self.history = list(state["history"])
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Of torch's generators, of which this project uses no others: dropout draws from that of its device."""
+    state = {"cpu": torch.get_rng_state()}
+    return state | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
+
+
+def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def make_deterministic() -> None:
+    """The same bits from run to run on one machine; call it before anything runs on a GPU.
+
+    An operation that cannot give them raises RuntimeError. Some run slower on a GPU.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # finds mistakes, at a cost
+    torch.backends.cudnn.benchmark = False

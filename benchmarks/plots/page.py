@@ -1,0 +1,97 @@
+"""Results as a page to read, and as a picture of what each limit and each stage allows.
+
+python -m benchmarks.plots.page OUT/*.json --page docs/gpu-results.md --picture docs/ceilings.png
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from benchmarks.plots.ceilings import draw
+from pipelines import DataError
+from pipelines.files import write_atomically
+from pipelines.terminal import run_command
+
+Items = list[dict[str, Any]]
+HIDDEN = {"batch", "memory_mb", "network", "work", "finish", "data"}  # said by the name, or by the command
+
+
+@dataclass(frozen=True)
+class Options:
+    results: tyro.conf.Positional[tuple[Path, ...]]
+    """Files that python -m benchmarks gpu wrote."""
+    page: Path | None = None
+    """Write the tables here, as Markdown."""
+    picture: Path | None = None
+    """Draw the rates here, as PNG."""
+
+
+def main(options: Options) -> None:
+    items = [read(path) for path in options.results]
+    if options.page:
+        write_atomically(options.page, page(items).encode())
+    if options.picture:
+        draw(items).savefig(options.picture, dpi=120)
+
+
+def read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path} is no result of python -m benchmarks gpu: {error}") from error
+
+
+def page(items: Items) -> str:
+    """A heading an item; under it each command, how it ended, its lines and its rows."""
+    parts = []
+    for item in items:
+        parts.append(f"# {item['item']}. {item['title']}" + " (as small as it goes: no measurement)" * item["quick"])
+        parts.append(machine(item))
+        for done in item["commands"]:
+            parts.append(f"## `{done['command']}`")
+            parts.append(f"Ended {done['ended']}" + (f" after {done['seconds']} s." if "seconds" in done else "."))
+            parts.append(described(done["result"]) if "result" in done else fenced(done))
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def machine(item: dict[str, Any]) -> str:
+    """Date, hardware and versions, as the first result has them."""
+    result = next((done["result"] for done in item["commands"] if "result" in done), None)
+    if not result:
+        return ""
+    packages = ", ".join(f"{name} {version}" for name, version in result["packages"].items())
+    hardware = f"{result['gpu'] or 'no GPU'}, {result['cores']} {result['machine']} cores"
+    return f"{result['date']}: {hardware}; Python {result['python']}, torch {result['torch']}, {packages}."
+
+
+def described(result: dict[str, Any]) -> str:
+    lines = "\n".join(f"- {line}" for line in result.get("diagnosis", ()))
+    return "\n\n".join(filter(None, (lines, f"In {result['unit']}:" * bool(result["unit"]), table(result["rows"]))))
+
+
+def table(rows: Items) -> str:
+    """A column for what the rows have, but for what is the same in all of several."""
+    names = dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, dict | list))
+    kept = [
+        name for name in names if name not in HIDDEN and (len({str(r.get(name)) for r in rows}) > 1 or rows[1:] == [])
+    ]
+    lines = [kept, ["---"] * len(kept)] + [[cell(row.get(name)) for name in kept] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def cell(value: Any) -> str:
+    text = "" if value is None else f"{value:,}" if isinstance(value, int | float) else str(value)
+    return " ".join(text.split()).replace("|", "\\|")[:200]
+
+
+def fenced(done: dict[str, Any]) -> str:
+    """The end of a log: more of it where something went wrong."""
+    lines = done.get("log", "").strip().splitlines()[-3 if done["ended"] == "well" else -30 :]
+    return "\n".join(("```", *lines, "```")) if lines else ""
+
+
+if __name__ == "__main__":
+    run_command(main, Options, __doc__)

@@ -1,0 +1,116 @@
+"""Which image DALI could not use: often it raises without a name, and its pipeline is dead then.
+
+Nothing of this runs while all is well. After a failure without a name the reader alone, with the same arguments and
+seed, goes over the same order again (some 100,000 samples a second from memory), this time telling where each sample
+comes from, and the images of the batch that failed go through the rest of the graph one by one.
+"""
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pipelines.dali.graph import Graph
+from pipelines.errors import DataError
+from pipelines.images.limits import check_shape
+from pipelines.shards.manifest import ImageFormat
+from pipelines.turbo.decode import read_member
+
+PATIENCE_SECONDS = 20.0
+READ_AHEAD = 3  # batches that DALI may have in hand when one fails
+SOURCE = re.compile(r"([a-z]+-\d{6}\.tar):\d+:(\S+)")  # DALI tells ARCHIVE:OFFSET:MEMBER
+
+
+def complaint(error: RuntimeError) -> str:
+    """What DALI says, without the trace of our own code that it repeats."""
+    text = str(error)
+    return " ".join((text.rpartition("encountered:")[2] or text).split())[:500]
+
+
+def named(said: str) -> str | None:
+    """The shard and the image, where DALI's complaint names them."""
+    found = SOURCE.search(said)
+    return f"shard {found[1]}, image {found[2].partition('.')[0]}" if found else None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Finds samples by the count of batches since the graph was first built. Gives up after ``patience_seconds``."""
+
+    graph: Graph
+    device_index: int | None
+    patience_seconds: float = PATIENCE_SECONDS
+
+    def place(self, batch: int, row: int) -> str | None:
+        """Where a row of a batch comes from; None where it was not found in time."""
+        return next((named(sources[row]) for _, sources in self._replay(batch, 1)), None)
+
+    def unusable(self, batch: int) -> str | None:
+        """Which image of this batch, or of those read ahead, the graph refuses, and why; None where none was found."""
+        give_up = time.monotonic() + 2 * self.patience_seconds
+        pipeline = self._one_by_one()
+        for encoded, sources in self._replay(batch, READ_AHEAD):
+            for data, source in zip(encoded, sources, strict=True):
+                if time.monotonic() > give_up:
+                    return None
+                if said := _refused(pipeline, data):
+                    return f"{named(source)} cannot be used: {_reason(data, self.graph.manifest.image) or said}"
+        return None
+
+    def _replay(self, first: int, count: int) -> Iterator[tuple[list[np.ndarray], list[str]]]:
+        """Encoded images and sources of ``count`` batches; ends early where the reader fails or it takes too long."""
+        give_up = time.monotonic() + self.patience_seconds
+        try:
+            reader = self._reader()
+            for _ in range(first):
+                if time.monotonic() > give_up:
+                    return
+                reader.run()
+            for _ in range(count):
+                encoded, sources = reader.run()
+                rows = range(self.graph.plan.batch_size)
+                yield [np.array(encoded[i]) for i in rows], [bytes(np.array(sources[i])).decode() for i in rows]
+        except RuntimeError:  # what is wrong is not an image, and DALI's first message says it
+            return
+
+    def _reader(self) -> Any:
+        from nvidia.dali import Pipeline, fn
+
+        reader = Pipeline(self.graph.plan.batch_size, 1, None, exec_dynamic=True, enable_checkpointing=True)
+        with reader:
+            encoded, _ = self.graph.read()
+            reader.set_outputs(encoded, fn.get_property(encoded, key="source_info"))
+        reader.build()
+        return reader
+
+    def _one_by_one(self) -> Any:
+        from nvidia.dali import Pipeline, fn
+
+        graph = replace(self.graph, plan=replace(self.graph.plan, batch_size=1))
+        pipeline = Pipeline(1, 1, self.device_index, seed=0, prefetch_queue_depth=1, exec_dynamic=True)
+        with pipeline:
+            pipeline.set_outputs(graph.images(fn.external_source(name="encoded")))
+        pipeline.build()
+        return pipeline
+
+
+def _refused(pipeline: Any, data: np.ndarray) -> str | None:
+    try:
+        pipeline.feed_input("encoded", [data])
+        pipeline.run()
+    except RuntimeError as error:
+        return complaint(error)
+    return None
+
+
+def _reason(data: np.ndarray, image: ImageFormat) -> str | None:
+    """In our own decoder's words; None where it can read what DALI cannot."""
+    try:
+        height, width = read_member(data.tobytes(), image).shape[:2]
+        check_shape(height, width, image)
+    except (DataError, ValueError) as error:
+        return str(error)
+    return None

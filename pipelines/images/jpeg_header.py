@@ -1,0 +1,138 @@
+"""The segments of a JPEG file up to its scan, and whether each can be what it says."""
+
+import struct
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from pipelines.images.exif import orientation
+
+SOI, EOI, SOS, DQT, DHT, DRI, COM = 0xD8, 0xD9, 0xDA, 0xDB, 0xC4, 0xDD, 0xFE
+APP0, APP1, APP2, APP14, APP15 = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF
+BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2
+FRAMES = frozenset(range(0xC0, 0xD0)) - {DHT, 0xC8, 0xCC}
+KNOWN = FRAMES | {SOS, DQT, DHT, DRI, COM, *range(APP0, APP15 + 1)}
+
+# Sampling factors of the first component where the two others have 1x1: 4:4:4, 4:2:2, 4:4:0, 4:2:0, 4:1:1.
+COMMON_SAMPLINGS = frozenset({(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)})
+
+BROKEN_EXIF = "broken EXIF ignored"
+FIRST_PICTURE = "the first of its pictures kept"
+
+
+class Damaged(Exception):
+    """What is wrong with the file, in words."""
+
+
+@dataclass(slots=True)
+class Header:
+    """What the segments before the scan say. ``components`` are (identifier, h, v, quantization table)."""
+
+    frame: int = 0
+    precision: int = 0
+    width: int = 0
+    height: int = 0
+    components: list[tuple[int, int, int, int]] = field(default_factory=list)
+    quantization: set[int] = field(default_factory=set)
+    huffman: set[int] = field(default_factory=set)  # 0x00 and up DC, 0x10 and up AC
+    restart_interval: int = 0
+    jfif: bool = False
+    adobe: int | None = None
+    several_pictures: bool = False
+    turned: bool = False
+    cuts: list[tuple[int, int, str]] = field(default_factory=list)
+    scan: int = 0  # where the SOS segment's contents begin
+
+    @property
+    def common_sampling(self) -> bool:
+        """True for grey and for ``COMMON_SAMPLINGS``, on whose pixels decoders agree. native.c has the same rule."""
+        if len(self.components) != 3:
+            return len(self.components) == 1
+        first, *others = (component[1:3] for component in self.components)
+        return first in COMMON_SAMPLINGS and others == [(1, 1)] * 2
+
+    @property
+    def sampling(self) -> str:
+        """The sampling factors of the components, as "1x4, 1x1, 1x1"."""
+        return ", ".join(f"{h}x{v}" for _, h, v, _ in self.components)
+
+
+def read_header(data: bytes, header: Header) -> None:
+    """All segments up to the scan."""
+    if data[:2] != b"\xff\xd8":
+        raise Damaged("it does not begin as a JPEG")
+    place = 2
+    while True:
+        if data[place] != 0xFF:
+            raise Damaged(f"no marker at byte {place}")
+        begin = place
+        while data[place] == 0xFF:  # a marker may be preceded by any number of these
+            place += 1
+        marker = data[place]
+        if marker not in KNOWN:
+            raise Damaged(f"marker {marker:02X} at byte {place} of the header")
+        start, stop = place + 3, place + 1 + (data[place + 1] << 8) + data[place + 2]
+        if stop < start or stop > len(data):
+            raise Damaged(f"segment {marker:02X} at byte {place} is longer than the file or has no length")
+        if marker == SOS:
+            header.scan = start
+            return
+        _read_segment(data, marker, begin, start, stop, header)
+        place = stop
+
+
+def _read_segment(data: bytes, marker: int, begin: int, start: int, stop: int, header: Header) -> None:
+    if marker in FRAMES:
+        _read_frame(data, marker, start, stop, header)
+    elif marker == DHT:
+        while start < stop:
+            symbols = start + 17
+            end = symbols + sum(data[start + 1 : symbols])
+            _check_huffman(data[start:end])
+            header.huffman.add(data[start])
+            start = end
+    elif marker == DQT:
+        while start < stop:
+            header.quantization.add(data[start] & 15)
+            start += 129 if data[start] >> 4 else 65
+    elif marker == DRI:
+        header.restart_interval = (data[start] << 8) + data[start + 1]
+    elif marker == APP0:
+        header.jfif |= data.startswith(b"JFIF\0", start)
+    elif marker == APP1 and data.startswith(b"Exif\0\0", start):
+        _read_exif(data, begin, start, stop, header)
+    elif marker == APP2 and data.startswith(b"MPF\0", start):
+        header.several_pictures = True
+        header.cuts.append((begin, stop, FIRST_PICTURE))
+    elif marker == APP14 and data.startswith(b"Adobe", start) and stop - start >= 12:
+        header.adobe = data[start + 11]
+    if marker in (DHT, DQT) and start != stop:
+        raise Damaged(f"the tables at byte {begin} are longer or shorter than their segment")
+
+
+@lru_cache(64)  # most files have the same four, of annex K
+def _check_huffman(table: bytes) -> None:
+    """``table``: class and identifier, how many codes have 1 to 16 bits, the symbols."""
+    counts, symbols = table[1:17], table[17:]
+    codes = sum(count << (16 - bits) for bits, count in enumerate(counts, start=1))
+    if table[0] & ~0x13 or codes > 1 << 16 or len(symbols) > 256 or (table[0] < 16 and max(symbols, default=0) > 15):
+        raise Damaged("an impossible Huffman table")
+
+
+def _read_frame(data: bytes, marker: int, start: int, stop: int, header: Header) -> None:
+    header.precision, header.height, header.width, count = struct.unpack_from(">BHHB", data, start)
+    if header.frame or stop - start != 6 + 3 * count:
+        raise Damaged("two frames, or one of another length than its components need")
+    packed = [data[place : place + 3] for place in range(start + 6, start + 6 + 3 * count, 3)]
+    header.frame = marker
+    header.components = [(identifier, hv >> 4, hv & 15, table) for identifier, hv, table in packed]
+    for axis in (1, 2):  # a decoder wants whole ratios
+        factors = [component[axis] for component in header.components]
+        if not all(1 <= factor <= 4 and max(factors) % factor == 0 for factor in factors):
+            raise Damaged(f"sampling factors {factors}")
+
+
+def _read_exif(data: bytes, begin: int, start: int, stop: int, header: Header) -> None:
+    try:
+        header.turned |= orientation(data[start:stop]) != 1
+    except ValueError:
+        header.cuts.append((begin, stop, BROKEN_EXIF))

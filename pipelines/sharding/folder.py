@@ -1,0 +1,213 @@
+"""The folder that shards are written to: taken for one run, continued after a stop, finished with its manifest."""
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import stat
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.errors import DataError
+from pipelines.files import write_atomically
+from pipelines.sharding.sources import Source
+from pipelines.sharding.statistics import summarise
+from pipelines.sharding.writer import WORK, ShardRecord, ShardTask, read_record
+from pipelines.shards.manifest import MEAN_IMAGE, Manifest, Split
+from pipelines.untrusted import printable, read_json
+
+PLAN, SPOOL = "plan.json", "spool"  # in WORK
+TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp$")  # what pipelines.shards.manifest.temporary appends
+OURS = re.compile(r"[a-z]+-[0-9]{6}\.(tar|idx)|mean\.npy")
+
+
+def fingerprint(tasks: Sequence[ShardTask], seed: int) -> dict[str, Any]:
+    """What must be equal for an unfinished run to be continued."""
+    samples = hashlib.sha256()
+    for task in tasks:
+        lines = [
+            f"{key}\t{s}\t{label}\t{file}\t{offset}\t{size}\n" for key, s, label, file, offset, size in task.samples
+        ]
+        samples.update(f"{task.name}\n{''.join(lines)}".encode(errors="surrogateescape"))
+    return {
+        "seed": seed,
+        "image": vars(tasks[0].image),
+        "max_pixels": tasks[0].max_pixels,
+        "statistics_images": sum(len(task.measured) for task in tasks),
+        "checksums": True,
+        "shards": len(tasks),
+        "samples": samples.hexdigest(),
+    }
+
+
+@contextmanager
+def claim(out: Path, plan: dict[str, Any], renew: tuple[Sequence[ShardTask], Source] | None = None) -> Iterator[None]:
+    """Take ``out`` for this run alone: it is new, empty, or an unfinished run of the same plan.
+
+    An unfinished run of another plan is refused, or deleted if it is one of these tasks (``renew``). Raises DataError
+    for everything else, with nothing written.
+    """
+    work = out / WORK
+    if os.path.lexists(out / "manifest.json"):
+        raise DataError(f"{out} holds finished shards already: choose another folder, or delete it first")
+    if os.path.lexists(out) and not out.is_dir():
+        raise DataError(f"{out} is not a folder: choose another name")
+    if out.is_dir() and any(out.iterdir()):
+        _check_ours(out, plan)
+    work.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(work / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "rb+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"another run is writing to {out}: wait for it, or choose another folder") from None
+        if renew and _read_plan(out, plan) not in (None, plan):
+            _delete([path for path in leftovers(out, *renew) if path != work / "lock"])
+        _check_plan(out, plan)
+        yield
+
+
+def _check_ours(out: Path, plan: dict[str, Any]) -> None:
+    """Raise DataError unless a run of ours has begun in ``out``, and for symbolic links in place of what it wrote."""
+    work = out / WORK
+    if work.is_symlink() or not work.is_dir():
+        raise DataError(f"{out} holds other things: choose an empty or a new folder")
+    if not _is_only_begun(out) and _read_plan(out, plan) is None:
+        raise DataError(
+            f"{out} holds other things, or {work / PLAN} is missing or damaged: choose an empty or a new folder; if it "
+            "is an unfinished run and nothing else, delete it first"
+        )
+    ours = [path for path in out.iterdir() if OURS.fullmatch(path.name)]
+    link = next((path for path in (*ours, *work.iterdir(), *(work / SPOOL).glob("*")) if path.is_symlink()), None)
+    if link:
+        raise DataError(
+            f"{link} is a symbolic link, which this program did not write: remove it, or choose a new folder"
+        )
+
+
+def _is_only_begun(out: Path) -> bool:
+    """Return true if ``out`` holds no more than a run that was stopped before its plan was written."""
+    begun = re.compile(rf"lock|{re.escape(PLAN)}({TEMPORARY.pattern})?")
+    names = {path.name for path in (out / WORK).iterdir()}
+    only_work = [path.name for path in out.iterdir()] == [WORK] and ("lock" in names or not names)
+    return only_work and all(begun.fullmatch(name) for name in names)
+
+
+def _read_plan(out: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the plan that ``out`` was begun with, or None if it is missing, damaged or of another program."""
+    path = out / WORK / PLAN
+    try:
+        earlier = None if path.is_symlink() else read_json(path)
+    except (DataError, OSError):
+        return None
+    return earlier if isinstance(earlier, dict) and earlier.keys() == plan.keys() else None
+
+
+def _check_plan(out: Path, plan: dict[str, Any]) -> None:
+    """Write the plan if there is none, or only the beginning of this one. Raises DataError if there is another."""
+    path, content = out / WORK / PLAN, json.dumps(plan).encode()
+    if _is_only_begun(out) and (not path.exists() or content.startswith(path.read_bytes())):
+        write_atomically(path, content)
+    earlier = _read_plan(out, plan)
+    if earlier is None:
+        raise DataError(f"{path} is damaged, or of another program: choose a new folder, or delete {out} first")
+    if earlier != plan:
+        names = ", ".join(f"{key} was {earlier[key]}, is {plan[key]}" for key in plan if earlier[key] != plan[key])
+        raise DataError(f"{out} is unfinished with another plan ({names}): give the same options, or delete it first")
+
+
+def leftovers(out: Path, tasks: Sequence[ShardTask], source: Source, keep: Collection[str] = ()) -> list[Path]:
+    """List the files in ``out`` that these tasks wrote, their temporary files included, without those to ``keep``."""
+    shards = {name for task in tasks for name in task.files}
+    work = {"lock", PLAN} | {path.name for task in tasks for path in (task.record_path, task.pixels_path)}
+    spooled = {Path(sample.file).name for task in tasks for sample in task.samples} if source.spool else ()
+    spool = {f"{name}.{suffix}" for name in spooled for suffix in ("bin", "npy", "tmp")}
+    found = []
+    for folder, names in (
+        (out, shards | {MEAN_IMAGE, "manifest.json"}),
+        (out / WORK, work),
+        (out / WORK / SPOOL, spool),
+    ):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            is_file = stat.S_ISREG(path.lstat().st_mode)
+            if is_file and TEMPORARY.sub("", path.name) in names and path.name not in keep:
+                found.append(path)
+    return found
+
+
+def discard(out: Path, files: Sequence[Path]) -> None:
+    """Delete these files, and the work folders if they are empty then; else name what they hold."""
+    _delete(files)
+    for folder in (out / WORK / SPOOL, out / WORK):
+        if folder.is_dir():
+            try:
+                folder.rmdir()
+            except OSError:
+                others = sorted(path.name for path in folder.iterdir())
+                print(printable(f"{folder} holds what is not of this run, and stays: {', '.join(others)[:200]}"))
+
+
+def _delete(files: Sequence[Path]) -> None:
+    for path in files:
+        path.unlink()
+
+
+def finish(out: Path, seed: int, source: Source, tasks: Sequence[ShardTask]) -> dict[str, int]:
+    """Gather the shards' records, write the mean image and, last, the manifest. Return each split's source bytes.
+
+    Raises DataError where a shard is not there as recorded, or no image of a split can be used.
+    """
+    image = tasks[0].image
+    records = [(task, _record(task)) for task in tasks]
+    repaired = tuple(entry for _, record in records for entry in record.repaired)
+    quarantined = tuple(entry for _, record in records for entry in record.quarantined)
+    splits = {}
+    for split in source.splits:
+        shards = tuple(record.shard for task, record in records if task.split == split and record.shard.samples)
+        splits[split] = Split(sum(shard.samples for shard in shards), shards)
+        if not shards:
+            first = next(entry for entry in quarantined if entry["split"] == split)
+            raise DataError(f"no image of {split} can be used; the first, {first['source']}: {first['reason']}")
+    parts = [task.pixels_path for task in tasks if task.split == tasks[0].split]
+    statistics, mean_image = summarise(parts, image.mean_image_size)
+    if mean_image is not None:
+        buffer = io.BytesIO()
+        np.save(buffer, mean_image)
+        write_atomically(out / MEAN_IMAGE, buffer.getvalue())
+    keep = {MEAN_IMAGE, *(name for task, record in records if record.shard.samples for name in task.files)}
+    unwanted = leftovers(out, tasks, source, keep)
+    _delete([path for path in unwanted if path.parent == out])
+    Manifest(out, seed, image, source.classes, splits, statistics, repaired, quarantined, True).save()
+    discard(out, [path for path in unwanted if path.parent != out])
+    return {split: sum(record.source_bytes for task, record in records if task.split == split) for split in splits}
+
+
+def _record(task: ShardTask) -> ShardRecord:
+    """Return the record of a shard. Raises DataError if the shard is not there as recorded."""
+    record = read_record(task)
+    if record is None:
+        raise DataError(f"{task.tar_path} is not as it was written: run the same command again, which writes it anew")
+    return record
+
+
+def report(manifest: Manifest, source_bytes: dict[str, int], seconds: float) -> None:
+    """A table of what was written, and the first of what was left out."""
+    print(f"{'':<8}{'images':>10}{'shards':>8}{'source MB':>12}{'written MB':>12}{'ratio':>8}")
+    for name, split in manifest.splits.items():
+        written = sum(shard.bytes for shard in split.shards)
+        read = source_bytes[name]
+        print(
+            f"{name:<8}{split.samples:>10}{len(split.shards):>8}{read / 1e6:>12.1f}{written / 1e6:>12.1f}"
+            f"{written / read:>8.2f}"
+        )
+    print(
+        f"{seconds:.0f} s; repaired: {len(manifest.repaired)}, quarantined: {len(manifest.quarantined)} "
+        "(listed in manifest.json)"
+    )
+    for entry in manifest.quarantined[:5]:
+        print(printable(f"  {entry['source']}: {entry['reason']}"))

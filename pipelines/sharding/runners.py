@@ -1,0 +1,125 @@
+"""Who writes the shards: processes of this machine, or the workers of a Dask cluster. The bytes are the same."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, wait
+from typing import Any
+
+from tqdm import tqdm
+
+from pipelines.errors import DataError
+from pipelines.sharding.processes import WorkerPool, spawning
+from pipelines.sharding.writer import ShardTask, write_shard
+from pipelines.untrusted import read_json
+
+LINE_SECONDS = 30.0  # between two lines of progress where there is no terminal
+
+
+class ShardingProgress:
+    """Images, source bytes and bad images so far: a bar on a terminal, else a line now and then.
+
+    ``done`` of the ``total`` images were written by an earlier run; ``max_bad``, a fraction, may be bad.
+    """
+
+    def __init__(self, total: int, done: int, max_bad: float) -> None:
+        self._total, self._done, self._allowed = total, done, int(max_bad * total)
+        self._bad: list[dict[str, str]] = []
+        self._start = self._last_line = time.monotonic()
+        self._bar = tqdm(total=total, initial=done, unit=" images", desc="shard", disable=not sys.stderr.isatty())
+
+    def quarantine(self, entry: dict[str, str]) -> None:
+        """Note a bad image. Raises DataError once there are more than allowed."""
+        self._bad.append(entry)
+        if len(self._bad) > self._allowed:
+            named = "".join(f"\n  {bad['source']}: {bad['reason']}" for bad in self._bad[:5])
+            raise DataError(
+                f"more than {self._allowed} of {self._total} images cannot be used; mend the source, or run the same "
+                f"command again with a larger --max-bad to go on. The first:{named}"
+            )
+
+    def show(self, images: int, source_bytes: int) -> None:
+        """What this run has done so far, over all workers."""
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        speed = f"{source_bytes / 1e6 / seconds:.1f} MB/s"
+        if not self._bar.disable:
+            self._bar.set_postfix_str(f"{speed}, {len(self._bad)} quarantined", refresh=False)
+            self._bar.update(self._done + images - self._bar.n)
+        elif time.monotonic() - self._last_line >= LINE_SECONDS and images:
+            self._last_line = time.monotonic()
+            minutes = (self._total - self._done - images) * seconds / images / 60
+            print(
+                f"shard: {self._done + images} of {self._total} images, {images / seconds:.0f} images/s, {speed}, "
+                f"{minutes:.0f} minutes left, {len(self._bad)} quarantined",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def write_on_this_machine(tasks: Sequence[ShardTask], workers: int, progress: ShardingProgress) -> None:
+    """Write each shard in one of ``workers`` processes. Raises DataError, OSError."""
+    context = spawning()
+    counts = context.Array("q", 2)  # images, source bytes
+    bad = context.SimpleQueue()
+    with WorkerPool(workers, _start_worker, counts, bad) as pool:
+        futures = {pool.submit(_write_in_worker, task) for task in tasks}
+        while futures:
+            done, futures = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
+            while not bad.empty():
+                progress.quarantine(bad.get())
+            progress.show(*counts.get_obj())  # without the lock: a killed worker may hold it
+            for future in done:
+                future.result()
+
+
+_counts: Any = None  # in a worker process: what all workers have done
+_bad: Any = None
+
+
+def _start_worker(counts: Any, bad: Any) -> None:
+    global _counts, _bad
+    _counts, _bad = counts, bad
+    os.environ["OMP_NUM_THREADS"] = "1"  # torch, once it is imported, resizes on the worker's own core
+
+
+def _write_in_worker(task: ShardTask) -> None:
+    def note(source_bytes: int, bad: dict[str, str] | None) -> None:
+        with _counts.get_lock():
+            _counts[0] += 1
+            _counts[1] += source_bytes
+        if bad:
+            _bad.put(bad)
+
+    write_shard(task, note)
+
+
+def write_on_cluster(tasks: Sequence[ShardTask], address: str, progress: ShardingProgress) -> None:
+    """On the workers of the Dask scheduler at ``address``, which see the same files. A shard whose worker died is
+    another worker's task. Raises DataError, OSError.
+    """
+    try:
+        from distributed import Client, KilledWorker, as_completed
+    except ImportError as error:
+        raise DataError(f"a cluster needs Dask: pip install distributed ({error})") from error
+    try:
+        client = Client(address, timeout="5s", set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"no Dask scheduler answers at {address}: {error}") from error
+    images = source_bytes = 0
+    with client:
+        named = {client.submit(write_shard, task, pure=False): task for task in tasks}
+        for future in as_completed(named, loop=client.loop):
+            try:
+                future.result()
+            except KilledWorker as error:
+                raise DataError(f"workers of the cluster died again and again: {error}") from error
+            record = read_json(named[future].record_path)
+            for entry in record["quarantined"]:
+                progress.quarantine(entry)
+            images += len(named[future].samples)
+            source_bytes += record["source_bytes"]
+            progress.show(images, source_bytes)

@@ -1,0 +1,92 @@
+"""Re-read a shard folder and say which shard is wrong: size, sha256, index, count, labels, and that images decode."""
+
+import hashlib
+from itertools import zip_longest
+from pathlib import Path
+from typing import BinaryIO
+
+from tqdm import tqdm
+
+from pipelines.errors import DataError
+from pipelines.sharding.processes import WorkerPool
+from pipelines.sharding.sources.tars import Member, members
+from pipelines.shards.index import check_index
+from pipelines.shards.manifest import Manifest, Shard, check_shard, load_manifest
+from pipelines.shards.records import BLOCK, CHECKSUM, checksum
+from pipelines.turbo.decode import read_member
+
+
+def verify(folder: Path, workers: int) -> None:
+    """Raises DataError that lists each shard that is not what the manifest says, and why."""
+    manifest = load_manifest(folder, check_shards=False)
+    shards = sum(len(split.shards) for split in manifest.splits.values())
+    problems = find_problems(manifest, workers)
+    if problems:
+        lines = [f"{folder / path}: {problem}" for path, problem in problems.items()]
+        remedy = "write them again with the command that made them and --repair"
+        raise DataError("\n  ".join([f"{len(problems)} of {shards} shards are wrong: {remedy}", *lines]))
+    samples = sum(split.samples for split in manifest.splits.values())
+    print(f"{folder}: {samples} images in {shards} shards, all as the manifest says")
+
+
+def find_problems(manifest: Manifest, workers: int) -> dict[str, str]:
+    """What is wrong with which shard, by its name."""
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    with WorkerPool(workers) as pool:
+        found = [pool.submit(_problem, shard, manifest) for shard in shards]
+        shown = tqdm(found, unit=" shards", desc="verify")
+        return {shard.path: said for shard, future in zip(shards, shown, strict=True) if (said := future.result())}
+
+
+def _problem(shard: Shard, manifest: Manifest) -> str | None:
+    path = manifest.folder / shard.path
+    try:
+        check_shard(manifest.folder, shard)
+        with path.open("rb") as file:
+            same = hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
+    except DataError as error:
+        return str(error)
+    except OSError as error:  # one bad sector does not keep the other shards from being looked at
+        return f"it cannot be read: {error.strerror}"
+    try:
+        wrong = _wrong_content(path, shard, manifest)
+    except (OSError, DataError) as error:
+        wrong = str(error)
+    return wrong if same else f"its sha256 is another{f'; {wrong}' if wrong else ''}"
+
+
+def _wrong_content(path: Path, shard: Shard, manifest: Manifest) -> str | None:
+    """What in the tar does not agree with its index or the manifest. Raises DataError."""
+    try:
+        check_index(manifest, shard)
+    except DataError as error:
+        return f"its index does not describe it: {error}"
+    lines = path.with_suffix(".idx").read_text().splitlines()[1:]
+    entries = [line.split(" ") for line in lines]
+    listed = [
+        Member(name, int(offset), int(size)) for entry in entries for offset, size, name in (entry[1:4], entry[5:])
+    ]
+    with path.open("rb") as file:
+        for found, member in zip_longest(members(file, str(path)), listed):
+            if found != member:
+                return f"its index does not describe it, first at {(found or member).name!r}"
+        for image, label in zip(listed[::2], listed[1::2], strict=True):
+            try:
+                _check_sample(file, image, label, manifest)
+            except (DataError, ValueError) as error:
+                return f"{image.name}: {error}"
+    return None
+
+
+def _check_sample(file: BinaryIO, image_member: Member, label_member: Member, manifest: Manifest) -> None:
+    """Raises DataError, ValueError."""
+    file.seek(image_member.offset - BLOCK)
+    span = file.read(label_member.offset + label_member.size - file.tell())
+    image, label = span[BLOCK : BLOCK + image_member.size], span[len(span) - label_member.size :]
+    if manifest.checksums and span[CHECKSUM] != checksum(span[BLOCK:]):
+        raise DataError("it has other bytes than were sharded, by its checksum")
+    if len(label) != manifest.label_width or not label.isdigit() or int(label) >= len(manifest.classes):
+        raise DataError(f"label {label[:20]!r} is not one of 0 to {len(manifest.classes) - 1}")
+    shorter = min(read_member(image, manifest.image).shape[:2])
+    if manifest.image.resize == "shorter" and shorter != manifest.image.size:
+        raise DataError(f"its shorter side has {shorter} pixels instead of {manifest.image.size}")

@@ -1,0 +1,106 @@
+"""What every command shares: options from a dataclass, one clear message when something is wrong, exit codes.
+
+0: done. 1: the work could not be done. 2: the command line was wrong. 130: stopped by Ctrl-C, SIGTERM or SIGHUP.
+"""
+
+import errno
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn, TypeVar
+
+import tyro
+
+from pipelines import DataError
+from pipelines.untrusted import printable
+
+Options = TypeVar("Options")
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+SAME_SECONDS = 1.0  # a terminal that closes sends SIGHUP, and its shell once more
+
+
+def run_command(
+    main: Callable[[Options], None],
+    options: type[Options],
+    description: str | None,
+    default: Options | None = None,
+    arguments: Sequence[str] | None = None,
+    errors: tuple[type[Exception], ...] = (DataError,),
+) -> None:
+    """Parse the command line into ``options``, call ``main`` with it and leave the process with its exit code.
+
+    ``options`` is a dataclass; a ``ValueError`` from its ``__post_init__`` is a value out of range. ``errors`` are the
+    kinds whose message is for the person at the terminal.
+    """
+    try:
+        try:
+            with _stoppable():
+                main(_chosen(options, description, default, arguments))
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        fail("stopped", code=130)
+    except errors as error:
+        fail(str(error))
+    except BrokenPipeError:  # who read the output has enough of it, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = ": free some space, then run the same command again" if full else ""
+        where = f" {error.filename}" if error.filename else ""
+        fail(f"{error.strerror or error}{where}{advice}")
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Raise KeyboardInterrupt for SIGTERM and SIGHUP too. A second signal, a second later, ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    first: list[float] = []
+
+    def stop(number: int, _: object) -> None:
+        if not first:
+            first.append(time.monotonic())
+            raise KeyboardInterrupt
+        if time.monotonic() - first[0] > SAME_SECONDS:
+            os._exit(130)
+
+    before = {number: signal.getsignal(number) for number in STOPS}
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}  # nohup
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _chosen(
+    options: type[Options], description: str | None, default: Options | None, arguments: Sequence[str] | None
+) -> Options:
+    try:
+        start: dict[str, Any] = {} if default is None else {"default": default}
+        no_pairs = (tyro.conf.FlagCreatePairsOff,)  # --resume without a --no-resume
+        return tyro.cli(options, description=description, args=arguments, config=no_pairs, **start)
+    except ValueError as error:
+        fail(f"{error}. Try --help.", code=2)
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """End the process with one message on standard error; what names in it would tell the terminal to do is escaped."""
+    with suppress(OSError):  # the terminal may be gone
+        print("error:", "\n".join(map(printable, message.split("\n"))), file=sys.stderr)
+    raise SystemExit(code)
+
+
+def require(right: bool, message: str) -> None:
+    """For ``__post_init__``: a value out of range ends the command with 2."""
+    if not right:
+        raise ValueError(message)

@@ -1,0 +1,248 @@
+"""The CPU loader: libjpeg-turbo on host threads that write pixels straight into the batch.
+
+Where there is no DALI, or no GPU. Each epoch is a full permutation of all samples, a function of (seed, epoch) alone,
+and what happens to a sample is one of (seed, epoch, its place in it): two numbers are all that is needed to go on.
+Threads take a few samples of a batch at a time, for ``AHEAD`` batches. On a GPU pixels are normalised there; on a CPU
+by the thread that decoded them, while they are in its cache.
+"""
+
+import importlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from pipelines.augment import Augment
+from pipelines.errors import DataError
+from pipelines.plan import Plan
+from pipelines.shards.manifest import Manifest
+from pipelines.shards.records import Records, SampleError
+from pipelines.turbo.buffers import LentBuffers
+from pipelines.turbo.native import Worker, renders_natively
+from pipelines.turbo.normalise import Normalise
+from pipelines.turbo.randomness import Draws, draw, epoch_order
+from pipelines.turbo.renderer import Renderer, prepare_opencv
+
+AHEAD = 3  # batches
+CHUNK = 16  # samples that a thread takes at a time
+MAX_REPLACEMENTS = 16  # for a sample that cannot be used; if none of them can be, something else is wrong
+
+
+def require_turbo() -> None:
+    """Raises DataError that names the wheels where they are missing."""
+    for module in ("simplejpeg", "cv2"):
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise DataError(
+                f"the turbo backend needs two packages: pip install simplejpeg opencv-python-headless ({error})"
+            ) from error
+
+
+@dataclass
+class _Work:
+    """A batch in the making. ``samples`` has a few more than its rows, to take the place of damaged ones."""
+
+    epoch: int
+    valid: int  # leading rows; the others are padding, left black
+    samples: list[int]
+    draws: Draws
+    images: np.ndarray  # N,H,W,3
+    tensor: torch.Tensor  # the same memory
+    labels: np.ndarray  # N int64
+    views: np.ndarray  # N,3 int64
+    colours: np.ndarray  # N,3 float32
+    parts: list[Future] = field(default_factory=list)
+    lost: list[tuple[int, SampleError]] = field(default_factory=list)
+
+
+class TurboBatches:
+    """An endless run of batches, from ``taken`` samples into ``epoch`` on. Dropping or closing it ends its threads.
+
+    ``skip`` is told of each sample that cannot be used, when the batch is given out that has another one in its
+    place: the next in the order, or in evaluation padding at the end. Without ``skip`` the first one is raised.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        records: Records,
+        plan: Plan,
+        augment: Augment,
+        device: torch.device,
+        seed: int,
+        threads: int,
+        epoch: int = 0,
+        taken: int = 0,
+        skip: Callable[[SampleError], None] | None = None,
+    ) -> None:
+        self._manifest, self._records, self._plan, self._augment = manifest, records, plan, augment
+        self._device, self._seed, self._skip = device, seed, skip
+        self._normalise, self._views = Normalise(manifest, augment, device), Renderer(manifest, augment)
+        self._native = renders_natively(manifest, augment)
+        self._buffers = LentBuffers(pinned=device.type == "cuda")
+        self._batches = _endless(plan, epoch, taken)
+        self._upcoming = next(self._batches)
+        self._order = -1, np.empty(0, np.int64)
+        self._made: deque[_Work] = deque()
+        self._own = threading.local()
+        self._threads = ThreadPoolExecutor(threads, "turbo", prepare_opencv)
+
+    def next(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images N,3,H,W, channels-last, on the device; labels N int64, on the CPU. Raises DataError."""
+        self._begin_more()
+        work = self._made.popleft()
+        try:
+            for part in work.parts:
+                part.result()
+        except BaseException:
+            self.close()
+            raise
+        self._settle(work)
+        images = work.tensor.to(self._device, non_blocking=True)
+        if self._on_device:
+            images = self._normalise.batch(images, work.views, work.colours)
+        return images.permute(0, 3, 1, 2), torch.from_numpy(work.labels)
+
+    def checkpoint(self) -> bytes:
+        """The Loader knows the epoch and the samples taken, and that is all."""
+        return b"turbo"
+
+    def close(self) -> None:
+        """The threads end after the few samples that they are at."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def _on_device(self) -> bool:
+        """Whether the device normalises."""
+        return self._device.type == "cuda" and self._normalise.normalises
+
+    def _begin_more(self) -> None:
+        """In training without end; an evaluation waits at the end of an epoch, as there may be no other one."""
+        while len(self._made) <= AHEAD:
+            epoch, taken = self._upcoming
+            if self._made and not self._plan.training and epoch != self._made[0].epoch:
+                return
+            self._made.append(self._begin(epoch, taken))
+            self._upcoming = next(self._batches)
+
+    def _begin(self, epoch: int, taken: int) -> _Work:
+        rows, crops, size = self._plan.batch_size, self._augment.crops, self._augment.size
+        first = self._plan.first(taken)
+        draws = draw(self._seed, epoch, self._augment, first, rows)
+        dtype = np.uint8 if self._device.type == "cuda" or not self._normalise.normalises else np.float32
+        images, tensor = self._buffers.take((rows * crops, size, size, 3), dtype)
+        views = np.zeros((rows * crops, 3), np.int64)
+        colours = self._normalise.colours(draws.lights).repeat(crops, axis=0)
+        samples = self._samples(epoch, first)
+        valid = self._plan.valid(taken // self._plan.step)
+        work = _Work(epoch, valid, samples, draws, images, tensor, np.zeros(rows, np.int64), views, colours)
+        for start in range(0, rows, CHUNK):
+            chunk = range(start, min(start + CHUNK, rows))
+            work.parts.append(self._threads.submit(self._make, work, chunk))
+        return work
+
+    def _samples(self, epoch: int, first: int) -> list[int]:
+        places = np.arange(first, first + self._plan.batch_size + MAX_REPLACEMENTS)
+        if not self._plan.training:
+            return np.minimum(places, self._plan.samples - 1).tolist()
+        if self._order[0] != epoch:
+            self._order = epoch, epoch_order(self._seed, epoch, self._plan.samples)
+        return self._order[1][places % self._plan.samples].tolist()
+
+    def _make(self, work: _Work, rows: range) -> None:
+        whole = range(rows.start, max(rows.start, min(rows.stop, work.valid)))
+        work.images[self._places(range(whole.stop, rows.stop))] = 0
+        for row in self._make_natively(work, whole) if self._native else whole:
+            try:
+                self._fill(work, row, work.samples[row])
+            except SampleError as error:
+                if self._skip is None:
+                    raise
+                work.lost.append((row, error))
+                self._replace(work, row, error)
+
+    def _make_natively(self, work: _Work, rows: range) -> list[int]:
+        """Fill the rows whose samples are as they should be. Which are left?"""
+        left, pixels, some = [], self._pixels(work, rows), slice(rows.start, rows.stop)
+        draws = work.draws.of(some)
+        rendered = self._views.render_natively(self._worker(), work.samples[some], draws, pixels)
+        work.views[some, :2], work.views[some, 2], work.labels[some] = rendered["view"], draws.flips, rendered["label"]
+        for row, image, done in zip(rows, pixels, rendered["done"].tolist(), strict=True):
+            if done:
+                self._normalise_place(work, row, image)
+            else:
+                left.append(row)
+        return left
+
+    def _replace(self, work: _Work, row: int, error: SampleError) -> None:
+        """In training by the next sample in the order that is whole."""
+        if not self._plan.training:
+            work.images[self._places(range(row, row + 1))] = 0
+            return None
+        for sample in work.samples[row + 1 : row + 1 + MAX_REPLACEMENTS]:
+            try:
+                return self._fill(work, row, sample)
+            except SampleError as another:
+                work.lost.append((row, another))
+        raise DataError(f"{MAX_REPLACEMENTS} samples in a row cannot be used. The first of them: {error}")
+
+    def _fill(self, work: _Work, row: int, sample: int) -> None:
+        rows, record = range(row, row + 1), self._records.read(sample)
+        pixels = self._pixels(work, rows)
+        work.views[self._places(rows)] = self._views.render(record, work.draws.at(row), pixels)
+        work.labels[row] = record.label
+        for place, image in enumerate(pixels, self._places(rows).start):
+            self._normalise_place(work, place, image)
+
+    def _normalise_place(self, work: _Work, place: int, pixels: np.ndarray) -> None:
+        """Normalise, where that is this thread's work."""
+        if work.images.dtype != np.uint8:
+            self._normalise.one(pixels, work.views[place], work.colours[place], work.images[place])
+
+    def _pixels(self, work: _Work, rows: range) -> np.ndarray:
+        """Where views of the rows are rendered, N,size,size,3 uint8: in the batch, if it is of that type."""
+        out = work.images[self._places(rows)]
+        if out.dtype == np.uint8:
+            return out
+        if not hasattr(self._own, "pixels"):
+            self._own.pixels = np.empty((CHUNK * self._augment.crops, *out.shape[1:]), np.uint8)
+        return self._own.pixels[: len(out)]
+
+    def _places(self, rows: range) -> slice:
+        """Of their views among the images."""
+        return slice(rows.start * self._augment.crops, rows.stop * self._augment.crops)
+
+    def _worker(self) -> Worker:
+        """This thread's."""
+        if not hasattr(self._own, "worker"):
+            self._own.worker = Worker(self._records, self._manifest, self._augment, CHUNK)
+        return self._own.worker
+
+    def _settle(self, work: _Work) -> None:
+        """Report what was lost; in an evaluation these rows become padding, at the end."""
+        if not work.lost or self._skip is None:
+            return
+        work.lost.sort(key=lambda entry: entry[0])
+        for _, error in work.lost:
+            self._skip(error)
+        if not self._plan.training:
+            lost = {row for row, _ in work.lost}
+            rows = sorted(range(self._plan.batch_size), key=lambda row: row in lost)
+            work.labels = work.labels[rows]
+            for array in (work.images, work.views, work.colours):
+                by_row = array.reshape(len(rows), -1)
+                by_row[:] = by_row[rows]
+
+
+def _endless(plan: Plan, epoch: int, taken: int) -> Iterator[tuple[int, int]]:
+    """(epoch, samples taken before) of each batch."""
+    while True:
+        while plan.batches_after(taken) > 0:
+            yield epoch, taken
+            taken += plan.step
+        epoch, taken = epoch + 1, 0

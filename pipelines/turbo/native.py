@@ -1,0 +1,157 @@
+"""native.c, where it was built: samples that are as they should be are read and decoded without Python's lock.
+
+The same pixels as decode.py's, in less time: no rows below the part that is wanted are decoded, and the part goes
+straight to where it belongs; what is wanted of raw pixels too. What is not done is left to records.py and decode.py,
+which say what is wrong with it.
+"""
+
+import ctypes
+import math
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib import util
+from typing import Any
+
+import numpy as np
+
+from pipelines.augment import Augment
+from pipelines.images.limits import most_elongated
+from pipelines.shards.manifest import Manifest
+from pipelines.shards.npy import raw_header_of
+from pipelines.shards.records import Records, checked_while_read
+
+POINTER = ctypes.c_void_p
+WRITE = 0x200  # CPython's PyBUF_WRITE
+memory_view = ctypes.pythonapi.PyMemoryView_FromMemory
+memory_view.restype, memory_view.argtypes = ctypes.py_object, (POINTER, ctypes.c_ssize_t, ctypes.c_int)
+CROPS = ("random", "resized", "center")  # in the order of native.c, which says what the following are
+SAMPLE = np.dtype(
+    [
+        *(("line", np.uintp), ("length", np.int32), ("file", np.int32), ("flip", np.int32), ("done", np.int32)),
+        *(("label", np.int32), ("view", np.int32, 2), ("height", np.int32), ("width", np.int32), ("at", np.int64)),
+    ],
+    align=True,
+)
+
+
+_own = threading.local()  # a worker for ``is_whole``
+
+
+class NativeSettings(ctypes.Structure):
+    _fields_ = (
+        *(("extension", ctypes.c_char_p), ("raw_header", ctypes.c_char_p), ("raw_header_bytes", ctypes.c_int32)),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("label_digits", "classes", "checked", "square", "crop", "size", "shorter")
+        ),
+        ("most_elongated", ctypes.c_double),
+        *((name, ctypes.c_double * 2) for name in ("scale", "ratio", "log_ratio")),
+    )
+
+    @classmethod
+    def of(cls, manifest: Manifest, augment: Augment) -> "NativeSettings":
+        image, ratio, header = manifest.image, augment.ratio, raw_header_of(manifest.image)
+        return cls(
+            extension=image.extension.encode(),
+            raw_header=header,
+            raw_header_bytes=len(header),
+            label_digits=manifest.label_width,
+            classes=len(manifest.classes),
+            checked=checked_while_read(manifest),
+            square=image.size if image.resize == "square" else 0,
+            crop=CROPS.index(augment.crop),
+            size=augment.size,
+            shorter=image.size,
+            most_elongated=most_elongated(image),
+            scale=augment.scale,
+            ratio=ratio,
+            log_ratio=(math.log(ratio[0]), math.log(ratio[1])),
+        )
+
+
+class Worker:
+    """One thread's decoder and memory."""
+
+    def __init__(self, records: Records, manifest: Manifest, augment: Augment, at_once: int) -> None:
+        """``at_once``: samples of a call, at most."""
+        self._library, self._records = native_library(), records
+        self._worker = POINTER(self._library.worker_new())
+        weakref.finalize(self, self._library.worker_free, self._worker)
+        self._settings = NativeSettings.of(manifest, augment)
+        self._samples = np.zeros(at_once, SAMPLE)
+
+    def render(self, numbers: Sequence[int], shapes: np.ndarray, flips: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """SAMPLE of these samples of the split, until the next call; what is not ``done`` is left to Python.
+
+        ``shapes`` N,40 float64 and ``flips`` N bool: their draws. ``out`` N,size,size,3 uint8: their pixels, but for
+        those that ``parts`` has. Raises DataError for a damaged index.
+        """
+        samples = self._samples[: len(numbers)]
+        located = np.array([*map(self._records.locate, numbers)], np.int64).reshape(-1, 3)
+        samples["file"], samples["line"], samples["length"] = located.T
+        samples["flip"] = flips
+        draws, stride, attempts = address_of(shapes), shapes.strides[0] // 8, shapes.shape[1] // 4
+        self._library.render_samples(
+            self._worker,
+            ctypes.byref(self._settings),
+            POINTER(address_of(samples)),
+            len(samples),
+            POINTER(draws),
+            ctypes.c_int64(stride),
+            attempts,
+            POINTER(address_of(out)),
+        )
+        return samples
+
+    def parts(self, samples: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """The place among ``samples``, and H,W,4 uint8 that is yet to be resized, mirrored already."""
+        start = self._library.worker_parts(self._worker)
+        columns = (samples[name].tolist() for name in ("done", "height", "width", "at"))
+        for place, (done, height, width, at) in enumerate(zip(*columns, strict=True)):
+            if done and height:
+                memory = memory_view(start + at, 4 * height * width, WRITE)
+                yield place, np.frombuffer(memory, np.uint8).reshape(height, width, 4)
+
+
+def is_whole(jpeg: bytes) -> bool:
+    """Return true for a plain JPEG that libjpeg decodes without a warning, false for any other. Needs the library."""
+    library = native_library()
+    if not hasattr(_own, "checker"):
+        _own.checker = POINTER(library.worker_new())
+        weakref.finalize(_own.checker, library.worker_free, POINTER(_own.checker.value))
+    return bool(library.is_whole(_own.checker, jpeg, ctypes.c_int64(len(jpeg))))
+
+
+def address_of(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+def has_native() -> bool:
+    return native_library() is not None
+
+
+def renders_natively(manifest: Manifest, augment: Augment) -> bool:
+    """Whether it is for these images: not for several crops of one, nor for raw pixels that are then resized."""
+    resized = manifest.image.encoding == "raw" and augment.crop == "resized"
+    return has_native() and augment.crop in CROPS and not resized
+
+
+@cache
+def native_library() -> Any:
+    """Return the library, or None where it was not built."""
+    found = util.find_spec("pipelines.turbo._native")
+    return load_library(found.origin) if found and found.origin else None
+
+
+def load_library(path: str) -> Any:
+    """Return the library, or None where it is of another version, or does not fit the libjpeg that is installed."""
+    try:
+        library = ctypes.CDLL(path)
+        fits = library.layout() == ctypes.sizeof(NativeSettings) * 1000 + SAMPLE.itemsize
+        library.worker_new.restype = library.worker_parts.restype = POINTER
+        library.with_restarts.restype = ctypes.c_int64
+    except (OSError, AttributeError):  # libjpeg is missing; an earlier version lacks a function
+        return None
+    return library if fits and library.worker_new() else None

@@ -1,0 +1,76 @@
+"""The last step, from uint8 pixels to what the network is given: on a GPU for a batch, on a CPU for an image."""
+
+import numpy as np
+import torch
+
+from pipelines.augment import Augment, lighting_matrix, load_mean_image
+from pipelines.shards.manifest import Manifest
+
+
+class Normalise:
+    """(pixels - mean + light) / std, where mean is a colour or the same part of the mean image.
+
+    A ``view`` is where an image was cropped: top, left, whether it is flipped. ``light`` is standard normal factors.
+    """
+
+    def __init__(self, manifest: Manifest, augment: Augment, device: torch.device) -> None:
+        self.normalises = augment.normalise != "none"
+        self.dtype = torch.uint8 if not self.normalises else torch.float16 if device.type == "cuda" else torch.float32
+        mean, std = (np.array(values, np.float32) for values in augment.mean_and_std(manifest.statistics))
+        self._size = augment.size
+        self._mean, self._scale = mean, 1 / std
+        self._images = None  # the mean image and its mirror image
+        if augment.normalise == "mean_image":
+            image = load_mean_image(manifest)
+            self._images = image, np.ascontiguousarray(image[:, ::-1])
+        self._lighting = np.array(lighting_matrix(manifest.statistics), np.float32) * augment.lighting
+        self._lit = augment.lighting > 0
+        self.batch = OnDevice(self._images, self._scale, device)
+
+    def colours(self, lights: np.ndarray) -> np.ndarray:
+        """N,3 factors to N,3 float32: what is added to all pixels of an image, before they are divided."""
+        added = np.broadcast_to(-self._mean, lights.shape)
+        return (added + lights.astype(np.float32) @ self._lighting.T if self._lit else added).astype(np.float32)
+
+    def one(self, pixels: np.ndarray, view: tuple[int, int, bool], colour: np.ndarray, out: np.ndarray) -> None:
+        """``pixels`` H,W,3 uint8 to ``out``, of the same shape in float32. Rows are taken as W*3 numbers: quicker."""
+        height, width, _ = pixels.shape
+        flat, source = out.reshape(height, width * 3), pixels.reshape(height, width * 3)
+        row = np.tile(colour, width)
+        if self._images is None:
+            np.add(source, row, out=flat)
+        else:
+            np.subtract(pixels, self._part(self._images, view), out=out)
+            if self._lit:
+                flat += row
+        if (self._scale != 1).any():
+            flat *= np.tile(self._scale, width)
+
+    def _part(self, images: tuple[np.ndarray, np.ndarray], view: tuple[int, int, bool]) -> np.ndarray:
+        (image, mirrored), (top, left, flipped) = images, view
+        if flipped:
+            image, left = mirrored, image.shape[1] - self._size - left
+        return image[top : top + self._size, left : left + self._size]
+
+
+class OnDevice:
+    """The same for a batch in a few operations on its device: pixels N,H,W,3 uint8 to N,H,W,3 float16."""
+
+    def __init__(self, images: tuple[np.ndarray, np.ndarray] | None, scale: np.ndarray, device: torch.device) -> None:
+        self._image = None if images is None else torch.from_numpy(images[0]).to(device)
+        self._scale = torch.from_numpy(scale).to(device)
+        self._device = device
+
+    def __call__(self, pixels: torch.Tensor, views: np.ndarray, colours: np.ndarray) -> torch.Tensor:
+        lit = pixels + torch.from_numpy(colours).to(self._device, non_blocking=True)[:, None, None]
+        if self._image is not None:
+            lit -= self._parts(self._image, views, pixels.shape[1])
+        return lit.mul_(self._scale).half()
+
+    def _parts(self, image: torch.Tensor, views: np.ndarray, size: int) -> torch.Tensor:
+        """N,size,size,3 of the mean image, where each image was cropped, flipped as it is."""
+        top, left, flipped = torch.from_numpy(views).to(self._device, non_blocking=True).unbind(1)
+        steps = torch.arange(size, device=self._device)
+        rows = top[:, None] + steps
+        columns = left[:, None] + torch.where(flipped[:, None] > 0, size - 1 - steps, steps)
+        return image[rows[:, :, None], columns[:, None, :]]
