@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -32,7 +33,14 @@ def start(errors: Path, *arguments: object) -> subprocess.Popen:
     with errors.open("w") as file:
         line = [sys.executable, *map(str, arguments)]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        return subprocess.Popen(line, cwd=ROOT, env=environment, stderr=file, stdout=file, start_new_session=True)
+        how: dict[str, Any] = {"cwd": ROOT, "env": environment, "stderr": file, "stdout": file}
+        return subprocess.Popen(line, start_new_session=True, preexec_fn=answer_signals, **how)
+
+
+def answer_signals() -> None:
+    """Undo what a shell does to a command in the background, and nohup: there these signals are ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def processes_of(session: int) -> list[psutil.Process]:
@@ -91,7 +99,7 @@ def stop_sharding(
     few: Path, out: Path, number: int, moment: Callable[[subprocess.Popen], object], send: Callable = os.kill
 ) -> None:
     """Stop a run at that moment. If it was done by then, begin anew."""
-    while True:
+    for _ in range(20):
         errors = out.with_name("errors")
         process = start(errors, TOOL, few, out, "--shard-mb", "0.2", "--workers", "2")
         moment(process)
@@ -101,6 +109,7 @@ def stop_sharding(
             return check_stopped(process, number, errors)
         for path in out.iterdir():
             path.unlink()
+    raise AssertionError(f"{signal.Signals(number).name} did not stop any of 20 runs")
 
 
 @pytest.mark.parametrize("number", STOPS)

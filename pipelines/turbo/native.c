@@ -345,7 +345,7 @@ static void decode_part(struct worker *worker, struct box box, int flip, int cha
 }
 
 /* The image's part of the size that is wanted goes to out, another one, shrunk as far as may be, behind used parts. */
-static void paint(struct worker *worker, const struct settings *settings, struct sample *sample,
+static void render(struct worker *worker, const struct settings *settings, struct sample *sample,
                   const struct place *place, const double *draws, int32_t attempts, size_t used, uint8_t *out) {
     struct jpeg_decompress_struct *info = &worker->info;
     int32_t size = settings->size;
@@ -400,9 +400,9 @@ static void copy_part(const struct settings *settings, struct sample *sample, co
     sample->done = 1;
 }
 
-/* Finds and paints samples. Each has attempts x 4 draws, a stride of doubles apart, and its place in out,
+/* Finds and renders samples. Each has attempts x 4 draws, a stride of doubles apart, and its place in out,
  * count, size, size, 3. */
-void paint_samples(struct worker *worker, const struct settings *settings, struct sample *samples, int32_t count,
+void render_samples(struct worker *worker, const struct settings *settings, struct sample *samples, int32_t count,
                    const double *draws, int64_t stride, int32_t attempts, uint8_t *out) {
     struct place place;
     size_t used = 0;
@@ -413,7 +413,7 @@ void paint_samples(struct worker *worker, const struct settings *settings, struc
         if (settings->raw_header_bytes)
             copy_part(settings, sample, worker->span + BLOCK, place.size, draws, attempts, out);
         else
-            paint(worker, settings, sample, &place, draws, attempts, used, out);
+            render(worker, settings, sample, &place, draws, attempts, used, out);
         if (sample->done) used += (size_t)4 * sample->height * sample->width;
     }
 }

@@ -152,6 +152,7 @@ def load_library(path: str) -> Any:
         fits = library.layout() == ctypes.sizeof(NativeSettings) * 1000 + SAMPLE.itemsize
         library.worker_new.restype = library.worker_parts.restype = POINTER
         library.with_restarts.restype = ctypes.c_int64
+        _ = library.render_samples, library.is_whole
     except (OSError, AttributeError):  # libjpeg is missing; an earlier version lacks a function
         return None
     return library if fits and library.worker_new() else None
