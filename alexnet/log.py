@@ -80,7 +80,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         try:
             msgspec.convert(entry, LINES[entry["kind"]])
         except msgspec.ValidationError as error:
-            raise AlexNetError(f"{path} is damaged (line {number}: {error}): make it again, or remove it") from error
+            raise AlexNetError(f"{path}, line {number}: {error}: remove the line") from error
         entries.append(entry)
     return entries
 

@@ -58,8 +58,8 @@ def test_small_copies_are_small(tmp_path: Path) -> None:
     folder.mkdir()
     noise = np.random.default_rng(0).integers(256, size=(1200, 2400, 3), dtype=np.uint8)
     Image.fromarray(noise).save(source)
-    done = script("tools/pictures.py", source, folder, "--width", 500)
+    done = script("benchmarks/plots/small_copies.py", source, folder, "--width", 500)
     assert done.returncode == 0, done.stderr
     copy = Image.open(folder / "large.png")
     assert copy.size == (500, 250) and (folder / "large.png").stat().st_size < 500 * 250 * 1.2
-    assert_refused(script("tools/pictures.py", source, tmp_path / "none"), "last a folder", code=2)
+    assert_refused(script("benchmarks/plots/small_copies.py", source, tmp_path / "none"), "last a folder", code=2)

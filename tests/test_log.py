@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from alexnet import AlexNetError
-from alexnet.log import RunLog, read_log
-from alexnet.run_reader import read_lines
+from alexnet.log import RunLog, read_lines, read_log
 
 STEP = {
     "kind": "step",
@@ -48,6 +47,6 @@ def test_a_line_that_no_run_writes_is_refused_by_its_number(tmp_path: Path, line
 def test_a_line_without_a_figure_is_refused_by_its_number(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text(f'{json.dumps(STEP)}\n\n{{"kind": "st\n{json.dumps(STEP | {"loss": None})}\n')
-    with pytest.raises(AlexNetError, match=r"log\.jsonl is damaged \(line 4, StepLine\.loss is None"):
+    with pytest.raises(AlexNetError, match=r"log\.jsonl, line 4: Expected `float`, got `null` - at `\$\.loss`"):
         read_lines(path)
     assert len(read_log(path)) == 2, "a line cut off by a stop is skipped"

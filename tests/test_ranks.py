@@ -108,14 +108,14 @@ def test_what_ranks_tell_each_other_arrives_in_order_on_every_one_and_a_stop_of_
     """In a process each; the third call of rank 1 asks for a stop, which all hear one call later."""
     code = """
 import torch
-from alexnet.ranks import ranks
-with ranks() as here:
-    length, tensor = 1 + 1000 * here.rank, torch.arange(here.rank + 1)
-    found = here.gather({"rank": here.rank, "bytes": b"x" * length, "tensor": tensor, "none": None})
+from alexnet.ranks import join_ranks
+with join_ranks() as ranks:
+    length, tensor = 1 + 1000 * ranks.rank, torch.arange(ranks.rank + 1)
+    found = ranks.gather({"rank": ranks.rank, "bytes": b"x" * length, "tensor": tensor, "none": None})
     assert [part["rank"] for part in found] == [0, 1], found
     assert len(found[1]["bytes"]) == 1001 and found[1]["tensor"].tolist() == [0, 1] and found[0]["none"] is None
-    assert here.mean(float(here.rank)) == 0.5
-    heard = [ranks.any_rank(call == 2 and here.rank == 1, False) for call in range(6)]
+    assert ranks.mean(float(ranks.rank)) == 0.5
+    heard = [ranks.any_rank(call == 2 and ranks.rank == 1, False) for call in range(6)]
     assert heard == [[call == 3, False] for call in range(6)], heard
 """
     done = torchrun(2, "--no-python", sys.executable, "-c", code)

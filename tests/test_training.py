@@ -20,6 +20,7 @@ from alexnet.log import read_log
 from alexnet.optim import PLATEAU_EPOCHS, Schedule, make_optimizer
 from alexnet.options import defaults
 from tests.conftest import NUMBERED_IMAGES, QUICK, ROOT, assert_refused, command, script
+from train import Options
 
 CPU = torch.device("cpu")
 
@@ -188,6 +189,9 @@ def test_checkpoints_are_refused_where_they_are_not_what_they_claim(tmp_path: Pa
 
 
 def test_a_bare_command_line_is_the_demo_and_a_recipe_is_its_fields_unless_they_are_given() -> None:
-    assert defaults([]).settings == RECIPES["demo"] and str(defaults([]).out) == "runs/demo"
+    assert defaults(Options, []).settings == RECIPES["demo"] and str(defaults(Options, []).out) == "runs/demo"
     for arguments in (["--recipe", "paper"], ["--epochs", "3", "--recipe=paper"], ["--recipe", "paper", "--resume=x"]):
-        assert defaults(arguments).settings == RECIPES["paper"] and str(defaults(arguments).out) == "runs/paper"
+        assert (
+            defaults(Options, arguments).settings == RECIPES["paper"]
+            and str(defaults(Options, arguments).out) == "runs/paper"
+        )
