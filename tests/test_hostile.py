@@ -109,10 +109,7 @@ def one(path: str, samples: int = 1, length: int = 10240) -> dict:
             for path in ("../a-000000.tar", "/a-000000.tar", "C:\\a-000000.tar", "a-000000.tar\n", "a-000000\0.tar")
         ),
         ({"splits": {"a/b": one("train-000000.tar")["train"]}}, "'a/b' is no split's name"),
-        (
-            {"splits": {"train": {"samples": "5", "shards": []}}},
-            r"Expected `int`, got `str` - at `\$\.splits\[...\]\.samples`",
-        ),
+        ({"splits": {"train": {"samples": "5", "shards": []}}}, r"Expected `int`, got `str` - at .*\.samples"),
         ({"splits": one("train-000000.tar", 10**9)}, "cannot hold 1000000000 samples"),
         ({"classes": [{"wnid": "n1", "name": "\x1b]0;owned\x07"}]}, "holds what is not to be printed"),
         ({"classes": [{"wnid": "n1", "name": "\ud800"}]}, "holds what is not to be printed"),

@@ -189,9 +189,8 @@ def test_checkpoints_are_refused_where_they_are_not_what_they_claim(tmp_path: Pa
 
 
 def test_a_bare_command_line_is_the_demo_and_a_recipe_is_its_fields_unless_they_are_given() -> None:
-    assert defaults(Options, []).settings == RECIPES["demo"] and str(defaults(Options, []).out) == "runs/demo"
-    for arguments in (["--recipe", "paper"], ["--epochs", "3", "--recipe=paper"], ["--recipe", "paper", "--resume=x"]):
-        assert (
-            defaults(Options, arguments).settings == RECIPES["paper"]
-            and str(defaults(Options, arguments).out) == "runs/paper"
-        )
+    demo = defaults(Options, [])
+    assert demo.settings == RECIPES["demo"] and str(demo.out) == "runs/demo"
+    for arguments in (["--recipe", "paper"], ["--epochs", "3", "--recipe=paper"], ["--recipe", "paper", "--keep=3"]):
+        paper = defaults(Options, arguments)
+        assert paper.settings == RECIPES["paper"] and str(paper.out) == "runs/paper"
