@@ -13,7 +13,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -236,12 +235,3 @@ VARIANTS: dict[str, Callable[[int, float], tuple[nn.Sequential, nn.Sequential]]]
     "one_weird_trick": one_weird_trick,
     "bn": bn,
 }
-
-
-def parameter_count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def example_images(batch_size: int, device: torch.device) -> Tensor:
-    """Zeros of the shape and layout that the network is fed: N,3,224,224, channels-last."""
-    return torch.zeros(batch_size, 3, 224, 224, device=device).contiguous(memory_format=torch.channels_last)

@@ -108,7 +108,7 @@ RECIPES: dict[RecipeName, Recipe] = {
     "paper": Recipe(
         "paper", "paper", epochs=90, batch_size=128, learning_rate=0.01, schedule="plateau", update="paper"
     ),
-    # The log at the end of layer-params-145.cfg. What was cropped alike there, 32 images: --augment source2012_shared.
+    # The log at the end of layer-params-145.cfg.
     "source2012": Recipe(
         "source2012",
         "source2012",

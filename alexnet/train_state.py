@@ -65,6 +65,8 @@ class TrainState:
         """Raises KeyError, ValueError, RuntimeError or TypeError where ``state`` is of another run."""
         self.model.load_state_dict(state.get("trained", state["model"]))
         self.optimizer.load_state_dict(state["optimizer"])
+        for values in self.optimizer.state.values():
+            values |= {name: _writable(value) for name, value in values.items()}
         self.schedule.load_state_dict(state["schedule"])
         self.train_step.scaler.load_state_dict(state["scaler"])
         if self.train_step.ema:
@@ -72,6 +74,14 @@ class TrainState:
             self.train_step.ema.updates = state["averaged_updates"]
         self.step, self.epoch, self.best = state["step"], state["epoch"], state["best"]
         self.history = list(state["history"])
+
+
+def _writable(value: Any) -> Any:
+    """Return a tensor whose numbers share no memory: an expanded one, in a checkpoint of few bytes, is copied."""
+    expanded = isinstance(value, Tensor) and any(
+        size > 1 and stride == 0 for size, stride in zip(value.shape, value.stride(), strict=True)
+    )
+    return value.clone() if expanded else value
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ class Augment:
     of the image and a width of ``ratio`` times the height, resized (Szegedy 2014, as torchvision's
     RandomResizedCrop); ``center``; ``ten``, the corners and the centre, and the five mirrored (section 4.1 of the
     paper), in consecutive rows of the batch.
-    ``flip`` left to right for half of the images. ``shared_by`` images in a row have crop and flip in common.
+    ``flip`` left to right for half of the images.
     ``lighting``, the deviation of the factors on the principal components of colour (section 4.1).
     ``normalise`` subtracts the ``mean_image``, of which the same part is cropped, or the ``mean`` colour; ``mean_std``
     divides by the deviations of the channels too, and ``none`` leaves uint8 pixels. What the others leave is on the
@@ -54,7 +54,6 @@ class Augment:
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
-    shared_by: int = 1
     jitter: Jitter | None = None
     lighting: float = 0.0
     normalise: Literal["mean_image", "mean", "mean_std", "none"] = "mean_std"
@@ -65,8 +64,8 @@ class Augment:
             low, high = getattr(self, name)
             if not 0 < low <= high or (name == "scale" and high > 1):
                 raise ValueError(f"{name} is {low} to {high}: it must rise, from above 0{' to 1' * (name == 'scale')}")
-        if self.size < 1 or self.shared_by < 1 or self.lighting < 0 or self.lit_divisor <= 0:
-            raise ValueError("size and shared_by start at 1, lighting at 0, and lit_divisor is above 0")
+        if self.size < 1 or self.lighting < 0 or self.lit_divisor <= 0:
+            raise ValueError("size starts at 1, lighting at 0, and lit_divisor is above 0")
         if self.crop == "resized" and self.normalise == "mean_image":
             raise ValueError("no mean image belongs to crops that are resized: normalise by mean or mean_std")
         if self.normalise == "none" and self.lighting:
@@ -80,7 +79,7 @@ class Augment:
     def for_evaluation(self, crops: int = 1) -> "Augment":
         """The centre of the image, or ten crops, and the same normalisation, nothing random."""
         crop: Literal["ten", "center"] = "ten" if crops == 10 else "center"
-        return replace(self, crop=crop, flip=False, shared_by=1, jitter=None, lighting=0.0)
+        return replace(self, crop=crop, flip=False, jitter=None, lighting=0.0)
 
     def mean_and_std(self, statistics: Statistics) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Per RGB channel on the 0..255 scale: but for a mean image, an image becomes (image - mean) / std.
@@ -101,7 +100,6 @@ SOURCE2012 = replace(PAPER, lit_divisor=1.1)  # so that noise does not widen the
 AUGMENTS = {
     "paper": PAPER,
     "source2012": SOURCE2012,
-    "source2012_shared": replace(SOURCE2012, shared_by=32),
     "source2012_quiet": replace(SOURCE2012, lighting=0.0),
     "torchvision": Augment(crop="resized"),
     "modern": Augment(crop="resized", scale=(0.25, 1.0), jitter=Jitter(0.2, 0.2, 0.2)),

@@ -14,7 +14,7 @@ from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 from torchvision.transforms.v2 import functional as transforms
 
-from pipelines import AUGMENTS, Augment, DataError, load_manifest, open_loader
+from pipelines import Augment, DataError, load_manifest, open_loader
 from pipelines.augment import Jitter, colour_matrix, load_mean_image
 from pipelines.dali import graph
 from pipelines.images.picture import read_picture
@@ -199,20 +199,6 @@ def test_random_crops_of_images_as_they_came_are_those_of_resized_ones(tmp_path:
     assert 0.3 < mirrored.mean() / 2 < 0.7
 
 
-@pytest.mark.parametrize("crop", ["random", "resized"])
-def test_consecutive_images_share_crop_and_flip(alike: Path, crop) -> None:
-    """32 of them; a batch of 80 ends with a group of 16."""
-    found = windows(first_images(alike, Augment(crop=crop, shared_by=32, normalise="none"), 80)).round()
-    groups = [found[:32], found[32:64], found[64:]]
-    assert [len(group.unique(dim=0)) for group in groups] == [1, 1, 1]
-    assert len(torch.stack([group[0] for group in groups]).unique(dim=0)) > 1
-
-
-def test_each_image_has_a_light_of_its_own_where_crops_are_shared(alike: Path) -> None:
-    augment = replace(AUGMENTS["source2012_shared"], lighting=1.0)
-    assert len(first_images(alike, augment, 64).mean((2, 3)).unique(dim=0)) == 64
-
-
 def test_archives_come_in_another_order_each_epoch(numbered_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a buffer too small to mix them, the archive that comes first tells."""
     monkeypatch.setattr(graph, "SHUFFLE_BUFFER", 1)
@@ -241,7 +227,7 @@ def test_world_sizes_share_the_reordered_archives(numbered_shards: Path) -> None
 
 def test_a_fresh_process_goes_on_to_the_bit(demo_shards: Path, tmp_path: Path) -> None:
     """In the second epoch, amid re-ordered archives, and into the third; whatever is drawn at random."""
-    augments = ("modern", "source2012_shared")
+    augments = ("modern", "source2012")
     expected = {}
     for augment in augments:
         loader = opened(demo_shards, augment, 32)
@@ -373,7 +359,7 @@ def refused(victim: Victim, augment: str, words: str) -> None:
     assert time.monotonic() - started < 15
 
 
-@pytest.mark.parametrize("augment", ["crop_flip", "source2012_shared"])
+@pytest.mark.parametrize("augment", ["crop_flip", "source2012"])
 @pytest.mark.parametrize("spoil", [other_header, one_bit, torn_marker, half_an_image, small_image])
 def test_an_image_that_cannot_be_used_is_named(demo_shards: Path, tmp_path: Path, augment: str, spoil) -> None:
     victim = Victim(shutil.copytree(demo_shards, tmp_path / "copy"))

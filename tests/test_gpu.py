@@ -81,7 +81,7 @@ def test_a_damaged_image_is_named_on_the_gpu(demo_shards: Path, tmp_path: Path) 
             list(open_loader(moved, "train", 32, "paper", "cuda", backend="dali"))
 
 
-@pytest.mark.parametrize("augment", ["paper", "modern", "source2012_shared"])
+@pytest.mark.parametrize("augment", ["paper", "modern", "source2012"])
 def test_a_resumed_loader_gives_the_batches_that_would_have_come_on_the_gpu(demo_shards: Path, augment: str) -> None:
     loader = open_loader(demo_shards, "train", 32, augment, "cuda", backend="dali", seed=3)
     batches = iter(loader)

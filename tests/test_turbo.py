@@ -153,14 +153,6 @@ def test_resized_crops_have_torchvisions_areas_and_places() -> None:
     np.testing.assert_allclose(ours.std(0), theirs.std(0), rtol=0.08)  # five deviations of a deviation of 4000
 
 
-def test_images_that_share_a_crop_stand_together_in_the_order() -> None:
-    augment = Augment(shared_by=4)
-    whole = draw(0, 0, augment, 0, 16)
-    assert all(len(np.unique(whole.shapes[i : i + 4, 0])) == 1 for i in range(0, 16, 4))
-    assert len(np.unique(whole.shapes[:, 0])) == 4 and len(np.unique(whole.lights[:, 0])) == 16
-    np.testing.assert_array_equal(draw(0, 0, augment, 5, 6).shapes, whole.shapes[5:11])
-
-
 def test_jitter_is_the_formula_cut_off_and_rounded(folders: dict[str, Path]) -> None:
     augment = Augment(crop="center", flip=False, normalise="none", jitter=Jitter(0.4, 0.4, 0.4, 0.1))
     jittered, plain = (

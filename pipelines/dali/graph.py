@@ -85,8 +85,8 @@ class Graph:
             return fn.stack(*(self._view(pixels, *place) for place in TEN))
         x = y = 0.5
         if augment.crop == "random":  # a part that is of that size already has no room
-            x, y = (self._shared(fn.random.uniform(range=(0, 1))) for _ in "xy")
-        return self._view(pixels, x, y, self._shared(fn.random.coin_flip()) if augment.flip else 0)
+            x, y = (fn.random.uniform(range=(0, 1)) for _ in "xy")
+        return self._view(pixels, x, y, fn.random.coin_flip() if augment.flip else 0)
 
     def _decoded(self, encoded: Any) -> Any:
         from nvidia.dali import fn, types
@@ -103,7 +103,7 @@ class Graph:
         )
 
     def _resized(self, pixels: Any) -> Any:
-        """The inception crop. Where images share it and differ in size, they share it in parts of the whole."""
+        """The inception crop."""
         from nvidia.dali import fn, types
 
         height_width = pixels.shape(dtype=types.FLOAT)[:2]  # on the CPU, where windows are drawn
@@ -113,8 +113,8 @@ class Graph:
         return fn.resize(
             pixels,
             size=(self.augment.size, self.augment.size),
-            roi_start=self._shared(start / height_width),
-            roi_end=self._shared((start + extent) / height_width),
+            roi_start=start / height_width,
+            roi_end=(start + extent) / height_width,
             roi_relative=True,
         )
 
@@ -125,16 +125,8 @@ class Graph:
         size = self.augment.size
         height_width = pixels.shape(dtype=types.FLOAT)[:2]
         extent = fn.reductions.min(height_width) * (size / self.manifest.image.size) / height_width  # of the whole
-        start = self._shared(fn.random.uniform(range=(0, 1), shape=2)) * (1 - extent)
+        start = fn.random.uniform(range=(0, 1), shape=2) * (1 - extent)
         return {"size": (size, size), "roi_start": start, "roi_end": start + extent, "roi_relative": True}
-
-    def _shared(self, drawn: Any) -> Any:
-        """Of each ``shared_by`` samples of a batch, what the first of them drew; a batch's last group may be short."""
-        from nvidia.dali import fn
-
-        by = self.augment.shared_by
-        first = [row // by * by for row in range(self.plan.batch_size)]
-        return fn.permute_batch(drawn, indices=first) if by > 1 else drawn
 
     def _view(self, pixels: Any, x: Any, y: Any, mirror: Any) -> Any:
         """The window at ``x`` and ``y`` (0 to 1 of the room that it has), mirrored or not, and normalised."""

@@ -50,9 +50,7 @@ def epoch_order(seed: int, epoch: int, samples: int) -> np.ndarray:
 
 def draw(seed: int, epoch: int, augment: Augment, first: int, count: int) -> Draws:
     """For the samples at ``first`` to ``first + count`` in the order of the epoch."""
-    groups = np.arange(first, first + count) // augment.shared_by  # samples with crop and flip in common
-    shapes = _uniform(seed, epoch, SHAPE, int(groups[0]), int(groups[-1] - groups[0]) + 1, SHAPE_DRAWS)
-    shapes = shapes[groups - groups[0]]
+    shapes = _uniform(seed, epoch, SHAPE, first, count, SHAPE_DRAWS)
     colours = _uniform(seed, epoch, COLOUR, first, count, COLOUR_DRAWS)
     flips = (shapes[:, 0] < 0.5) & augment.flip
     jitter = _jitter(colours[:, 4:], augment.jitter) if augment.jitter else None
