@@ -1,8 +1,8 @@
 # make env     .venv with the tested versions; PYTHON=python3.12 chooses the Python, DALI=cuda120 the build for CUDA 12
 # make demo    data, shards, training, evaluation and pictures, in minutes on two CPU cores: runs/demo
 # make solar   the same with 2,624 real photographs of solar cells: runs/solar
-# make fuzz    the compiled decoder under sanitizers, MINUTES=10
-# make test    the tests;  make test-slow  the long ones, make demo among them;  make lint  ruff and mypy
+# make fuzz    damaged JPEGs through the compiled decoder, under sanitizers; MINUTES=10
+# make test    the quick tests;  make test-slow  the long ones, make demo among them;  make lint  ruff and mypy
 
 PYTHON ?= python3
 DALI ?= cuda130

@@ -1,4 +1,4 @@
-"""Small data made once a session, and commands run as a person would."""
+"""Small datasets, made once a session, and helpers that run commands as a user would."""
 
 import io
 import json
@@ -22,7 +22,7 @@ QUICK = ("--batch-size", "50", "--epochs", "2", "--learning-rate", "0.005", "--l
 
 @pytest.fixture(scope="session")
 def demo_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo, smaller: 400 train and 203 val images."""
+    """Return the demo, smaller: 400 train and 203 val images."""
     out = tmp_path_factory.mktemp("demo") / "images"
     make_demo.make_demo(out, train=400, val=203)
     return out
@@ -35,7 +35,7 @@ def demo_shards(demo_images: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def numbered_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Each image is the only one of its class, so that its label tells which one it is."""
+    """Return a folder in which each image is the only one of its class, so that its label identifies it."""
     folder = tmp_path_factory.mktemp("numbered") / "images"
     for number in range(NUMBERED_IMAGES):
         for split in ("train", "val"):
@@ -52,7 +52,7 @@ def numbered_shards(numbered_images: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def trained(numbered_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two epochs of two steps."""
+    """Return the folder of a run of two epochs of two steps."""
     out = tmp_path_factory.mktemp("runs") / "two"
     done = command("train.py", "--data", numbered_shards, "--out", out, *QUICK)
     assert done.returncode == 0, done.stderr
@@ -61,7 +61,7 @@ def trained(numbered_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def run_folder(trained: Path, tmp_path: Path) -> Path:
-    """That run, to write beside its checkpoint."""
+    """Return a folder with links to that run's files, in which tools may write beside its checkpoint."""
     folder = tmp_path / "run"
     folder.mkdir()
     for name in ("config.json", "env.json", "log.jsonl", "best.pt"):
@@ -71,7 +71,7 @@ def run_folder(trained: Path, tmp_path: Path) -> Path:
 
 @contextmanager
 def mounted(disk: Path, megabytes: int) -> Iterator[Path]:
-    """A file system of that size."""
+    """Mount a file system of that size, yield its folder, and unmount it."""
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", disk]
     if subprocess.run(mount, capture_output=True).returncode:
@@ -82,7 +82,7 @@ def mounted(disk: Path, megabytes: int) -> Iterator[Path]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of three megabytes."""
+    """Yield the folder of a file system of three megabytes."""
     with mounted(tmp_path / "disk", 3) as disk:
         yield disk
 
@@ -93,7 +93,7 @@ def shard(source: Path, out: Path, **options) -> Path:
 
 
 def without_checksums(folder: Path) -> Path:
-    """Make the shards ones of a version that wrote no checksums."""
+    """Turn the shards into those of a version that wrote no checksums. Return their folder."""
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest.pop("checksums")
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -108,7 +108,7 @@ def command(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess
 
 
 def script(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Like ``command``, in this process: for scripts that import torch, which takes seconds."""
+    """Run a script like ``command``, but in this process, because a new import of torch takes seconds."""
     line = [str(ROOT / str(arguments[0])), *map(str, arguments[1:])]
     out, errors = io.StringIO(), io.StringIO()
     code = 0
@@ -123,7 +123,7 @@ def script(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], *words: str, code: int = 1) -> None:
-    """The command ended with ``code`` and one message with these words in it, and no traceback."""
+    """Check that the command ended with ``code`` and one message with these words, and without a traceback."""
     assert done.returncode == code, (done.returncode, done.stderr[-2000:])
     assert "Traceback" not in done.stderr, done.stderr
     message = done.stderr.replace("\n", " ")

@@ -1,4 +1,4 @@
-"""Ways in which files get damaged, by accident or on purpose; used by the fuzz tests."""
+"""Ways in which files get damaged, by accident or on purpose, for the fuzz tests."""
 
 import random
 import re
@@ -32,7 +32,7 @@ EDIT_BYTES = 7
 
 
 class Edit(NamedTuple):
-    """``place`` and ``size`` are taken modulo what there is."""
+    """A change of a file or a JSON document. ``place`` is taken modulo its length; each kind limits ``size``."""
 
     kind: str
     place: int
@@ -41,18 +41,18 @@ class Edit(NamedTuple):
 
 
 def edits(kinds: tuple[str, ...] = KINDS, most: int = 4, where: Sequence[int] = ()) -> st.SearchStrategy[list[Edit]]:
-    """Up to ``most`` edits: near the start, where headers are, or anywhere; or at the places given."""
+    """Return a strategy for up to ``most`` edits: near the start (headers) or anywhere; or at the places ``where``."""
     drawn = st.binary(min_size=EDIT_BYTES, max_size=most * EDIT_BYTES)
     return drawn.map(lambda data: _edits(data, kinds, where))
 
 
 def random_edits(rng: random.Random) -> list[Edit]:
-    """Up to four edits, without hypothesis."""
+    """Return one to four edits, without hypothesis."""
     return _edits(rng.randbytes(rng.randint(1, 4) * EDIT_BYTES), KINDS, ())
 
 
 def _edits(drawn: bytes, kinds: tuple[str, ...], where: Sequence[int]) -> list[Edit]:
-    """From plain bytes: a tenth of the time of a strategy for each field."""
+    """Parse edits from plain bytes, which takes a tenth of the time of a strategy for each field."""
     whole = range(0, len(drawn) - EDIT_BYTES + 1, EDIT_BYTES)
     return [_edit(drawn[start : start + EDIT_BYTES], kinds, where) for start in whole]
 
@@ -103,7 +103,7 @@ CHANGES: dict[str, Callable[[bytes, Edit], bytes]] = {
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The paths of all values inside a JSON value."""
+    """Yield the paths of all values inside a JSON value."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, one in inner:
         yield (*path, key)

@@ -2,9 +2,9 @@
 
     make fuzz MINUTES=10        # or: python -m tests.fuzz --minutes 10
 
-Builds pipelines/*.c with AddressSanitizer and UndefinedBehaviorSanitizer and runs tests/sequences.py, a process a core.
-Exits with 1 at the first wrong pixel or bad access, with the JPEG in hexadecimal or the sanitizer's trace. Whoever
-changes the C runs this.
+It builds turbo/*.c with AddressSanitizer and UndefinedBehaviorSanitizer and runs tests/sequences.py once per core.
+It exits with 1 at the first wrong pixel or bad access, with the JPEG in hexadecimal or the sanitizer's trace. Run it
+after each change of the C code.
 """
 
 import os
@@ -18,20 +18,20 @@ from pathlib import Path
 
 import tyro
 
-from pipelines import native
+from pipelines.turbo import native
 from tests.sequences import Decoding
 
 SOURCES = sorted((Path(native.__file__).parent).glob("*.c"))
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
-BETWEEN_LOOKS = 1000  # inputs
+BETWEEN_LOOKS = 1000  # inputs between two looks at the clock
 
 
 @dataclass(frozen=True)
 class Options:
     minutes: float = 10
-    """How long."""
+    """Minutes to decode for."""
     seed: int = 0
-    """Of the first process; the others count on."""
+    """Seed of the first process; each further process adds one."""
     library: Path | None = None
     """Run one process with this library, which was built already."""
 
@@ -59,7 +59,7 @@ def build(library: Path) -> None:
 
 
 def run(options: Options, path: Path) -> int:
-    """Decode until the time is over; print a line a minute, and the counts at the end."""
+    """Decode until the time is over. Print the counts once a minute and at the end. Return the exit status 0."""
     library = native.load_library(str(path))
     assert library, f"{path} does not load"
     native.native_library.cache_clear()

@@ -1,4 +1,4 @@
-"""JPEGs of any sampling, with any tables, made coefficient by coefficient: what no encoder at hand writes.
+"""JPEGs of any sampling and with any tables, made coefficient by coefficient, because no common encoder writes them.
 
 ITU-T T.81, annexes B (segments), C and F.1 (Huffman coding).
 """
@@ -35,10 +35,10 @@ INVALID: dict[str, Factors] = {  # more than ten blocks in an MCU (B.2.3)
 
 @dataclass
 class Kind:
-    """How a JPEG is written.
+    """The properties of a JPEG to generate.
 
-    ``tables``: ``standard`` (annex K), ``shuffled`` or ``long`` (codes of up to 16 bits). ``most_dc``: of a DC
-    coefficient, whatever its sign; beyond 1024 no picture has any. ``without``: markers of segments to leave out.
+    ``tables``: ``standard`` (annex K), ``shuffled`` or ``long`` (codes of up to 16 bits). ``most_dc``: the
+    largest absolute DC coefficient; no picture exceeds 1024. ``without``: markers of the segments to leave out.
     """
 
     factors: Factors = COMMON["4:2:0"]
@@ -115,7 +115,7 @@ def _changed(rng: random.Random, table: bytes, how: str) -> bytes:
 
 
 def _codes(table: bytes) -> dict[int, str]:
-    """Return the bits of each symbol."""
+    """Return the code of each symbol, as a string of bits."""
     codes, code, symbols = {}, 0, iter(table[17:])
     for length, count in enumerate(table[1:17], start=1):
         for _ in range(count):
@@ -166,7 +166,7 @@ def _value(value: int, size: int) -> str:
 
 
 def _packed(bits: list[str]) -> bytes:
-    """Return the bits, filled up with ones, with a zero stuffed behind each byte of ones."""
+    """Return the bits as bytes, padded with ones, with a zero byte stuffed after each 0xFF."""
     text = "".join(bits)
     text += "1" * (-len(text) % 8)
     return int(text, 2).to_bytes(len(text) // 8).replace(b"\xff", b"\xff\0") if text else b""

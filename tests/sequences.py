@@ -1,7 +1,7 @@
-"""Sequences of JPEGs through one decoder: whole, damaged, whole again, of mixed samplings and tables.
+"""Sequences of JPEGs for one decoder: whole, damaged, whole again, of mixed samplings and tables.
 
-A decoder that is reused may keep something of the file before. So each pixel it gives is compared with libjpeg-turbo's
-decode of the whole file, by simplejpeg, which makes a decoder for each.
+A reused decoder may keep state of the previous file. So each of its pixels is compared with libjpeg-turbo's decode of
+the whole file, by simplejpeg, which makes a new decoder for each file.
 """
 
 import io
@@ -31,7 +31,7 @@ from tests import jpegs
 from tests.damage import damaged, random_edits
 
 BATCH = 16
-SHORTER = 64  # side of the images of a crop, unless it is resized
+SHORTER = 64  # shorter side of the images that random and centre crops are taken from
 FORMAT = ImageFormat("jpeg", "none", SHORTER, 90)
 SIZES = ((80, 64), (64, 64), (33, 17), (136, 97), (64, 203))
 AUGMENTS = (
@@ -44,7 +44,7 @@ TABLE_SEGMENT = re.compile(b"\xff[\xc4\xdb]")
 
 
 def corpus(rng: random.Random) -> list[bytes]:
-    """Return JPEGs of each sampling with each kind of table and restart interval, and some that encoders write."""
+    """Return JPEGs of each sampling with each kind of table and restart interval, and some written by encoders."""
     kinds = [
         jpegs.Kind(factors, *rng.choice(SIZES), interval, tables, rng.choice((5, 50, 90, 100)))
         for factors in (*jpegs.COMMON.values(), *jpegs.COMMON.values(), *jpegs.RARE.values(), *jpegs.INVALID.values())
@@ -73,7 +73,7 @@ def _saved(rng: random.Random, **options: object) -> bytes:
 
 
 def table_damaged(rng: random.Random, jpeg: bytes) -> bytes:
-    """Return the JPEG with a table less: renamed, or its segment turned into another one or cut out."""
+    """Return the JPEG with one table missing: renumbered, or its segment turned into another one or cut out."""
     segments = [found.start() for found in TABLE_SEGMENT.finditer(jpeg[:2000])]
     if not segments:
         return jpeg
@@ -81,9 +81,9 @@ def table_damaged(rng: random.Random, jpeg: bytes) -> bytes:
     length = int.from_bytes(data[start + 2 : start + 4])
     match rng.randrange(4):
         case 0:
-            data[start + 4] ^= 1 << rng.randrange(5)  # its number, or DC for AC
+            data[start + 4] ^= 1 << rng.randrange(5)  # its number, or AC instead of DC
         case 1:
-            data[start + 1] = rng.choice((0xE5, 0xFE))  # a comment
+            data[start + 1] = rng.choice((0xE5, 0xFE))  # APP5 or a comment
         case 2:
             del data[start : start + 2 + length]
         case 3:
@@ -94,7 +94,7 @@ def table_damaged(rng: random.Random, jpeg: bytes) -> bytes:
 
 @dataclass
 class Records:
-    """Samples of a tar in memory, as ``pipelines.shards.records.Records`` tells where they are."""
+    """Samples of a tar in memory, located as ``pipelines.shards.records.Records`` locates them."""
 
     samples: Sequence[bytes]
     file: int
@@ -116,10 +116,10 @@ class Records:
 
 
 class Decoding:
-    """Workers, one for each crop, that decode one input after another.
+    """One worker for each crop; each worker decodes one input after another.
 
-    ``counts`` says what became of them: "scan damaged, shown" are those that the worker decoded although libjpeg-turbo
-    warns of their file, "left to Python" those that it did not although the file is whole.
+    ``counts`` has the outcomes: "scan damaged, shown" counts inputs that the worker decoded although libjpeg-turbo
+    warns about them, "left to Python" whole inputs that the worker did not decode.
     """
 
     def __init__(self, seed: int) -> None:
@@ -134,12 +134,12 @@ class Decoding:
         self._batches = 0
 
     def run(self, inputs: int) -> None:
-        """Decode so many inputs. Raises AssertionError for the first pixel or label that is not the file's own."""
+        """Decode so many inputs. Raises AssertionError for the first pixel or label that differs from the file's."""
         for _ in range(-(-inputs // BATCH)):
             self._run_batch(*zip(*(self._input() for _ in range(BATCH)), strict=True))
 
     def _input(self) -> tuple[str, bytes]:
-        """Return what was done to a JPEG, and the JPEG."""
+        """Return the kind of damage done to a JPEG, and the JPEG."""
         jpeg = self.rng.choice(self._corpus)
         kind = self.rng.choices(("whole", "edited", "table lost", "scan damaged"), (0.4, 0.25, 0.15, 0.2))[0]
         if kind == "edited":
@@ -178,7 +178,7 @@ class Decoding:
         self._check_restarts(self.rng.choice(inputs))
 
     def _check_restarts(self, jpeg: bytes) -> None:
-        """Check that restart markers, which the sharding tool gives to plain files, change no pixel or are refused."""
+        """Check that restart markers, which the sharding tool adds to plain files, change no pixel, or are refused."""
         if inspect(jpeg).obstacles:
             return
         try:
@@ -192,12 +192,12 @@ class Decoding:
 
 
 def decode(jpeg: bytes, shrink: int) -> np.ndarray:
-    """Decode a file at 1 / ``shrink`` of its size, as far as libjpeg-turbo can. H,W,3 uint8."""
+    """Decode a file at 1 / ``shrink`` of its size, as far as libjpeg-turbo can. Return H,W,3 uint8."""
     height, width = simplejpeg.decode_jpeg_header(jpeg, strict=False)[:2]
     least = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)}
     try:
         return simplejpeg.decode_jpeg(jpeg, strict=False, fastdct=False, fastupsample=False, **least)
-    except ValueError:  # damaged so that it gives up: Pillow has the rows before
+    except ValueError:  # too damaged for simplejpeg: Pillow returns the rows before the damage
         with patch.object(ImageFile, "LOAD_TRUNCATED_IMAGES", True), Image.open(io.BytesIO(jpeg)) as image:
             image.draft("RGB", (width // shrink, height // shrink))
             return np.asarray(image.convert("RGB"))

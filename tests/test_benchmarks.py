@@ -1,4 +1,4 @@
-"""What the benchmarks say: that the figures are those of the work, not how large they are."""
+"""Tests that the benchmarks measure the work that they name; the size of their figures is not tested."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_rounds_are_interleaved_and_the_first_is_not_counted() -> None:
 
 
 def test_ratios_are_taken_round_by_round() -> None:
-    """A machine that halves its speed between rounds changes no ratio."""
+    """Check that a machine that halves its speed between rounds changes no ratio."""
     limit, other = summarise({"limit": [100.0, 50.0, 200.0], "other": [80.0, 40.0, 160.0]}, "limit")
     assert limit["ratio"] == 1 and other["ratio"] == 0.8
     assert (other["median"], other["least"], other["most"]) == (80, 40, 160)
@@ -81,7 +81,7 @@ def test_a_child_answers_each_round_whatever_else_it_prints() -> None:
 
 @pytest.mark.slow
 def test_each_backend_shuffles_as_the_docs_say(tmp_path: Path) -> None:
-    """Four deviations of a permutation's figures, but for DALI's buffer, which leaves neighbours together."""
+    """Check within four deviations of a permutation's figures. DALI's buffer leaves neighbours together."""
     images, batch = 5000, 50
     options = Options(images, batch)
     shards = numbered_shards(tmp_path, images)

@@ -1,4 +1,4 @@
-"""What TensorBoard is told."""
+"""Tests of what a run writes for TensorBoard."""
 
 import sys
 from pathlib import Path

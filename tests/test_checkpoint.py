@@ -1,4 +1,4 @@
-"""Checkpoints as files: whole at every moment, damage noticed, and written without holding up the training."""
+"""Tests that checkpoint files are always whole, that damage is noticed, and that writing does not stall training."""
 
 import os
 import subprocess
@@ -46,7 +46,7 @@ def test_a_flipped_bit_anywhere_is_noticed_or_means_nothing(tmp_path: Path) -> N
 def test_a_kill_between_any_two_calls_leaves_a_whole_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int, links: bool
 ) -> None:
-    """Looked at before and after every call that moves a file; on a file system with links and on one without."""
+    """Check before and after every call that moves a file, on a file system with hard links and on one without."""
     path, seen = tmp_path / "last.pt", []
 
     def watched(call):
@@ -74,7 +74,7 @@ def test_a_kill_between_any_two_calls_leaves_a_whole_checkpoint(
 def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """And the whole one is not moved out by the next, before that one is whole."""
+    """Check also that the next save does not drop the whole checkpoint before the new one is whole."""
     path = tmp_path / "last.pt"
     for i in range(2):
         checkpoint.save(path, {"number": i}, keep=2)
@@ -97,7 +97,7 @@ def test_a_run_does_not_go_on_from_an_earlier_format() -> None:
 
 @pytest.fixture
 def learner() -> tuple[nn.Linear, torch.optim.Optimizer]:
-    """Eight million weights: copying them takes longer than the next step does."""
+    """Return a model with its optimizer. Copying its eight million weights takes longer than the next step."""
     torch.manual_seed(0)
     model = nn.Linear(4000, 2000)
     return model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
@@ -112,7 +112,7 @@ def step(model: nn.Linear, optimizer: torch.optim.Optimizer) -> None:
 def test_what_is_written_is_what_was_there_when_it_was_asked_for(
     learner: tuple[nn.Linear, torch.optim.Optimizer], tmp_path: Path
 ) -> None:
-    """Though steps and further checkpoints follow at once."""
+    """Check that a checkpoint has the state at its call, although steps and further checkpoints follow at once."""
     model, optimizer = learner
     with Writer(tmp_path, optimizer, keep=3) as writer:
         expected = []
@@ -137,7 +137,7 @@ def test_weights_that_are_not_finite_are_not_written(
     model, optimizer = learner
     writer = Writer(tmp_path, optimizer)
     writer.save({"model": model.state_dict()}, {})
-    writer.finish()  # only the optimizer waits for what is being copied
+    writer.finish()  # wait for the copy, as only optimizer steps do by themselves
     with torch.no_grad():
         model.weight[17, 3] = torch.nan
     writer.save({"model": model.state_dict()}, {})
@@ -165,7 +165,7 @@ def test_a_disk_that_fills_or_cannot_be_written_is_told_at_the_next_checkpoint(
 
 
 def test_a_checkpoint_stalls_training_for_less_than_a_twentieth_of_its_writing(tmp_path: Path) -> None:
-    """Of three the best: others at work here take their share of the processor and the disk."""
+    """Check the best of three saves, because other processes share the CPU and the disk."""
     torch.manual_seed(0)
     model, recipe = AlexNet("paper", 10), RECIPES["paper"]
     optimizer = make_optimizer(model, recipe)

@@ -1,4 +1,4 @@
-"""The DALI graph: each augment does what it says, and what is damaged is named. What all loaders share: test_loader."""
+"""Tests of the DALI graph: each augmentation, and errors that name what is damaged; test_loader tests all loaders."""
 
 import io
 import shutil
@@ -32,12 +32,12 @@ def first_images(folder: Path, augment: str | Augment, batch_size: int = 256, **
 
 
 def trained(folder: Path, augment: Augment, batch_size: int):
-    """Val images as if to train on, so that the augment is taken as it is."""
+    """Return a training loader of the val images, because evaluation would change the augmentation."""
     return open_loader(folder, "val", batch_size, augment, backend="dali", training=True)
 
 
 def pictures(folder: Path, split: str) -> list[torch.Tensor]:
-    """The images of a split in their order, as Pillow reads them; by label where each is of its own class."""
+    """Return the images of a split in order, as Pillow decodes them; by label if each has a class of its own."""
     found = []
     for path in sorted(folder.glob(f"{split}-*.tar")):
         with tarfile.open(path) as tar:
@@ -50,14 +50,14 @@ def pictures(folder: Path, split: str) -> list[torch.Tensor]:
 
 
 def assert_same_pixels(ours: torch.Tensor, oracle: torch.Tensor) -> None:
-    """Two builds of libjpeg-turbo may round the inverse transform and the chroma differently."""
+    """Check up to rounding: two builds of libjpeg-turbo may round the inverse transform and the chroma differently."""
     error = (ours.float() - oracle.float()).abs()
     assert error.mean() < 1 and error.max() < 24
 
 
 @pytest.fixture(scope="module")
 def alike(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """256 images, all alike: red tells the column and green the row, so that a crop tells where it was taken."""
+    """Return shards of 256 equal images. Red encodes the column and green the row, so that a crop shows its place."""
     folder = tmp_path_factory.mktemp("alike")
     ramp = np.arange(256, dtype=np.uint8)
     across, down = np.tile(ramp, (256, 1)), np.tile(ramp[:, None], (1, 256))
@@ -71,7 +71,7 @@ def alike(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def windows(images: torch.Tensor) -> torch.Tensor:
-    """N,5: left, top, right and bottom, in pixels of the source, and whether it is mirrored."""
+    """Return N,5: left, top, right and bottom of each crop, in pixels of the source, and whether it is mirrored."""
     images = images.float()
     first, last = images[:, 0, :, 0].mean(1), images[:, 0, :, -1].mean(1)
     top, bottom = images[:, 1, 0].mean(1), images[:, 1, -1].mean(1)
@@ -92,11 +92,11 @@ def test_the_colour_matrix_is_what_dali_does(factors: tuple[float, float, float,
     pipeline.build()
     matrix, offset = colour_matrix(*factors)
     expected = np.clip(rgb @ matrix.T + offset, 0, 255)
-    assert np.abs(np.array(pipeline.run()[0][0]) - expected).max() < 0.51  # it rounds
+    assert np.abs(np.array(pipeline.run()[0][0]) - expected).max() < 0.51  # DALI rounds
 
 
 def test_jitter_has_the_spread_of_the_recipe(alike: Path) -> None:
-    """Brightness alone, so that the blue of 128 tells its factor; what is not asked for does not move."""
+    """Check brightness by its factor of the blue value 128, and that saturation and hue do not change lightness."""
     blue = first_images(alike, replace(PLAIN, jitter=Jitter(brightness=0.3)))[:, 2].float().mean((1, 2)) / 128
     assert 0.69 < blue.min() < 0.73 and 1.27 < blue.max() < 1.31
     assert abs(blue.mean() - 1) < 5 * 0.3 / 3**0.5 / 16  # five deviations of the mean of 256
@@ -129,7 +129,7 @@ def test_ten_crops_lose_their_own_part_of_the_mean_image(alike: Path) -> None:
 
 
 def test_the_mean_image_moves_with_the_crop_and_the_flip(alike: Path) -> None:
-    """All images are alike and so the mean image: nothing is left of them where it was cropped and mirrored alike."""
+    """Check that nothing remains of equal images, because the mean image is cropped and mirrored as they are."""
     augment = Augment(normalise="mean_image")
     images = first_images(alike, augment)
     assert images.abs().mean() < 1 and images.abs().max() < 24
@@ -170,7 +170,7 @@ def test_a_resized_crop_of_everything_is_torchvisions_resize(numbered_shards: Pa
 
 
 def test_resized_crops_have_the_areas_and_ratios_of_the_recipe(alike: Path) -> None:
-    """Area uniform in 0.2 to 0.8 and ratio in 3/4 to 4/3, evenly on the logarithm; both halves of a flip."""
+    """Check areas uniform in 0.2 to 0.8, ratios log-uniform in 3/4 to 4/3, and that half of the images are flipped."""
     augment = Augment(crop="resized", scale=(0.2, 0.8), normalise="none")
     left, top, right, bottom, mirrored = windows(first_images(alike, augment)).T
     width, height = right - left + 1, bottom - top + 1
@@ -184,7 +184,7 @@ def test_resized_crops_have_the_areas_and_ratios_of_the_recipe(alike: Path) -> N
 
 @pytest.mark.parametrize("backend", ["dali", "turbo"])
 def test_random_crops_of_images_as_they_came_are_those_of_resized_ones(tmp_path: Path, backend) -> None:
-    """224 of 256 is 280 of 320, anywhere in 480 columns; colours tell every other column and row."""
+    """Check that 224 of 256 pixels are 280 of 320, anywhere in 480 columns; colours encode every other one."""
     across, down = np.meshgrid(np.arange(480) / 2, np.arange(320) / 2)
     image = Image.fromarray(np.stack([across, down, np.full_like(across, 128)], -1).astype(np.uint8))
     (tmp_path / "in" / "train" / "a").mkdir(parents=True)
@@ -200,7 +200,7 @@ def test_random_crops_of_images_as_they_came_are_those_of_resized_ones(tmp_path:
 
 
 def test_archives_come_in_another_order_each_epoch(numbered_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a buffer too small to mix them, the archive that comes first tells."""
+    """Check which archive comes first, with a shuffle buffer too small to mix archives."""
     monkeypatch.setattr(graph, "SHUFFLE_BUFFER", 1)
     archives = [archive_labels(path) for path in sorted(numbered_shards.glob("train-*.tar"))]
     loader = opened(numbered_shards, PLAIN, 8)
@@ -226,7 +226,7 @@ def test_world_sizes_share_the_reordered_archives(numbered_shards: Path) -> None
 
 
 def test_a_fresh_process_goes_on_to_the_bit(demo_shards: Path, tmp_path: Path) -> None:
-    """In the second epoch, amid re-ordered archives, and into the third; whatever is drawn at random."""
+    """Check bit-identical random draws from the second epoch, with reordered archives, into the third."""
     augments = ("modern", "source2012")
     expected = {}
     for augment in augments:
@@ -256,12 +256,12 @@ for augment in augments:
 """
 
 
-# What is damaged: ``spoil`` changes a copy of the shards at sample 17 of train-000003 and returns its key.
+# Damage: each of the functions below changes a copy of the shards at sample 17 of train-000003.
 
 
 @dataclass
 class Victim:
-    """A sample of a copy of a shard folder: where it stands in the index, and its members in the tar."""
+    """A sample of a copy of a shard folder, with its line in the index and its members in the tar."""
 
     folder: Path
     shard: str = "train-000003"
@@ -315,7 +315,7 @@ def half_an_image(victim: Victim) -> None:
 
 
 def small_image(victim: Victim) -> None:
-    """A JPEG that every decoder reads, but from which nothing of 224 pixels can be cropped."""
+    """Write a JPEG that every decoder reads, but that is too small for a crop of 224 pixels."""
     file = io.BytesIO()
     Image.new("RGB", (100, 100)).save(file, "JPEG")
     victim.write_image(0, file.getvalue())
@@ -370,7 +370,7 @@ def test_an_image_that_cannot_be_used_is_named(demo_shards: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (cut_shard, r"train-000003\.tar has \d+ bytes instead of \d+"),  # which image, nobody has looked yet
+        (cut_shard, r"train-000003\.tar has \d+ bytes instead of \d+"),  # no image was read yet
         (missing_member, r"train-000003\.idx is not that .*{key}\.jpg'"),
         (missing_line, r"train-000003\.idx is not that .*: it lists \d+ samples instead of \d+"),
         (wrong_offset, r"train-000003\.idx is not that .*{key}\.jpg"),
@@ -393,12 +393,12 @@ def test_a_label_that_is_none_is_named(numbered_shards: Path, tmp_path: Path, di
     words = f"shard train-000003.tar, image {victim.key} has a label outside 0 to 100"
     loader = opened(victim.folder, "crop_flip", 8)
     with pytest.raises(DataError, match=words):
-        for _ in range(8):  # what one epoch drops, another one shows
+        for _ in range(8):  # one epoch may drop the sample with its last batch
             list(loader)
 
 
 def test_a_damaged_header_never_takes_the_process_with_it(demo_shards: Path, tmp_path: Path) -> None:
-    """DALI 2.4's decoder crashes on one, depending on its place in the batch; in a process of its own for that."""
+    """Guard against crashes of DALI 2.4's decoder, which depend on the place in the batch; in a process of its own."""
     victims = [Victim(shutil.copytree(demo_shards, tmp_path / str(row)), row=row) for row in (3, 12, 20, 30, 40)]
     for victim in victims:
         other_header(victim)
@@ -416,13 +416,13 @@ for folder in {[str(victim.folder) for victim in victims]}:
 
 
 def test_an_image_is_named_after_a_resume_and_again(demo_shards: Path, tmp_path: Path) -> None:
-    """Damaged while the run was stopped; and a pipeline that failed gives its reason each time."""
+    """Check with damage done while the run was stopped. A pipeline that failed gives its reason each time."""
     victim = Victim(shutil.copytree(demo_shards, tmp_path / "copy"))
     loader = opened(victim.folder, "crop_flip", 32)
     batches = iter(loader)
     next(batches)
     state = loader.state_dict()
-    moved = Victim(shutil.copytree(victim.folder, tmp_path / "moved"))  # mapped files keep their name in this process
+    moved = Victim(shutil.copytree(victim.folder, tmp_path / "moved"))  # a new name: this process keeps mapped files
     other_header(moved)
     resumed = opened(moved.folder, "crop_flip", 32)
     resumed.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""The promise of the README: one command, from nothing to a trained, evaluated, drawn AlexNet."""
+"""A test of the README's promise that one command trains, evaluates and draws an AlexNet, starting from nothing."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 @pytest.mark.slow
 def test_make_demo_trains_an_alexnet_that_has_learned() -> None:
-    """At least 0.8 of the ten classes right. Runs here, in this checkout: it replaces runs/demo."""
+    """Check that top-1 is at least 0.8 with ten classes. The test runs in this checkout and replaces runs/demo."""
     done = subprocess.run(["make", "demo"], cwd=ROOT, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr[-2000:]
     metrics = json.loads((ROOT / "runs/demo/metrics.json").read_text())

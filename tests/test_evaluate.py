@@ -1,4 +1,4 @@
-"""What a network is said to be worth: the figures are scikit-learn's, every image counts once, on any ranks."""
+"""Tests that metrics equal scikit-learn's and that every image counts once, on any number of ranks."""
 
 import csv
 import json
@@ -38,7 +38,7 @@ CPU = torch.device("cpu")
 
 
 def random_answers(classes: int, ties: bool) -> tuple[torch.Tensor, torch.Tensor, Predictions]:
-    """997 of them in batches of 100. The last class never occurs."""
+    """Return logits, labels and predictions of 997 samples in batches of 100. The last class never occurs."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(997, classes, generator=generator)
     labels = torch.randint(classes - 1, (997,), generator=generator)
@@ -54,7 +54,7 @@ def random_answers(classes: int, ties: bool) -> tuple[torch.Tensor, torch.Tensor
 def test_figures_agree_with_scikit_learn(classes: int, ties: bool) -> None:
     logits, labels, answers = random_answers(classes, ties)
     true, rated = labels.numpy(), logits.numpy()
-    predicted = classes - 1 - rated[:, ::-1].argmax(1)  # of equal scores the last, as in top_k_accuracy_score
+    predicted = classes - 1 - rated[:, ::-1].argmax(1)  # the last of equal scores, as in top_k_accuracy_score
     found = scores(answers, classes) | more_scores(answers, classes)
     expected = {"top1": sklearn.metrics.accuracy_score(true, predicted), "samples": 997}
     for k in (1, 5):
@@ -111,7 +111,7 @@ def test_an_evaluation_of_203_images_in_batches_of_64_counts_203(demo_shards: Pa
 
 
 def small_net(classes: int = 10) -> nn.Module:
-    """Next to no work: every 16th pixel, and one matrix."""
+    """Return a network that takes next to no time: every 16th pixel, and one matrix."""
     torch.manual_seed(0)
     return nn.Sequential(nn.AvgPool2d(1, stride=16), nn.Flatten(), nn.Linear(3 * 14 * 14, classes))
 
@@ -149,7 +149,7 @@ def test_evaluate_tells_what_best_pt_is_worth(run_folder: Path, numbered_shards:
 
 
 def test_two_ranks_say_what_one_says(run_folder: Path, numbered_shards: Path) -> None:
-    """101 images in two shares of unequal size. Batches of other sizes round otherwise, by little."""
+    """Check 101 images in two shares of unequal size. Batches of other sizes round slightly differently."""
     line = ("tools/evaluate.py", run_folder / "best.pt", "--data", numbered_shards, "--batch-size", 40)
     assert script(*line).returncode == 0
     alone = json.loads((run_folder / "metrics.json").read_text()), (run_folder / "predictions.csv").read_text()
@@ -164,7 +164,7 @@ def test_two_ranks_say_what_one_says(run_folder: Path, numbered_shards: Path) ->
 
 
 def test_accuracy_by_property_tells_groups_apart(demo_shards: Path) -> None:
-    """Here the network is right on large files alone."""
+    """Check with predictions that are right for large files only."""
     manifest = open_loader(demo_shards, "val", 64).manifest
     keys, sizes = list_samples(manifest, "val")
     large = sizes > np.median(sizes)
@@ -177,7 +177,7 @@ def test_accuracy_by_property_tells_groups_apart(demo_shards: Path) -> None:
 
 
 def test_evaluating_adds_no_cost_to_loading(demo_shards: Path) -> None:
-    """Interleaved, the best of six rounds each, in seconds of the processor: others at work here do not count."""
+    """Check the best of six interleaved rounds, in CPU seconds, which exclude the work of other processes."""
     model, threads = small_net(), torch.get_num_threads()
     loader = open_loader(demo_shards, "train", 64, training=False, threads=1)
     loading, evaluating = [], []

@@ -1,4 +1,4 @@
-"""An exported network says of a picture what predict says of it, in a program without this project."""
+"""A test that an exported network predicts the same as tools/predict.py, in a program without this project."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ RUNTIMES = {
 
 @pytest.fixture(scope="module")
 def paper_checkpoint(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The paper's net, not trained, with the mean image; its answers made less even."""
+    """Return a checkpoint of the paper's net, untrained, with the mean image, and with less uniform predictions."""
     torch.manual_seed(0)
     model, manifest = AlexNet("paper", 10), load_manifest(demo_shards)
     torch.nn.init.normal_(model.classifier[-1].weight, std=1.0)

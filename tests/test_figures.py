@@ -1,4 +1,4 @@
-"""The pictures of a run: each is drawn, at print size, from the real run; the README's promises for the paper's net."""
+"""Tests of the pictures of a real run, each at print size, and of the README's promises for the paper's net."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
-"""Ten thousand damaged files: each is read right, or refused with one line that says where; none takes for ever, or all
-memory. The same with other cases, ten times as many, among the slow tests."""
+"""Tests that each of ten thousand damaged files is read correctly or refused with one line that says where, in bounded
+time and memory. The slow tests check ten times as many other cases."""
 
 import faulthandler
 import io
@@ -44,8 +44,8 @@ from tests.damage import Edit, changed, damaged, edits
 from tests.sequences import Decoding
 from tools.shard_imagenet import Options, plan
 
-CPU_SECONDS = 10  # of one case; a usual one takes a millisecond
-MEMORY = 1 << 30  # that a case may take; the files are of 100 KB
+CPU_SECONDS = 10  # for one case; most cases take a millisecond
+MEMORY = 1 << 30  # bytes that the cases may add; the files have 100 KB
 CROP = Augment(size=48, normalise="mean")
 DRAWS = Draws(np.array([False]), np.array([[0.3, 0.7, 0.0, 0.0]]), np.zeros((1, 3)), None)
 CHANCE = DRAWS.at(0)
@@ -54,7 +54,7 @@ QUICK_AND_SLOW = [pytest.param(2500, 0), pytest.param(25_000, 1, marks=pytest.ma
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """More memory is a MemoryError, and more time of the processor an AssertionError: neither may be answered."""
+    """Raise MemoryError beyond MEMORY and AssertionError beyond CPU_SECONDS. Neither counts as a refusal."""
 
     def too_long(*_: Any) -> None:
         faulthandler.dump_traceback()
@@ -73,7 +73,7 @@ def bounded() -> Iterator[None]:
 
 
 def fuzz(cases: st.SearchStrategy, check: Callable[[Any], None], count: int, number: int) -> None:
-    """``check`` of ``count`` cases, the same ones for the same ``number``."""
+    """Run ``check`` on ``count`` cases, the same ones for the same ``number``."""
     ran = 0
 
     @seed(number)
@@ -91,7 +91,7 @@ def fuzz(cases: st.SearchStrategy, check: Callable[[Any], None], count: int, num
 
 
 def refusal(use: Callable[[], Any]) -> str | None:
-    """The one line with which it is refused, or None; any other exception is a failure."""
+    """Return the one line with which ``use`` is refused, or None. Any other exception is a failure."""
     try:
         use()
     except (DataError, AlexNetError) as error:
@@ -103,7 +103,7 @@ def refusal(use: Callable[[], Any]) -> str | None:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Four train and two val images as square JPEGs, as raw pixels, and as they came."""
+    """Return shards of four train and two val images: as square JPEGs, as raw pixels, and as original files."""
     source = tmp_path_factory.mktemp("fuzz") / "images"
     rng = np.random.default_rng(0)
     for number in range(6):
@@ -117,7 +117,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def shard_here(options: Options) -> Path:
-    """In this process, which for a dozen images is quicker than starting others."""
+    """Shard in this process, which is quicker for a dozen images than starting others. Return the folder."""
     assert options.out is not None
     source = find_images(options.source, options.splits, 0)
     image = ImageFormat(options.encoding, options.resize, options.size, 90 if options.encoding == "jpeg" else 0)
@@ -131,7 +131,7 @@ def shard_here(options: Options) -> Path:
 
 @pytest.fixture
 def quick(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory, where there is such a thing: each case writes a file."""
+    """Yield a folder in memory, if the system has one, because each case writes a file."""
     memory = Path("/dev/shm")
     with TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
         yield Path(folder)
@@ -143,7 +143,7 @@ def folder(folders: dict[str, Path], quick: Path) -> Path:
 
 
 def read_all(manifest: Manifest, split: str) -> dict[int, Record]:
-    """The samples that can be read, all of them decoded; each of the others is refused with its shard named."""
+    """Return the samples that can be decoded. Check that each other sample is refused with its shard named."""
     records, views = Records(manifest, split), Renderer(manifest, CROP)
     worker = Worker(records, manifest, CROP, 1) if renders_natively(manifest, CROP) else None
     found: dict[int, Record] = {}
@@ -156,7 +156,7 @@ def read_all(manifest: Manifest, split: str) -> dict[int, Record]:
 
 
 def read_one(records: Records, views: Renderer, worker: Worker | None, number: int) -> Record:
-    """In Python; what the compiled code makes of it must be the same, where it makes anything of it."""
+    """Read a sample in Python. Check that the compiled part gives the same pixels and label, if it decodes it."""
     out, natively = np.empty((2, 1, 48, 48, 3), np.uint8)
     (rendered,) = views.render_natively(worker, [number], DRAWS, natively) if worker else (None,)
     record = records.read(number)
@@ -168,7 +168,7 @@ def read_one(records: Records, views: Renderer, worker: Worker | None, number: i
 
 
 def use_manifest(folder: Path) -> None:
-    """All that a manifest is used for, and that what was let through is what it must be."""
+    """Use a manifest in every way that it is used, and check that all values that were accepted are valid."""
     manifest = load_manifest(folder)
     assert manifest.image.size <= 4096 and len(manifest.label_width * "9") <= 6
     for split in manifest.splits.values():
@@ -240,7 +240,7 @@ def test_what_is_damaged_in_a_tar_is_named_and_the_rest_is_read(
     def check(case: list[Edit]) -> None:
         now = damaged(whole, case)
         path.write_bytes(now)
-        found = read_all(manifest, "train")  # opened before it was damaged: lengths are not looked at any more
+        found = read_all(manifest, "train")  # the manifest was loaded before, so lengths are not checked
         for row, (start, stop) in enumerate(spans):
             if now[start:stop] == whole[start:stop]:
                 assert (found[row].label, found[row].data) == (true[row].label, true[row].data)
@@ -317,7 +317,7 @@ def check_pixels(pixels: np.ndarray) -> None:
 @pytest.mark.skipif(not has_native(), reason="needs pipelines/turbo/native.c built")
 @pytest.mark.parametrize(("count", "number"), [(10_000, 0), pytest.param(100_000, 1, marks=pytest.mark.slow)])
 def test_a_decoder_keeps_nothing_of_the_files_before(count: int, number: int) -> None:
-    """`make fuzz` runs the same under sanitizers, for as long as it is asked to."""
+    """Check one reused decoder. ``make fuzz`` runs the same under sanitizers, for any number of minutes."""
     decoding = Decoding(number)
     with bounded():
         decoding.run(count)
@@ -325,8 +325,8 @@ def test_a_decoder_keeps_nothing_of_the_files_before(count: int, number: int) ->
         assert decoding.counts[outcome] >= count // 200, decoding.counts
 
 
-# DALI's decoder, in a process of its own: what it does to the process is what is looked for. Batches of 32 on two
-# threads, as it crashes only where a batch is parsed in parts.
+# DALI's decoder runs in a process of its own, because the tests look for crashes of that process. It takes batches of
+# 32 on two threads, because it crashes only if a batch is parsed in parts.
 DALI = """
 import random, re, sys
 import numpy as np
@@ -365,8 +365,8 @@ OTHER_PRECISION = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]..[^\x
 
 @pytest.mark.parametrize(("count", "number"), [(400, 0), pytest.param(10_000, 1, marks=pytest.mark.slow)])
 def test_no_damaged_image_takes_the_process_with_it(folders: dict[str, Path], count: int, number: int) -> None:
-    """What DALI reads has the right shape, what it refuses is an exception; without our look at the headers ahead of
-    it, this process dies."""
+    """Check that DALI returns the right shape or raises an exception. Without our check of the headers before DALI's,
+    this process dies."""
     done = command("-c", DALI, folders["none"], count, number)
     assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
     read, refused = map(int, done.stdout.split())
@@ -379,7 +379,7 @@ def test_no_damaged_image_takes_the_process_with_it(folders: dict[str, Path], co
     reason="DALI 2.4's decoder: its own parallel part throws while its threads go on",
 )
 def test_no_precision_takes_the_process_with_it(folders: dict[str, Path]) -> None:
-    """The one byte of a header that our look ahead does not see: bits a sample, which only 8 and 12 can be."""
+    """Check the one byte of a header that our own check skips: the bits per sample, which must be 8 or 12."""
     program = DALI.replace("damaged(rng.choice(PICTURES[:7]), random_edits(rng))", "OTHER").replace(
         "    if OTHER_PRECISION.search(data):\n        continue\n", ""
     )

@@ -1,4 +1,4 @@
-"""What only a GPU can show: the same graph there, and a compiled step."""
+"""Tests that need a GPU: the same DALI graph there, and a compiled training step."""
 
 import json
 import shutil
@@ -37,8 +37,8 @@ THE_SAME = {
 
 @pytest.mark.parametrize("augment", THE_SAME.values(), ids=THE_SAME)
 def test_the_graph_gives_the_same_pixels_on_the_gpu(numbered_shards: Path, augment: Augment) -> None:
-    """nvJPEG and libjpeg-turbo round differently, by a few of 255 steps at the edges of colour."""
-    scale = 50 if augment.normalise == "mean_std" else 1  # steps to a deviation
+    """Check up to rounding: nvJPEG and libjpeg-turbo differ by a few of 255 steps at the edges of colour."""
+    scale = 50 if augment.normalise == "mean_std" else 1  # steps per standard deviation
     loaders = [
         open_loader(numbered_shards, "val", 16, augment, device, backend="dali", training=True)
         for device in ("cpu", "cuda")
@@ -59,7 +59,7 @@ def test_evaluation_on_the_gpu_counts_each_image(demo_shards: Path) -> None:
 
 @pytest.mark.parametrize("name", AUGMENTS)
 def test_each_augment_runs_on_the_gpu(demo_shards: Path, name: str) -> None:
-    """What is drawn at random has the spread on the GPU that it has on the CPU."""
+    """Check that random draws have the same spread on the GPU as on the CPU."""
     on_gpu, on_cpu = (
         torch.cat([b.images.float().cpu() for b in open_loader(demo_shards, "train", 50, name, device, backend="dali")])
         for device in ("cuda", "cpu")
@@ -72,11 +72,11 @@ def test_each_augment_runs_on_the_gpu(demo_shards: Path, name: str) -> None:
 def test_a_damaged_image_is_named_on_the_gpu(demo_shards: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(demo_shards, tmp_path / "copy")
     _, offset, size, name, *_ = (copy / "train-000000.idx").read_text().splitlines()[5].split(" ")
-    for start in (int(size) // 2, 0):  # in its second half, then its header too
+    for start in (int(size) // 2, 0):  # zero the second half, then the header too
         with (copy / "train-000000.tar").open("r+b") as file:
             file.seek(int(offset) + start)
             file.write(bytes(int(size) - start))
-        moved = shutil.copytree(copy, tmp_path / str(start))  # mapped files keep their name in this process
+        moved = shutil.copytree(copy, tmp_path / str(start))  # a new name: this process keeps mapped files
         with pytest.raises(DataError, match=f"shard train-000000.tar, image {name.removesuffix('.jpg')} cannot be"):
             list(open_loader(moved, "train", 32, "paper", "cuda", backend="dali"))
 
@@ -109,7 +109,7 @@ def test_training_runs_compiled_and_is_evaluated(numbered_shards: Path, tmp_path
 @pytest.mark.parametrize("compile_mode", ["off", "on", "graphs"])
 @pytest.mark.parametrize("name", ["paper", "source2012", "modern"])
 def test_the_host_never_waits_between_two_lines_of_the_log(name: RecipeName, compile_mode: CompileMode) -> None:
-    """After the first steps, which compile and record: torch raises at every hidden synchronisation."""
+    """Check after the first steps, which compile and record. Torch raises at every hidden synchronisation."""
     recipe, device = RECIPES[name], torch.device("cuda")
     model = AlexNet(recipe.variant, 10).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer, schedule = make_optimizer(model, recipe), Schedule(recipe, 10)
@@ -147,7 +147,7 @@ def test_a_compiled_step_in_half_precision_follows_the_eager_one_in_float32(vari
 
 
 def test_a_checkpoint_of_a_gpu_is_what_was_there_when_it_was_asked_for(tmp_path: Path) -> None:
-    """Though steps follow at once, and another checkpoint uses the same memory; it lies on the CPU in the file."""
+    """Check although steps follow at once and another checkpoint reuses the memory. Saved tensors are on the CPU."""
     torch.manual_seed(0)
     device, recipe = torch.device("cuda"), RECIPES["paper"]
     model = AlexNet("paper", 10).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -169,7 +169,7 @@ def test_a_checkpoint_of_a_gpu_is_what_was_there_when_it_was_asked_for(tmp_path:
 
 
 def test_a_run_on_the_gpu_goes_on_to_the_same_bits(numbered_shards: Path, tmp_path: Path) -> None:
-    """Stopped by its number of epochs, which this schedule does not depend on."""
+    """Check with a run stopped by its number of epochs, which this schedule does not depend on."""
     line = ("train.py", "--data", numbered_shards, "--batch-size", "25", "--learning-rate", "0.001", "--deterministic")
     line += ("--schedule", "steps", "--variant", "paper", "--out")
     for name, epochs in (("whole", 2), ("stopped", 1)):

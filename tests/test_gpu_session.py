@@ -1,4 +1,4 @@
-"""What is to be run on a GPU, run here first: the same commands, as small as they go."""
+"""Tests that run the commands of a GPU session on the CPU first, at the smallest size."""
 
 import json
 import time
@@ -25,7 +25,7 @@ BENCHMARKS = "benchmarks/__main__.py"
 
 
 def parsed(arguments: list[str]) -> Any:
-    """The options that a command of an item gives."""
+    """Return the options that a command of an item gives, None for pytest."""
     if arguments[:2] == ["-m", "benchmarks"]:
         return tyro.cli(Command, args=arguments[2:])  # type: ignore[call-overload]
     if arguments[0] == "tools/shard_imagenet.py":
@@ -39,7 +39,7 @@ def parsed(arguments: list[str]) -> Any:
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("item", gpu.ITEMS)
 def test_no_command_is_refused_for_its_options(item: Any, quick: bool, tmp_path: Path) -> None:
-    """On the machine with the GPU that would cost its minutes."""
+    """Catch wrong options here, because on the machine with the GPU they would waste its minutes."""
     options = GpuOptions(item, tmp_path, tmp_path, quick=quick)
     data = len(options.lines) - len(gpu.ITEMS[item])
     assert data == {"1": 3, "2": 3, "3": 3, "4": 0, "5": 3, "6": 2}[item], "photographs, and the shards that it needs"
@@ -75,7 +75,7 @@ def test_a_child_that_hangs_is_ended() -> None:
 
 
 def test_decoders_are_tried_on_odd_pictures() -> None:
-    """DALI's of the CPU give Pillow's pixels, and refuse half a file."""
+    """Check that DALI's CPU decoders give Pillow's pixels and refuse half a file."""
     rows = run_runs(RunsOptions(("image", "image_crop"), ("CMYK", "EXIF orientation", "cut off"), 2, device="cpu"))[
         "rows"
     ]
@@ -95,7 +95,7 @@ def test_a_decoder_that_crashes_or_hangs_is_a_row() -> None:
 def test_ceilings_say_which_decoder_failed(
     demo_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """nvImageCodec has no GPU here: its row is missing, the others are there."""
+    """Check with nvImageCodec, which has no GPU here: only its row is missing."""
     monkeypatch.setattr(ceilings, "NVIMGCODEC", {"cpu": ("GPU_ONLY",)})
     small: dict[str, Any] = {"batch_sizes": (8,), "threads": (2, 1), "prefetch": (2,), "batches": 2, "rounds": 1}
     result = ceilings.run_ceilings(ceilings.CeilingsOptions((demo_shards,), **small, decoders=("image",), device="cpu"))
@@ -180,7 +180,7 @@ def test_the_kernels_of_a_step_are_listed(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("item", gpu.ITEMS)
 def test_each_item_runs_whole(item: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    work = tmp_path_factory.getbasetemp() / "gpu-data"  # made by the first
+    work = tmp_path_factory.getbasetemp() / "gpu-data"  # made by the first item
     out = tmp_path_factory.mktemp("out")
     done = script(BENCHMARKS, "gpu", item, out, "--quick", "--work", work, "--minutes", "15")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Files made to do harm: each is refused with one clear line, before memory or time is given to it."""
+"""Tests that each file made to do harm is refused with one clear line before it costs memory or time."""
 
 import gzip
 import io
@@ -68,7 +68,7 @@ def test_json_that_no_writer_of_ours_makes_is_refused(text: bytes, words: str) -
 
 
 def test_json_of_too_many_values_takes_no_memory() -> None:
-    """120 MB that would be three gigabytes of empty objects."""
+    """Check 120 MB of JSON that would become three gigabytes of empty objects."""
     text = b"[" + b"{}," * 40_000_000 + b"0]"
     with little_memory(300), pytest.raises(ValueError, match=f"more than {MAX_VALUES} values"):
         parse_json(text)
@@ -82,7 +82,7 @@ def test_json_of_a_manifest_that_lists_every_image_of_imagenet_is_read() -> None
 
 
 class little_memory:
-    """Within it the process may take only so many more megabytes."""
+    """A context in which the process may take only so many more megabytes."""
 
     def __init__(self, megabytes: int) -> None:
         self._bytes = megabytes << 20
@@ -132,7 +132,7 @@ def test_a_manifest_that_leads_astray_is_refused(
 
 
 def test_what_is_no_file_is_not_waited_for(numbered_shards: Path, trained: Path, tmp_path: Path) -> None:
-    """A pipe without another end, and an input without an end of its own."""
+    """Check a pipe that nothing writes to, and a standard input that never ends."""
     os.mkfifo(tmp_path / "pipe.jpg")
     assert_refused(script("tools/predict.py", trained / "best.pt", tmp_path / "pipe.jpg"), "it is no plain file")
     for split in ("train", "val"):
@@ -155,7 +155,7 @@ def test_an_index_as_long_as_the_disk_is_not_read(numbered_shards: Path, tmp_pat
 
 
 def test_a_member_as_large_as_the_disk_is_not_read(numbered_shards: Path, tmp_path: Path) -> None:
-    """An index and a sparse tar that agree on an image of 64 GiB."""
+    """Check an index and a sparse tar that agree on an image of 64 GiB."""
     copy = shutil.copytree(numbered_shards, tmp_path / "copy")
     size, shard = 1 << 36, "train-000000.tar"
     length = -(-(size + 2048 + 1024) // 10240) * 10240
@@ -170,7 +170,7 @@ def test_a_member_as_large_as_the_disk_is_not_read(numbered_shards: Path, tmp_pa
 
 
 def test_arrays_are_what_they_must_be_or_unread(numbered_shards: Path, tmp_path: Path) -> None:
-    """Headers of numpy that claim 400 GB, objects that would be unpickled, pixels that are none."""
+    """Check NumPy headers that claim 400 GB, objects that would be unpickled, and NaN pixels."""
     raw = ImageFormat("raw", "square", 64, 0)
     for header in (npy_header((400_000, 1_000_000), np.uint8), npy_header((64, 64, 4), np.uint8), b"\x93NUMPY\1\0"):
         with little_memory(500), pytest.raises(DataError, match="not a whole array of 64,64,3 uint8"):
@@ -248,7 +248,7 @@ def test_bombs_are_refused_before_they_are_decoded(make: Callable[[], bytes], wo
 def test_a_loader_refuses_a_member_that_claims_too_much(
     tmp_path: Path, backend, height: int, width: int, words: str
 ) -> None:
-    """In shards of images as they came, where any size may stand."""
+    """Check shards made with --resize none, in which an image may have any size."""
     source = tmp_path / "in"
     for split in ("train", "val"):
         (source / split / "a").mkdir(parents=True)
@@ -267,7 +267,7 @@ def test_a_turbo_thread_is_not_kept_busy_by_a_thousand_scans() -> None:
     with pytest.raises(ValueError, match="scans are more than the 100 allowed"):
         check_jpeg(of_scans(2000), 8000, 8000, image)
     check_jpeg(jpeg(progressive=True), 8000, 8000, image)
-    check_jpeg(jpeg() + b"\xff\xda" * 1000, 8000, 8000, image)  # after the end of a picture of one scan: no scans
+    check_jpeg(jpeg() + b"\xff\xda" * 1000, 8000, 8000, image)  # markers after the end of the image
 
 
 def tar_header(name: str, size: bytes, kind: bytes = b"0") -> bytes:

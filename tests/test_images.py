@@ -1,4 +1,4 @@
-"""Images as they come: each ends as kept, repaired or quarantined, with the right words and the right pixels."""
+"""Tests that each source image is kept, repaired or quarantined, with the right message and the right pixels."""
 
 import io
 import json
@@ -26,7 +26,7 @@ MAX_PIXELS = 1_000_000
 
 
 def picture() -> Image.Image:
-    """96 x 80: red, green, blue and grey quarters with some texture, so that colours and turns can be told."""
+    """Return 96 x 80 pixels: red, green, blue and grey quarters with some texture, to tell colours and rotations."""
     pixels = np.zeros((80, 96, 3), np.uint8)
     pixels[:40, :48], pixels[:40, 48:] = (200, 40, 40), (40, 180, 40)
     pixels[40:, :48], pixels[40:, 48:] = (40, 40, 200), (128, 128, 128)
@@ -46,7 +46,7 @@ def exif(turn: int) -> bytes:
 
 
 def ycck() -> bytes:
-    """Pillow writes CMYK only: its file becomes YCCK by holding YCbCr in C, M, Y, and Adobe's flag saying so.
+    """Return a YCCK file: Pillow writes CMYK only, so C, M, Y hold YCbCr, and Adobe's flag is changed to say so.
 
     T.872, 6.5.3: C = 255 - R of the YCbCr; Adobe stores 255 - C, so the YCbCr is that of the negative.
     """
@@ -100,7 +100,7 @@ HALF_SEEN = Image.merge("RGBA", (*picture().split(), Image.new("L", (96, 80), 12
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 BROKEN_EXIF = b"Exif\0\0II*\0\x08\0\0\0\xff\xff"
 
-# name: the file, repairs when it is resized, repairs when it is not (None: its bytes are kept), what it shows
+# name: (file, repairs if it is resized, repairs if it is not (None: its bytes are kept), expected picture)
 USABLE = {
     "plain": (PLAIN, [], None, picture()),
     "restart markers": (saved(picture(), restart_marker_blocks=3), [], None, picture()),
@@ -160,7 +160,7 @@ def test_a_usable_file_is_kept_or_repaired_and_shows_what_it_showed(name: str) -
     for image in (SQUARE, SHORTER):
         assert list(member(data, image).repairs) == when_resized
     if shown is not None:
-        # twice JPEG at quality 90 and more with halved chroma: edges of colour blur, surfaces stay
+        # encoded twice as JPEG, at quality 90 or more with halved chroma: colour edges blur, flat areas do not
         error = np.abs(pixels(found.data) - np.asarray(shown, np.int16))
         assert error.mean() < 6 and np.median(error) <= 3, name
 
@@ -168,7 +168,7 @@ def test_a_usable_file_is_kept_or_repaired_and_shows_what_it_showed(name: str) -
 def test_transparent_pixels_of_a_palette_become_white() -> None:
     found = pixels(member(USABLE["palette"][0], NONE).data)
     assert (found[:32, :40].max(axis=(0, 1)) > 250).all(), "the corner of the transparent colour"
-    assert np.abs(found[50:, 60:] - np.asarray(picture(), np.int16)[50:, 60:]).mean() < 12  # 16 colours
+    assert np.abs(found[50:, 60:] - np.asarray(picture(), np.int16)[50:, 60:]).mean() < 12  # a palette of 16 colours
 
 
 def test_16_bits_are_scaled_and_not_clipped() -> None:
@@ -216,7 +216,7 @@ def test_a_file_cut_off_anywhere_is_refused(image: ImageFormat) -> None:
 
 
 def test_structure_finds_what_a_decoder_finds() -> None:
-    """Each bit of the header flipped, and the scan damaged: no file is taken for plain that Pillow cannot decode."""
+    """Check with flipped bits of the headers: Pillow decodes each file in which no obstacle was found."""
     data = saved(picture().resize((24, 16)))
     scan = data.index(b"\xff\xda")
     flips = [(place, 1 << bit) for place in range(scan + 14) for bit in range(8)]
@@ -232,7 +232,7 @@ def test_structure_finds_what_a_decoder_finds() -> None:
 
 
 def test_healthy_jpegs_have_the_pixels_that_pillow_sees() -> None:
-    """They take another way; progressive ones and those with trailing bytes take Pillow's."""
+    """Check JPEGs that are decoded without Pillow, and one with trailing bytes, which Pillow decodes."""
     for name in ("plain", "restart markers", "grey", "ICC profile", "no subsampling", "trailing junk"):
         data = USABLE[name][0]
         assert (read_picture(data, ".jpg").pixels == np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))).all()
@@ -259,7 +259,7 @@ def test_exif_orientations_are_those_that_pillow_reads() -> None:
 
 
 def test_pixels_are_resized_as_pillow_resizes_them() -> None:
-    """To 60 dB and more: torch's bicubic filter is Pillow's, but for the rounding of its weights."""
+    """Check to 60 dB and more: torch's bicubic filter equals Pillow's, except for the rounding of its weights."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (375, 500, 3), dtype=np.uint8)
     photograph = load_sample_image("china.jpg")
@@ -274,7 +274,7 @@ def test_pixels_are_resized_as_pillow_resizes_them() -> None:
 def test_square_keeps_the_centre_and_shorter_the_ratio() -> None:
     x = np.arange(640) * np.ones((384, 1))
     ramp = np.stack([x / 4, x / 8, 255 - x / 4], -1).astype(np.uint8)
-    centre = shorter(ramp, 256)[:, 85:341].astype(int)  # of 427 columns: half a column more to the left than the centre
+    centre = shorter(ramp, 256)[:, 85:341].astype(int)  # of 427 columns: half a column left of the centre
     assert np.abs(square(ramp, 256) - centre).max() <= 1
     for size, wanted in (((500, 375), (256, 341)), ((375, 500), (341, 256)), ((1000, 999), (256, 256))):
         assert shorter(np.zeros((size[1], size[0], 3), np.uint8), 256).shape[:2] == wanted

@@ -1,4 +1,4 @@
-"""What is said to excite, explain and resemble does so."""
+"""Tests that strongest patches, explanations and nearest neighbours are what they claim to be."""
 
 import sys
 
@@ -12,7 +12,7 @@ from tests.conftest import command
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_place_of_a_layer_sees_its_receptive_field_and_nothing_else(variant: str) -> None:
-    """The gradient of one place reaches the edge of the field and not beyond; normalisation over places may add 2."""
+    """Check that the gradient of one place ends at the edge of its field; normalisation over places may add 2."""
     torch.manual_seed(0)
     model = AlexNet(variant, 3).eval()
     for name, row in (("conv1", 20), ("conv2", 10), ("conv3", 6)):
@@ -67,7 +67,7 @@ def test_patches_are_the_strongest_places_of_the_strongest_images() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_searches_over_50000_images_stay_within_a_gigabyte() -> None:
-    """Features of 4096 numbers; in a process of its own, whose peak is the whole of it, torch included."""
+    """Check features of 4096 numbers in a process of its own, because the peak covers all of it, torch included."""
     code = r"""
 import torch
 from alexnet.log import peak_memory_bytes
@@ -86,7 +86,7 @@ print(peak_memory_bytes(torch.device("cpu")))
 
 
 def blob_net() -> tuple[AlexNet, torch.Tensor]:
-    """A network whose class 1 counts bright pixels, and an image with a bright part."""
+    """Return a network whose class 1 counts bright pixels, and an image with a bright part."""
     torch.manual_seed(0)
     model = AlexNet("one_weird_trick", 2).eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The nets of 2012 learn at their published rate, from their published first weights, on the 0..255 scale."""
+"""Tests that the nets of 2012 learn at their published rate and initial weights, on the 0..255 scale."""
 
 import pytest
 import torch
@@ -9,8 +9,8 @@ from benchmarks.learning import PHOTOGRAPHS, learn
 @pytest.mark.slow
 @pytest.mark.parametrize(("variant", "precision"), [("paper", "fp32"), ("source2012", "fp32"), ("paper", "bf16")])
 def test_thirty_two_photographs_are_known_by_heart_within_200_steps(variant: str, precision: str) -> None:
-    """A net stuck at chance keeps a loss of log 1000 and knows one at most. Nine in ten, without dropout: at the full
-    rate of 0.01 the last few come and go, as crops of the same photograph may nearly coincide."""
+    """Catch a net stuck at chance: loss log 1000 and one right at most. Nine in ten suffice, without dropout: at
+    the full rate of 0.01 the last few come and go, as crops of the same photograph may nearly coincide."""
     for progress in learn(variant, 200, torch.device("cpu"), precision=precision):
         if (progress.right or 0) >= 0.9 * PHOTOGRAPHS:
             return

@@ -1,4 +1,4 @@
-"""Loaders: every sample once, the same seed the same bytes, resumed equals uninterrupted, the right pixels."""
+"""Tests of all loaders: every sample once, equal bytes for equal seeds, resumed equals uninterrupted, right pixels."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ def valid_labels(loader: Loader) -> list[int]:
 def test_the_demo_reads_the_same_through_webdataset_and_open_loader(
     demo_images: Path, demo_shards: Path, backend
 ) -> None:
-    """Keys, labels and pixels of the shards are those of the source, whoever reads them."""
+    """Check that the keys, labels and pixels of the shards are those of the source with both readers."""
     source = find_images(demo_images, ("val",), 0).splits["val"]
     shards = sorted(str(path) for path in demo_shards.glob("val-*.tar"))
     samples = list(webdataset.WebDataset(shards, shardshuffle=False))
@@ -137,7 +137,7 @@ def test_the_same_seed_gives_the_same_bytes(demo_shards: Path, backend) -> None:
 @pytest.mark.parametrize("backend", READERS)
 @pytest.mark.parametrize("stop", [0, 5, 12])
 def test_a_resumed_loader_gives_the_batches_that_would_have_come(demo_shards: Path, stop: int, backend) -> None:
-    """Bit for bit, mid-epoch and at its ends, and into the next epoch."""
+    """Check bit-identical batches after stops in mid-epoch and at its ends, and into the next epoch."""
 
     def batches(loader: Loader):
         while True:
@@ -183,7 +183,7 @@ def test_evaluation_is_the_same_every_time(demo_shards: Path, backend) -> None:
 
 @pytest.fixture(scope="module")
 def marked_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """256 images in which red tells the column and green the row, so that a crop tells where it was taken."""
+    """Return shards of 256 images in which red encodes the column and green the row, so that a crop shows its place."""
     folder = tmp_path_factory.mktemp("marked")
     ramp = np.arange(256, dtype=np.uint8)
     image = np.stack(
@@ -199,7 +199,7 @@ def marked_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("backend", READERS)
 def test_random_crops_and_flips_cover_their_range_evenly(marked_shards: Path, backend) -> None:
-    """256 crops: their corners run from 0 to 32 evenly, and half of them are flipped."""
+    """Check that the corners of 256 crops run from 0 to 32 evenly, and that half of the crops are flipped."""
     augment = Augment(normalise="mean")
     mean = torch.tensor(load_manifest(marked_shards).statistics.mean_rgb)[:, None, None]
     images = next(iter(open_loader(marked_shards, "train", 256, augment, backend=backend))).images + mean
@@ -210,19 +210,19 @@ def test_random_crops_and_flips_cover_their_range_evenly(marked_shards: Path, ba
     for corner in (left, top):
         assert -2 <= corner.min() < 3 and 29 < corner.max() <= 34
         assert abs(corner.mean() - 16) < 3  # five deviations of the mean of 256
-    assert np.corrcoef(left, top)[0, 1] < 0.32  # across and down are drawn apart
+    assert np.corrcoef(left, top)[0, 1] < 0.32  # left and top are independent
 
 
 @pytest.mark.parametrize("backend", READERS)
 def test_lighting_has_the_colours_spread_of_the_recipe(marked_shards: Path, backend) -> None:
-    """The light added to each image is constant over it, and its covariance is 0.01 times that of the pixels."""
+    """Check that the light added to an image is constant over it, with 0.01 times the covariance of the pixels."""
     manifest = load_manifest(marked_shards)
     lit = Augment(crop="center", flip=False, lighting=0.1, normalise="mean")
     with_light, without = (
         next(iter(open_loader(marked_shards, "train", 256, augment, backend=backend))).images
         for augment in (lit, Augment(crop="center", flip=False, normalise="mean"))
     )
-    light = with_light - without  # the images are all alike
+    light = with_light - without  # all images are equal
     assert light.std(dim=(2, 3)).max() < 1e-3
     components = torch.tensor(lighting_matrix(manifest.statistics), dtype=torch.float64)  # 3,3
     factors = light.mean(dim=(2, 3)).double() @ torch.linalg.pinv(components).T
@@ -290,7 +290,7 @@ def test_wrong_arguments_are_refused(demo_shards: Path, arguments: dict, error, 
 
 
 def test_opening_shards_imports_no_network() -> None:
-    """The arrows of the design: pipelines never imports alexnet."""
+    """Check a dependency rule of the design: pipelines never imports alexnet."""
     modules = ", ".join(f"pipelines.{name}" for name in ("dali", "turbo", "synthetic", "preprocess"))
     program = f"import sys, {modules}; sys.exit('alexnet' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -1,4 +1,4 @@
-"""The log of a run from elsewhere: a line that no run writes is named, by whoever reads the log."""
+"""Tests that every reader of a run's log names a line that no run writes."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ ODD_LINES = [
 
 @pytest.mark.parametrize("line", ODD_LINES)
 def test_a_line_that_no_run_writes_is_refused_by_its_number(tmp_path: Path, line: str) -> None:
-    """By a resume, which rewrites the log and leaves it as it is, and by the readers of a report and of curves."""
+    """Check a resume, which must leave the log unchanged, and the readers of the report and of the curves."""
     path = tmp_path / "log.jsonl"
     path.write_text(f"{json.dumps(STEP)}\n{line}\n{json.dumps(STEP)}\n")
     before = path.read_bytes()

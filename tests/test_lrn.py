@@ -1,4 +1,4 @@
-"""Local response normalisation against slow loops and torch's own."""
+"""Tests of local response normalisation against slow loops and torch's own layer."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from alexnet.lrn import CrossMapNorm, SameMapNorm
 
 
 def cross_map_loop(x: Tensor, size: int, alpha: float, k: float, groups: int) -> Tensor:
-    """The formula of section 3.3 of the paper, value by value, alpha divided by size; x N,C,H,W float64."""
+    """Compute the formula of section 3.3 of the paper value by value, alpha divided by size; x N,C,H,W float64."""
     each = x.shape[1] // groups
     y = torch.empty_like(x)
     for channel in range(x.shape[1]):
@@ -49,7 +49,7 @@ def both_ways(layer: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor) ->
 @pytest.mark.parametrize(("layer", "loop"), CASES)
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_values_and_gradients_are_those_of_the_loops(layer, loop, layout: torch.memory_format) -> None:
-    """On the scale of the first layers' activations, where the sums matter: d reaches several times k."""
+    """Check at the scale of the first layers' activations, at which the sums matter: d reaches several times k."""
     torch.manual_seed(0)
     x, gradient = (torch.randn(2, 12, 7, 6, dtype=torch.float64) for _ in range(2))
     x = x * 150
@@ -71,7 +71,7 @@ def test_torchs_layer_is_the_same() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("layer", [CrossMapNorm(), SameMapNorm()])
 def test_half_precision_survives_activations_whose_squares_do_not_fit_it(layer, dtype: torch.dtype) -> None:
-    """1000 squared is beyond float16; the result is as near as rounding the input and the output allows."""
+    """Check 1000 squared, which is beyond float16, as closely as the rounding of the input and the output allows."""
     x = (torch.randn(1, 8, 6, 6) * 1000).to(dtype)
     ours, our_gradient = both_ways(layer, x, torch.ones_like(x))
     theirs, their_gradient = both_ways(layer, x.float(), torch.ones_like(x.float()))
@@ -83,7 +83,7 @@ def test_half_precision_survives_activations_whose_squares_do_not_fit_it(layer, 
 
 @pytest.mark.parametrize("layer", [CrossMapNorm(groups=2), SameMapNorm()])
 def test_it_compiles_into_one_graph_with_the_same_gradients(layer) -> None:
-    """No graph break, forward and backward traced; this backend needs no C compiler."""
+    """Check that forward and backward are traced without a graph break. This backend needs no C compiler."""
     torch.manual_seed(0)
     x, gradient = torch.randn(2, 16, 6, 6) * 50, torch.randn(2, 16, 6, 6)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=False)

@@ -1,4 +1,4 @@
-"""The drawn and the photographed demonstration folders: what training, sharding and a reader of the docs rely on."""
+"""Tests of what training, sharding and the docs rely on in the drawn and the photographed demonstration folders."""
 
 import importlib.util
 import subprocess
@@ -23,7 +23,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def colours(split: Path) -> tuple[np.ndarray, list[str]]:
-    """N,6 mean and standard deviation of RGB, and the wnids."""
+    """Return N,6 mean and standard deviation of RGB, and the wnids."""
     paths = sorted(split.rglob("*.JPEG"))
     images = [np.asarray(Image.open(path).convert("RGB"))[::4, ::4] for path in paths]
     features = [np.concatenate([image.mean((0, 1)), image.std((0, 1))]) for image in images]
@@ -55,7 +55,7 @@ def test_no_validation_image_was_trained_on(demo_images: Path) -> None:
 
 
 def test_files_vary_as_photographs_do(demo_images: Path) -> None:
-    """A pipeline that fails on grey, progressive, upright or small files must fail here, before it meets ImageNet."""
+    """Check for grey, progressive, upright and small files, so that a pipeline fails here before it meets ImageNet."""
     images = [JpegImageFile(path) for path in sorted((demo_images / "train").rglob("*.JPEG"))]
     assert all(200 <= min(image.size) <= 500 for image in images)
     assert 0.5 < sum(image.width > image.height for image in images) / len(images) < 0.85
@@ -68,7 +68,7 @@ def test_files_vary_as_photographs_do(demo_images: Path) -> None:
 
 
 def test_colour_does_not_tell_the_class(demo_images: Path) -> None:
-    """Otherwise a network that sees no shape would pass the accuracy gate; chance is 0.1."""
+    """Check that colours predict the class badly, or networks blind to shape would pass as accurate; chance is 0.1."""
     (train, train_wnids), (val, val_wnids) = colours(demo_images / "train"), colours(demo_images / "val")
     for seen, limit in ((slice(3), 0.3), (slice(6), 0.4)):  # the mean alone, then the contrast too
         forest = RandomForestClassifier(100, random_state=0).fit(train[:, seen], train_wnids)
@@ -103,7 +103,7 @@ def test_a_count_out_of_range_is_a_wrong_command_line(option: str, value: str, t
 def test_every_solar_cell_is_in_one_split_and_classes_are_stratified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With a package of the real one's form: photographs may not be kept here."""
+    """Check with a package of the same form as the real one, whose photographs may not be kept here."""
     package = tmp_path / "elpv_dataset"
     (package / "data/images").mkdir(parents=True)
     (package / "__init__.py").touch()

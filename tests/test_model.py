@@ -1,4 +1,4 @@
-"""The variants against their sources."""
+"""Tests of the model variants against their sources."""
 
 import pytest
 import torch
@@ -19,13 +19,13 @@ def test_one_weird_trick_takes_torchvisions_weights_and_gives_its_logits() -> No
     images = torch.randn(4, 3, 224, 224)
     with torch.inference_mode():
         torch.testing.assert_close(ours(images), theirs(images), rtol=0, atol=1e-5)
-    theirs.load_state_dict(AlexNet("one_weird_trick").state_dict())  # and the other way
+    theirs.load_state_dict(AlexNet("one_weird_trick").state_dict())  # and in the other direction
 
 
 @pytest.mark.slow
 def test_twenty_steps_give_torchvisions_losses() -> None:
-    """From the same weights on the same batches, with torch.optim.SGD beside ours; both channels-last, because another
-    layout rounds otherwise, which after twenty steps is 1e-4 of the loss."""
+    """Check with the same weights and batches, and torch.optim.SGD beside ours. Both models are channels-last, because
+    another layout rounds differently, which after twenty steps is 1e-4 of the loss."""
     torch.manual_seed(0)
     theirs, ours = torchvision.models.alexnet(dropout=0), AlexNet("one_weird_trick", dropout=0)
     ours.load_state_dict(theirs.state_dict())
@@ -59,7 +59,7 @@ def test_parameter_counts_are_the_published_ones(variant: str, count: int) -> No
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_shapes_are_those_of_the_paper(variant: str) -> None:
-    """55, 27, 13, 13, 13 pixels after the five convolutions, 6 after the last pooling."""
+    """Check 55, 27, 13, 13, 13 pixels after the five convolutions, 6 after the last pooling."""
     model = AlexNet(variant, num_classes=7).eval()
     sizes = []
     for layer in model.convolutions().values():
@@ -72,7 +72,7 @@ def test_the_shapes_are_those_of_the_paper(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", ["paper", "source2012"])
 def test_the_first_convolution_over_blocks_is_the_same(variant: str) -> None:
-    """To rounding of sums of 363 products, forward and backward, with weights stored as usual."""
+    """Check up to the rounding of sums of 363 products, forward and backward, with weights stored as usual."""
     torch.manual_seed(0)
     images = torch.randn(2, 3, 224, 224)
     results = []
@@ -88,7 +88,7 @@ def test_the_first_convolution_over_blocks_is_the_same(variant: str) -> None:
 
 
 def test_normalisation_is_the_papers_formula() -> None:
-    """Section 3.3: b = a / (k + alpha * sum of squares over n channels) ** beta, alpha not divided by n."""
+    """Check section 3.3: b = a / (k + alpha * sum of squares over n channels) ** beta, alpha not divided by n."""
     layers = [module for module in AlexNet("paper", 2).features if isinstance(module, CrossMapNorm)]
     assert len(layers) == 2
     a = torch.randn(2, 16, 3, 3) * 50

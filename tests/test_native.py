@@ -1,4 +1,4 @@
-"""The compiled part of turbo: the same bytes as the Python it stands for, and nothing that Python would refuse."""
+"""Tests that turbo's compiled part gives the same bytes as its Python code, and nothing that Python would refuse."""
 
 import os
 import random
@@ -40,7 +40,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of photographs' sizes and kinds of JPEG, as they came."""
+    """Return shards of original files, in the sizes and kinds of JPEG that photographs have."""
     folder = tmp_path_factory.mktemp("odd")
     rng = np.random.default_rng(0)
     for number, (height, width) in enumerate([(375, 500), (500, 333), (256, 256), (257, 641), (1200, 900)]):
@@ -67,7 +67,7 @@ def batches(folder: Path, augment: Augment, **options) -> list:
 
 
 def test_it_is_built_where_it_can_be() -> None:
-    """Or nobody would notice that turbo has lost half of its speed."""
+    """Catch a missing build, which would halve turbo's speed without a notice."""
     if not shutil.which("cc") or not Path("/usr/include/jpeglib.h").is_file():
         pytest.skip("no C compiler, or no libjpeg to build with")
     assert has_native(), "pip install --editable . builds it"
@@ -108,7 +108,7 @@ def test_healthy_samples_do_without_python(
 @needs_native
 @pytest.mark.parametrize("size", [20, 60, 224])
 def test_any_part_has_the_pixels_of_a_whole_decode(odd: Path, size: int) -> None:
-    """Its edges too, where chroma is interpolated from beyond them; at every size that a JPEG can be decoded at."""
+    """Check each decodable size, and the edges of a part too, whose chroma is interpolated from pixels beyond it."""
     manifest, augment = load_manifest(odd), Augment(crop="resized", size=size, scale=(0.0001, 1), ratio=(0.1, 10))
     records, decoder, views = Records(manifest, "train"), Decoder(), Renderer(manifest, augment)
     worker = Worker(records, manifest, augment, 1)
@@ -128,7 +128,7 @@ def test_any_part_has_the_pixels_of_a_whole_decode(odd: Path, size: int) -> None
 
 @needs_native
 def test_no_table_comes_from_the_file_before(odd: Path) -> None:
-    """libjpeg keeps tables from image to image; a file that lacks one must not be decoded by another file's."""
+    """Check that a file that lacks a table is refused, although libjpeg keeps the tables of the previous file."""
     manifest, rng = load_manifest(odd), random.Random(0)
     augment = Augment(crop="center", size=64, flip=False, normalise="none")
     whole = jpegs.generate(rng, jpegs.Kind(tables="shuffled", quality=50))

@@ -1,4 +1,4 @@
-"""Update rules and schedules, against loops over plain numbers and the tables they come from."""
+"""Tests of update rules and schedules against loops over plain numbers and the tables that they come from."""
 
 import copy
 import dataclasses
@@ -20,7 +20,7 @@ GRADIENTS = (1.0, 2.0, 0.5, 0.5, 3.0, 9.0, -1.0, 0.25)
 
 
 def run(optimizer: torch.optim.Optimizer, weight: nn.Parameter) -> list[float]:
-    """The weight after each step at RATES with GRADIENTS."""
+    """Return the weight after each step at RATES with GRADIENTS."""
     found = []
     for rate, gradient in zip(RATES, GRADIENTS, strict=True):
         optimizer.param_groups[0]["lr"] = rate
@@ -31,7 +31,7 @@ def run(optimizer: torch.optim.Optimizer, weight: nn.Parameter) -> list[float]:
 
 
 def test_the_papers_rule_is_that_of_a_scalar_loop_through_drops_a_freeze_and_a_rise() -> None:
-    """Section 5, and for rate 0 weights.cu of the source, which leaves weight and velocity alone."""
+    """Check section 5, and for rate 0 weights.cu of the source, which leaves weight and velocity alone."""
     w, v, expected = 2.0, 0.0, []
     for rate, gradient in zip(RATES, GRADIENTS, strict=True):
         if rate:
@@ -47,7 +47,7 @@ def test_the_papers_rule_is_that_of_a_scalar_loop_through_drops_a_freeze_and_a_r
 
 
 def test_the_papers_rule_survives_a_resume_at_a_drop() -> None:
-    """The rate that the velocity was made with is in the checkpoint."""
+    """Check that the checkpoint has the rate that the velocity was made with."""
     weights = [nn.Parameter(torch.tensor([2.0])) for _ in range(2)]
     first, second = (PaperSGD([weight], 0.1, 0.9, fused=True) for weight in weights)
     weights[0].grad = torch.ones(1)
@@ -70,7 +70,7 @@ def optimizer_of(name: RecipeName) -> tuple[torch.optim.Optimizer, dict[int, str
 
 
 def rates_of(name: RecipeName, epoch: float) -> dict[str, tuple[float, float]]:
-    """Rate and decay of each parameter, as the optimiser has them in that epoch."""
+    """Return the rate and weight decay of each parameter, as the optimizer has them in that epoch."""
     optimizer, named = optimizer_of(name)
     Schedule(RECIPES[name], steps_per_epoch=100).set_rate(optimizer, int(epoch * 100))
     found = {}
@@ -95,7 +95,7 @@ def rates_of(name: RecipeName, epoch: float) -> dict[str, tuple[float, float]]:
     ],
 )
 def test_the_rates_of_source2012_are_those_of_its_log(epoch: float, conv1: float, weights: float) -> None:
-    """Biases at 0.02 all along, as epsB stands in layer-params-145.cfg; no decay on them; conv1 stops altogether."""
+    """Check that biases stay at 0.02 (epsB in layer-params-145.cfg) without decay, and that conv1 stops altogether."""
     found = rates_of("source2012", epoch)
     assert found["features.1.weight"] == (pytest.approx(conv1), 5e-4)
     assert found["features.1.bias"] == (0.02 if conv1 else 0, 0)

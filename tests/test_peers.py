@@ -1,4 +1,4 @@
-"""The peers of the loader benchmark: each goes through all the images, an epoch whenever it is told to."""
+"""Tests that each peer of the loader benchmark reads all the images, one epoch per request."""
 
 import importlib.util
 import json
@@ -30,7 +30,7 @@ serve(prepare)
 
 @pytest.fixture(scope="module")
 def images(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CLASS/KEY.jpg of the demo's shards."""
+    """Return a folder with the demo's train images as CLASS/KEY.jpg."""
     folder = tmp_path_factory.mktemp("peers") / "images"
     tars = sorted(str(path) for path in demo_shards.glob("train-*.tar"))
     for sample in webdataset.WebDataset(tars, shardshuffle=False):
@@ -41,7 +41,7 @@ def images(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def epochs(script: Path, settings: dict, count: int) -> tuple[dict, list[dict]]:
-    """The line that says it is ready, and one an epoch."""
+    """Return what the peer prints when it is ready, and after each epoch."""
     done = subprocess.run(
         [sys.executable, script, json.dumps(settings)],
         input="epoch\n" * count,
@@ -84,7 +84,7 @@ def test_a_half_written_format_is_written_again(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         settings.once("chunks", stopped)
     assert (settings.once("chunks", whole) / "all").exists()
-    assert (settings.once("chunks", stopped) / "all").exists()  # written once
+    assert (settings.once("chunks", stopped) / "all").exists()  # not written again
 
 
 @pytest.mark.slow
@@ -115,6 +115,6 @@ def test_a_peer_loads_every_image_each_epoch(
     ready, answers = epochs(ROOT / f"benchmarks/peers/loader_{name}.py", settings, 2)
     assert ready["batch"].startswith(("uint8", "float32"))
     total = sum(1 for _ in images.glob("*/*.jpg"))
-    for answer in answers:  # each of two workers may drop a remainder of its own, or fill it up
+    for answer in answers:  # each of two workers may drop or fill its last batch
         assert total - 2 * BATCH_SIZE < answer["images"] < total + 2 * BATCH_SIZE
         assert 0 < answer["seconds"] < 60

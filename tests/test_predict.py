@@ -1,4 +1,4 @@
-"""Predictions for pictures from outside."""
+"""Tests of predictions for pictures from outside the dataset."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def test_predict_answers_for_good_pictures_and_names_bad_ones(trained: Path, dem
 
 
 def test_folders_and_batches_give_each_picture_its_own_answer(trained: Path, demo_images: Path) -> None:
-    """Seven pictures in batches of three, as a JSON line each, are answered as each one is alone."""
+    """Check that predictions, a JSON line each, do not depend on the batch: seven pictures in batches of three."""
     folder = min((demo_images / "val").iterdir())
     pictures = sorted(folder.iterdir())[:7]
     line = ("tools/predict.py", trained / "best.pt", "--json", "--top", 2)
@@ -73,7 +73,7 @@ def test_predict_prepares_a_picture_as_the_loader_does(
 
 
 def test_a_reader_that_has_enough_ends_a_command_quietly() -> None:
-    """As ``--help | head -1`` does."""
+    """Check that ``--help | head -1`` prints no error."""
     line = f"{sys.executable} tools/predict.py --help"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

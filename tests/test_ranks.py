@@ -1,4 +1,4 @@
-"""Several ranks learn what one learns; gloo on CPUs."""
+"""Tests that several ranks learn what one rank learns, with gloo on CPUs."""
 
 import sys
 from dataclasses import replace
@@ -28,7 +28,7 @@ def torchrun(ranks: int, *line: object):
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_the_ranks_batches_together_are_the_batches_of_one(numbered_shards: Path, world_size: int) -> None:
-    """To the bit, images and labels."""
+    """Check that images and labels are bit-identical."""
     alone = open_loader(numbered_shards, "train", 8, "paper", backend="turbo", seed=3)
     shares = [
         open_loader(numbered_shards, "train", 8 // world_size, "paper", "cpu", "turbo", rank, world_size, seed=3)
@@ -40,7 +40,7 @@ def test_the_ranks_batches_together_are_the_batches_of_one(numbered_shards: Path
 
 
 def test_a_batch_in_parts_is_the_batch() -> None:
-    """To rounding: float32 sums of a batch's gradients in another order."""
+    """Check up to rounding: float32 sums of a batch's gradients in another order."""
     torch.manual_seed(0)
     images, labels = torch.randn(8, 3, 224, 224) * 10, torch.arange(8) % 5
     recipe = replace(RECIPES["paper"], learning_rate=0.001)
@@ -69,8 +69,8 @@ def alone(numbered_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_ranks_follow_the_losses_of_one(
     numbered_shards: Path, alone: Path, tmp_path: Path, ranks: int, parts: int
 ) -> None:
-    """The same global batch. fp32 sums in another order differ by some 1e-7 of their size, and training makes that
-    grow: over twelve steps losses (which the log rounds to 1e-5) came to differ by 2e-6 and weights by 2e-5."""
+    """Check with the same global batch. fp32 sums in another order differ by some 1e-7 of their size. Training makes
+    that grow: over twelve steps losses (which the log rounds to 1e-5) came to differ by 2e-6 and weights by 2e-5."""
     out = tmp_path / "run"
     done = torchrun(ranks, *RUN, "--data", numbered_shards, "--out", out, "--accumulate", parts)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -80,7 +80,7 @@ def test_ranks_follow_the_losses_of_one(
     assert len(losses) == STEPS and losses == pytest.approx(expected, rel=2e-5)
     ours, theirs = (checkpoint.load(run / "last.pt") for run in (out, alone))
     for name, weights in theirs["model"].items():
-        if weights.ndim > 1:  # biases that begin at 0 are hardly more than rounding yet
+        if weights.ndim > 1:  # biases began at 0 and are still near rounding errors
             assert (ours["model"][name] - weights).norm() < 1e-4 * weights.norm(), name
     assert ours["metrics"] == pytest.approx(theirs["metrics"], abs=2 / NUMBERED_IMAGES)
     assert ours["metrics"]["samples"] == NUMBERED_IMAGES
@@ -89,7 +89,7 @@ def test_ranks_follow_the_losses_of_one(
 
 @pytest.mark.slow
 def test_gradients_may_travel_in_half_precision(numbered_shards: Path, alone: Path, tmp_path: Path) -> None:
-    """With torch's own hook: near the losses in fp32, and not the same."""
+    """Check torch's own hook: weights are close to those of fp32, but not equal."""
     out = tmp_path / "run"
     done = torchrun(2, *RUN, "--data", numbered_shards, "--out", out, "--compress", "fp16")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -105,7 +105,7 @@ def test_a_batch_that_does_not_divide_is_refused(numbered_shards: Path, tmp_path
 
 
 def test_what_ranks_tell_each_other_arrives_in_order_on_every_one_and_a_stop_of_one_stops_all() -> None:
-    """In a process each; the third call of rank 1 asks for a stop, which all hear one call later."""
+    """Check two processes. The third call of rank 1 asks for a stop, which all ranks hear one call later."""
     code = """
 import torch
 from alexnet.ranks import join_ranks

@@ -1,4 +1,4 @@
-"""The page about a run, opened in a real browser: whole, readable on a phone, and it fetches nothing."""
+"""Tests that the report of a run, in a real browser, is whole, is readable on a phone, and fetches nothing."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import NUMBERED_IMAGES, assert_refused, script
 
-# What the browser made of the page, written where --dump-dom shows it
+# Measure the page in the browser and append the result, so that --dump-dom prints it
 PROBE = """<script>addEventListener("load", () => document.body.append(JSON.stringify({
   pictures: [...document.images].map(image => image.naturalWidth),
   rows: document.querySelectorAll("tbody tr").length,
@@ -23,7 +23,7 @@ PROBE = """<script>addEventListener("load", () => document.body.append(JSON.stri
 
 @pytest.fixture
 def seen_run(run_folder: Path, numbered_shards: Path) -> Path:
-    """A run with its metrics and pictures."""
+    """Return the folder of a run with its metrics and pictures."""
     for tool in ("evaluate", "visualize"):
         more = ("--searched", 20) if tool == "visualize" else ()
         done = script(f"tools/{tool}.py", run_folder / "best.pt", "--data", numbered_shards, *more)
@@ -32,7 +32,7 @@ def seen_run(run_folder: Path, numbered_shards: Path) -> Path:
 
 
 def open_page(page: Path, *options: str) -> dict:
-    """What headless Chromium says of the page. Its policy is taken out, so that a fetch would be seen."""
+    """Return what headless Chromium measures. The page's policy is removed, so that a fetch would be noticed."""
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.skip("needs Chromium")

@@ -1,4 +1,4 @@
-"""Restart markers in shards: the same pixels, of which turbo reads only what a crop shows."""
+"""Tests that restart markers in shards keep the pixels, and that turbo reads only the parts that a crop shows."""
 
 import random
 from dataclasses import replace
@@ -65,7 +65,7 @@ def test_members_have_the_pixels_that_they_have_without(image) -> None:
 
 
 def test_coefficients_without_a_code_are_refused() -> None:
-    """Beyond what annex K's tables can say, as a damaged file may have them: libjpeg would write others."""
+    """Check coefficients that annex K's tables cannot encode, as in a damaged file: libjpeg would write others."""
     rng, refused = random.Random(0), 0
     for factors in jpegs.COMMON.values():
         data = jpegs.generate(rng, jpegs.Kind(factors, most_dc=3000))
@@ -86,7 +86,7 @@ def test_a_damaged_file_is_written_anew_and_named() -> None:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Photographs' sizes, as they came and with markers."""
+    """Return shards of images of photographs' sizes: original files, and the same with restart markers."""
     source = tmp_path_factory.mktemp("marked")
     rng = np.random.default_rng(0)
     for number, (height, width) in enumerate([(375, 500), (500, 333), (256, 256), (257, 641), (300, 17)] * 2):
@@ -113,7 +113,7 @@ def test_batches_are_those_of_the_files_without(folders: tuple[Path, Path], crop
 
 
 def test_what_a_crop_does_not_show_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that damage around the centre, which ends any decoder that reads it, is not even seen."""
+    """Check that damage around the centre, which stops any decoder that reads it, is not noticed."""
     rough = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     whole = with_restarts(saved(Image.fromarray(rough).resize((256, 256))))
     jpeg = bytearray(whole)

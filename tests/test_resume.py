@@ -1,4 +1,4 @@
-"""Runs that change their augmentation on the way and keep averaged weights, interrupted around the change."""
+"""A test of runs with an EMA that change their augmentation and are interrupted around the change."""
 
 import json
 from pathlib import Path
@@ -32,9 +32,9 @@ def uninterrupted(numbered_shards: Path, tmp_path_factory: pytest.TempPathFactor
 def test_resumed_at_the_change_or_after_it_a_run_ends_as_the_uninterrupted_one(
     numbered_shards: Path, uninterrupted: Path, tmp_path: Path, stop: int
 ) -> None:
-    """To the bit: the loader of the new augmentation, the velocity across a drop of the rate, and both sets of weights.
+    """Check bit-identical weights and EMA, after a new augmentation's loader and the velocity at a drop of the rate.
 
-    Stopped by its number of epochs, which this schedule does not depend on.
+    The run is stopped by its number of epochs, which this schedule does not depend on.
     """
     out = run(numbered_shards, tmp_path / "stopped", stop)
     config = json.loads((out / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""The folder of a run: what --overwrite deletes, who may write into it, and what is left of what was there before."""
+"""Tests of a run's folder: what --overwrite deletes, who may write into it, and which earlier files remain."""
 
 import fcntl
 import json
@@ -32,7 +32,7 @@ def put(folder: Path, *names: str) -> None:
 
 
 def tree(folder: Path) -> dict[str, object]:
-    """What stands in it, but for the lock."""
+    """Return the contents of each file in the folder, except the lock; None for a folder."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in folder.rglob("*")
@@ -64,7 +64,7 @@ def test_overwrite_deletes_only_what_a_run_has_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("odd", ["pictures", "tensorboard", "best.pt", "folder", "file"])
 def test_overwrite_clears_all_or_changes_nothing(tmp_path: Path, odd: str) -> None:
-    """With a link where a folder or a file of the run stands, a folder in place of a file, or a file of a folder."""
+    """Check with a link in place of a folder or a file of the run, a folder in place of a file, and the reverse."""
     run, other = tmp_path / "run", tmp_path / "other"
     put(run, "config.json", "env.json", "log.jsonl")
     put(other, "filters.png")
@@ -149,7 +149,7 @@ def test_a_resume_reads_its_checkpoint_once(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_what_tools_write_replaces_the_earlier_file_whole_or_not_at_all(small_disk: Path) -> None:
-    """On a disk that fills: pictures, tables, the run's files, and the log that a resume rewrites."""
+    """Check on a disk that fills up: pictures, tables, the run's files, and the log that a resume rewrites."""
     from matplotlib.figure import Figure
 
     from alexnet.log import RunLog
@@ -176,7 +176,7 @@ def test_what_tools_write_replaces_the_earlier_file_whole_or_not_at_all(small_di
 
 
 def test_a_new_name_is_flushed_to_the_disk_after_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a loss of power leaves the old file or the new one, and does not take back a checkpoint."""
+    """Guard against a loss of power, which must leave the old file or the new one and not undo a checkpoint."""
     seen, flush, replace = [], os.fsync, Path.replace
 
     def flushed(descriptor: int) -> None:

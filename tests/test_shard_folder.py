@@ -1,4 +1,4 @@
-"""Folders that hold other things, unfinished runs that were damaged, sources and shards that cannot be read."""
+"""Tests of folders with foreign files, of damaged unfinished runs, and of unreadable sources and shards."""
 
 import errno
 import json
@@ -30,7 +30,7 @@ SMALL = {"size": 64, "shard_mb": 0.02, "workers": 1, "max_bad": 1.0}
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 train and 4 val images of two classes."""
+    """Return a folder with 24 train and 4 val images of two classes."""
     source = tmp_path_factory.mktemp("small") / "images"
     chance = np.random.default_rng(0)
     for number in range(28):
@@ -57,7 +57,7 @@ def planned(images: Path, out: Path) -> tuple[Options, Source, list[ShardTask]]:
 
 @pytest.fixture
 def unfinished(images: Path, tmp_path: Path) -> Path:
-    """A run in which each shard is written, and that was stopped before its end."""
+    """Return the folder of a run that was stopped after all its shards were written."""
     _, _, tasks = planned(images, tmp_path / "out")
     with claim(tmp_path / "out", fingerprint(tasks, 0)):
         for task in tasks:
@@ -148,7 +148,7 @@ def test_a_shard_that_is_not_as_recorded_is_written_again(
 
 
 def test_a_missing_shard_is_named_at_the_end(images: Path, unfinished: Path) -> None:
-    """It vanished while the others were written."""
+    """Check with a shard that vanishes while the others are written."""
     _, source, tasks = planned(images, unfinished)
     tasks[1].tar_path.unlink()
     with pytest.raises(DataError, match=r"train-000001\.tar is not as it was written: run the same command again"):
@@ -171,7 +171,7 @@ def test_a_plan_that_is_cut_is_taken_anew_or_refused(
     assert not (unfinished / ".work").exists()
 
 
-# What a manifest lists twice
+# Entries that a manifest lists twice
 
 
 @pytest.mark.parametrize("case", ["a shard", "a shard in both splits", "a copy in both splits", "a copy", "a class"])
@@ -202,7 +202,7 @@ def test_what_a_manifest_lists_twice_is_refused(demo_shards: Path, tmp_path: Pat
 
 
 def test_splits_of_one_and_the_same_image_are_loaded(images: Path, tmp_path: Path) -> None:
-    """Few images may be for training and for evaluation, as a first trial."""
+    """Check that the same few images may be used for training and evaluation, as in a first trial."""
     for split in ("train", "val"):
         (tmp_path / "in" / split / "c").mkdir(parents=True)
         shutil.copy(images / "val" / "c0" / "24.jpg", tmp_path / "in" / split / "c" / "1.jpg")
@@ -225,7 +225,7 @@ def failing(number: int, when: Callable[..., bool], real: Callable) -> Callable:
 
 
 def bad_sector(folder: Path, shard: str, key: str) -> Callable[..., bool]:
-    """Return a test of the arguments of os.pread: does it read a byte of this image?"""
+    """Return a predicate of os.pread's arguments that is true if the call reads this image's first byte."""
     line = next(line for line in (folder / f"{shard}.idx").read_text().splitlines() if f" {key}.jpg " in line)
     first = int(line.split()[1])
     tar = (folder / f"{shard}.tar").stat().st_ino
@@ -234,8 +234,8 @@ def bad_sector(folder: Path, shard: str, key: str) -> Callable[..., bool]:
 
 @pytest.fixture
 def in_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the compiled part, whose reads cannot be made to fail here; it leaves such samples to Python."""
-    monkeypatch.setattr("pipelines.turbo.batches.paints", lambda *_: False)
+    """Disable the compiled part, whose reads cannot be made to fail here. It leaves such samples to Python."""
+    monkeypatch.setattr("pipelines.turbo.batches.renders_natively", lambda *_: False)
 
 
 def test_a_bad_sector_costs_one_sample(demo_shards: Path, monkeypatch: pytest.MonkeyPatch, in_python: None) -> None:
@@ -274,7 +274,7 @@ def test_reads_that_give_less_than_they_were_asked_for_are_repeated(
 def test_one_file_that_cannot_be_read_is_quarantined(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dangling, a link to itself, vanished after the listing, without rights, on a bad sector, cut while it is read."""
+    """Check dangling and circular links, and files that vanish, deny access, lie on a bad sector, or shrink."""
     source = shutil.copytree(images, tmp_path / "in")
     paths = sorted((source / "train").rglob("*.jpg"))
     dangling, loop, vanished, secret, bad, cut = paths[:6]
@@ -312,7 +312,7 @@ def test_a_source_or_a_disk_that_is_gone_ends_the_run(
     source = shutil.copytree(images, tmp_path / "in")
     _, _, tasks = planned(source, tmp_path / "out")
     (tmp_path / "out" / ".work").mkdir(parents=True)
-    if what == "files":  # too many open ones
+    if what == "files":  # too many open files
         monkeypatch.setattr(os, "open", failing(errno.EMFILE, lambda *_: True, os.open))
     elif what == "output":
         monkeypatch.setattr(

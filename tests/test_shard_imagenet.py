@@ -1,4 +1,4 @@
-"""Sharding: the right samples, the same bytes every time, and bad input that says so."""
+"""Tests of sharding: the right samples, the same bytes every time, and clear errors for bad input."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def few_images(demo_images: Path, tmp_path: Path) -> Path:
-    """Two classes of six train and two val images, in a folder of their own."""
+    """Return a folder of two classes with six train and two val images each."""
     source = tmp_path / "images"
     for split, count in (("train", 6), ("val", 2)):
         for folder in sorted((demo_images / split).iterdir())[:2]:
@@ -83,7 +83,7 @@ def test_twenty_kills_at_random_moments_change_no_byte(demo_images: Path, demo_s
         process = subprocess.Popen(line, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE)
         try:
             process.wait(rng.uniform(0.2, 2.5))
-            shutil.rmtree(tmp_path / "out")  # it was done before it could be killed: begin anew
+            shutil.rmtree(tmp_path / "out")  # it ended before it could be killed: try again
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
@@ -99,7 +99,7 @@ def test_a_cluster_writes_the_same_bytes_though_a_worker_is_killed(
     distributed = pytest.importorskip("distributed")
     environment = {"PYTHONPATH": str(ROOT), "DISTRIBUTED__WORKER__DAEMON": "False"}
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "processes": True}
-    # Dask leaves OMP_NUM_THREADS=1 behind, with which whatever is trained by a later test would round otherwise
+    # Dask leaves OMP_NUM_THREADS=1 behind, which would change the rounding of training in later tests
     with patch.dict(os.environ), distributed.LocalCluster(**options, env=environment) as cluster:
         arguments = (TOOL, demo_images, tmp_path / "out", "--shard-mb", "2", "--cluster", cluster.scheduler_address)
         with ThreadPoolExecutor(1) as pool:
@@ -199,7 +199,7 @@ def test_statistics_are_those_of_the_pixels(demo_shards: Path, demo_images: Path
     for image in images:
         total += image
     np.testing.assert_allclose(np.load(demo_shards / "mean.npy"), total / len(images), rtol=1e-6)
-    pixels = np.concatenate([image[::8, ::8].reshape(-1, 3) for image in images])  # an estimate from a 64th of them
+    pixels = np.concatenate([image[::8, ::8].reshape(-1, 3) for image in images])  # an estimate from every 64th pixel
     covariance = np.cov(pixels.T)
     np.testing.assert_allclose(manifest.statistics.mean_rgb, (total / len(images)).mean((0, 1)), rtol=1e-9)
     np.testing.assert_allclose(manifest.statistics.std_rgb, np.sqrt(np.diag(covariance)), rtol=0.02)

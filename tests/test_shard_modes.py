@@ -1,4 +1,4 @@
-"""Shards of each --resize and --encoding: what they hold, and that loaders read them alike."""
+"""Tests of shards of each --resize and --encoding: their contents, and that loaders read them alike."""
 
 import json
 import random
@@ -36,7 +36,7 @@ PLAIN_VIEW = Augment(crop="center", flip=False, normalise="mean")
 
 @pytest.fixture(scope="session")
 def modes(demo_images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same images, sharded in each mode."""
+    """Return shards of the same images in each mode, and their source."""
     folder = tmp_path_factory.mktemp("modes")
     source = folder / "images"
     for split, count in (("train", 8), ("val", 3)):
@@ -49,7 +49,7 @@ def modes(demo_images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 def views(folder: Path) -> torch.Tensor:
-    """The centres of the val images, on the 0..255 scale, each once."""
+    """Return the centres of the val images on the 0..255 scale, each image once."""
     mean = torch.tensor(load_manifest(folder).statistics.mean_rgb)[:, None, None]
     batches = list(open_loader(folder, "val", 8, PLAIN_VIEW))
     return torch.cat([batch.images[: batch.valid] for batch in batches]) + mean
@@ -78,7 +78,7 @@ def test_every_mode_gives_the_same_bytes_whatever_the_number_of_workers(
 
 @pytest.fixture(scope="module")
 def samplings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A JPEG of each sampling, all of one class, named after it."""
+    """Return a folder with a JPEG of each sampling, all of one class, each named after its sampling."""
     folder, rng = tmp_path_factory.mktemp("samplings") / "images", random.Random(0)
     for name, factors in {**jpegs.COMMON, **jpegs.RARE}.items():
         for split in ("train", "val"):
@@ -125,7 +125,7 @@ def test_rare_samplings_in_shards_of_an_earlier_version_are_named(
 
 
 def test_a_scan_that_is_damaged_is_written_anew(samplings: Path, tmp_path: Path) -> None:
-    """So that what was just sharded passes --verify, and loaders take it."""
+    """Check that shards of damaged files pass --verify, so that loaders accept them."""
     for split in ("train", "val"):
         path = tmp_path / "images" / split / "c" / "0.jpg"
         path.parent.mkdir(parents=True)
@@ -141,14 +141,14 @@ def test_a_scan_that_is_damaged_is_written_anew(samplings: Path, tmp_path: Path)
 def test_every_mode_shows_the_network_the_same_picture(
     modes: dict[str, Path], name: str, mean_error: float, median_error: float
 ) -> None:
-    """Raw lacks only the loss of quality 90. Shorter and none may place the centre half a pixel beside, and none is
-    decoded once, and resized by DALI's bicubic filter instead of Pillow's."""
+    """Check within known differences: raw has no loss of quality 90; shorter and none may shift the centre by half a
+    pixel; none is decoded once, and resized by DALI's bicubic filter instead of Pillow's."""
     error = (views(modes[name]) - views(modes["square"])).abs()
     assert error.mean() < mean_error and error.median() <= median_error
 
 
 def test_raw_pixels_are_those_that_were_measured(modes: dict[str, Path]) -> None:
-    """The mean image of raw shards is that of their train images, and statistics do not depend on the encoding."""
+    """Check that the mean image of raw shards is that of their train images, and that raw and JPEG statistics agree."""
     shards = sorted(str(path) for path in modes["raw"].glob("train-*.tar"))
     total = np.zeros((256, 256, 3))
     for sample in webdataset.WebDataset(shards, shardshuffle=False).decode():
@@ -163,11 +163,11 @@ def test_statistics_without_a_mean_image(modes: dict[str, Path]) -> None:
         assert statistics.mean_image is None and not (modes[name] / "mean.npy").exists()
         assert statistics.images == 80
         wanted = load_manifest(modes["square"]).statistics.mean_rgb
-        np.testing.assert_allclose(statistics.mean_rgb, wanted, atol=12)  # with the sides that square cuts off
+        np.testing.assert_allclose(statistics.mean_rgb, wanted, atol=12)  # these include the sides that square cuts off
 
 
 def test_none_keeps_the_bytes_of_healthy_files(modes: dict[str, Path]) -> None:
-    """Some of the demo's files are progressive."""
+    """Check that only progressive files, of which the demo has some, change."""
     samples = {s.key: s.source for s in find_images(modes["source"], ("train",), 0).splits["train"]}
     repaired = {e["source"]: e["action"] for e in load_manifest(modes["none"]).repaired if e["split"] == "train"}
     assert 0 < len(repaired) < 20 and set(repaired.values()) == {"progressive to baseline"}
@@ -208,7 +208,7 @@ def test_damaged_files_are_listed_and_the_rest_is_loaded(tmp_path: Path, resize:
 
 @pytest.mark.parametrize("name", ["raw", "shorter", "none"])
 def test_every_mode_evaluates_each_image_once(numbered_images: Path, tmp_path: Path, name: str) -> None:
-    """The images are PNGs of 48 x 40: under none they become JPEGs and are enlarged by the loader."""
+    """Check with PNGs of 48 x 40: under none they become JPEGs, which the loader enlarges."""
     out = shard(numbered_images, tmp_path / "out", shard_mb=1, **MODES[name])
     batches = [batch for rank in range(2) for batch in open_loader(out, "val", 8, rank=rank, world_size=2)]
     labels = [label for batch in batches for label in batch.labels[: batch.valid].tolist()]

@@ -1,8 +1,8 @@
-"""The variant source2012 against a slow NumPy net of two towers, written from the layer definitions of the release.
+"""Tests of the variant source2012 against a slow NumPy net of two towers, written from the release's layer definitions.
 
-The definitions are layers-145.cfg and layer-params-145.cfg, what a field means is in layer.py beside them: convolution
-makes 1 + ceil((size + 2 padding - filter) / stride) outputs a side, pooling 1 + ceil((size - window) / stride), what
-hangs over the edge counts as zero (in pooling, not at all), and ``scale`` is divided by the values in its window.
+The definitions are layers-145.cfg and layer-params-145.cfg; layer.py beside them defines their fields. Convolution
+makes 1 + ceil((size + 2 padding - filter) / stride) outputs a side, pooling 1 + ceil((size - window) / stride). Pixels
+beyond the edge count as zero (in pooling, not at all). ``scale`` is divided by the number of values in its window.
 """
 
 import math
@@ -19,7 +19,7 @@ Tower = dict[str, np.ndarray]
 
 
 def conv(x: np.ndarray, weights: np.ndarray, bias: np.ndarray, padding: int = 0, stride: int = 1) -> np.ndarray:
-    """x C,H,W; weights filters,C,k,k."""
+    """Convolve x C,H,W with weights filters,C,k,k."""
     size, k = x.shape[1], weights.shape[2]
     outputs = 1 + math.ceil((size + 2 * padding - k) / stride)
     after = (outputs - 1) * stride + k - size - padding
@@ -39,13 +39,13 @@ def pool(x: np.ndarray, window: int = 3, stride: int = 2) -> np.ndarray:
 
 
 def cmrnorm(x: np.ndarray, size: int = 5, scale: float = 1e-4, power: float = 0.75, least: float = 2) -> np.ndarray:
-    """Across maps; ``least`` is minDiv."""
+    """Normalise across maps; ``least`` is minDiv."""
     near = [x[max(0, c - size // 2) : c + size // 2 + 1] for c in range(len(x))]
     return x / (least + scale / size * np.stack([(part**2).sum(0) for part in near])) ** power
 
 
 def rnorm(x: np.ndarray, size: int = 5, scale: float = 1e-3, power: float = 0.75) -> np.ndarray:
-    """In the same map; minDiv is 1 where a layer does not say."""
+    """Normalise within a map; minDiv is 1 if a layer does not set it."""
     squares = np.pad(x**2, ((0, 0), (size // 2, size // 2), (size // 2, size // 2)))
     return x / (1 + scale / size**2 * sliding_window_view(squares, (size, size), axis=(1, 2)).sum((3, 4))) ** power
 
@@ -55,7 +55,7 @@ def relu(x: np.ndarray) -> np.ndarray:
 
 
 def reference(image: np.ndarray, convolutions: list[nn.Conv2d], linears: list[nn.Linear]) -> dict[str, np.ndarray]:
-    """Every layer's output, the towers a and b side by side. ``image`` 3,224,224."""
+    """Return every layer's output, with the towers a and b side by side. ``image`` 3,224,224."""
     weights = [layer.weight.detach().double().numpy() for layer in convolutions]
     biases = [layer.bias.detach().double().numpy() for layer in convolutions]  # type: ignore[union-attr]
     found: dict[str, np.ndarray] = {}
@@ -114,7 +114,7 @@ def test_every_layer_is_that_of_the_published_definition() -> None:
 
 
 def test_the_towers_meet_only_where_the_definition_says() -> None:
-    """conv3 and the fully connected layers see both; nothing before conv3 carries anything from one to the other."""
+    """Check that nothing before conv3 mixes the towers. conv3 and the fully connected layers see both."""
     torch.manual_seed(0)
     model = AlexNet("source2012", 20).eval()
     images = torch.randn(1, 3, 224, 224) * 70

@@ -1,4 +1,4 @@
-"""ImageNet's four layouts: the same shards from each, and bad downloads that say what is wrong with them."""
+"""Tests of ImageNet's four layouts: the same shards from each, and clear errors for bad downloads."""
 
 import csv
 import hashlib
@@ -24,7 +24,7 @@ from tests.conftest import ROOT, command, shard
 from tools.shard_imagenet import Options
 
 WORDS = {"n01440764": "tench, Tinca tinca", "n01443537": "goldfish", "n02084071": "dog", "n09999999": "zebra crossing"}
-ILSVRC_ID = dict(zip(WORDS, (4, 1, 3, 2), strict=True))  # unlike the ranks, as in the real devkit
+ILSVRC_ID = dict(zip(WORDS, (4, 1, 3, 2), strict=True))  # not in the order of wnids, as in the real devkit
 TRAIN, VAL, DEVKIT = official.ARCHIVES["train"], official.ARCHIVES["val"], official.DEVKIT
 CSV = kaggle.LABELS
 SIZE = 32
@@ -41,7 +41,7 @@ def picture(seed: int) -> bytes:
 
 @pytest.fixture(scope="session")
 def few() -> Images:
-    """Four classes of five train and two val images, named as ImageNet's."""
+    """Return four classes of five train and two val images each, named as in ImageNet."""
     images: Images = {"train": {wnid: {} for wnid in WORDS}, "val": {wnid: {} for wnid in WORDS}}
     for i, wnid in enumerate(WORDS):
         for n in range(5):
@@ -52,7 +52,7 @@ def few() -> Images:
 
 
 def val_labels(images: Images) -> dict[str, str]:
-    """Name -> wnid, by name."""
+    """Return the wnid of each val image, sorted by the image's name."""
     return dict(sorted((name, wnid) for wnid, files in images["val"].items() for name in files))
 
 
@@ -133,7 +133,7 @@ def parquet_of(path: Path, rows: list[tuple[str, bytes, int]], names: list[str] 
 
 
 def parquet_rows(images: Images, split: str) -> list[tuple[str, bytes, int]]:
-    """In the order of the bytes, which is none; names as Hugging Face writes them."""
+    """Return rows sorted by their bytes, an arbitrary order, with names as Hugging Face writes them."""
     rows = [
         (f"{name.removesuffix('.JPEG')}_{wnid}.JPEG", data, label)
         for label, wnid in enumerate(WORDS)

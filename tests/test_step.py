@@ -1,4 +1,4 @@
-"""The training step: what it compiles, what it waits for, its precisions; averaged weights and several views."""
+"""Tests of the training step: compilation, waits for the device, precisions, EMA, and several views per image."""
 
 import math
 from dataclasses import replace
@@ -26,9 +26,9 @@ def random_batch(size: int = 2, scale: float = 1.0) -> tuple[torch.Tensor, torch
 
 @pytest.mark.parametrize("variant", ["source2012", "bn"])
 def test_after_the_first_steps_nothing_is_compiled_again(variant) -> None:
-    """One graph without breaks for training and one for evaluation, through epochs of both and a changing rate.
+    """Check for one unbroken graph for training and one for evaluation, through epochs of both and a changing rate.
 
-    The backend runs the graphs as they are traced, and so needs no C compiler.
+    The backend runs the graphs as they are traced, so it needs no C compiler.
     """
     torch._dynamo.reset()
     counters.clear()
@@ -49,7 +49,7 @@ def test_after_the_first_steps_nothing_is_compiled_again(variant) -> None:
 
 
 class WaitsForTheDevice(TorchDispatchMode):
-    """Fails where a value is read from a tensor, as .item(), bool() and print do: on a GPU the host would wait."""
+    """A mode that fails if a value is read from a tensor, as by .item(), bool() or print: a GPU's host would wait."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         assert "local_scalar_dense" not in str(function) and "nonzero" not in str(function), function
@@ -73,7 +73,7 @@ def test_between_two_lines_of_the_log_nothing_waits_for_the_device(name) -> None
 
 
 def test_bf16_follows_fp32_on_the_0_to_255_scale() -> None:
-    """The first loss agrees within a few roundings of the logits, and the next ones are finite."""
+    """Check that the first loss agrees within a few roundings of the logits, and that the next one is finite."""
     losses = {}
     for name in ("fp32", "bf16"):
         torch.manual_seed(0)
@@ -90,8 +90,8 @@ def test_bf16_follows_fp32_on_the_0_to_255_scale() -> None:
 
 @pytest.mark.parametrize("variant", ["paper", "source2012"])
 def test_fp16_has_room_for_the_0_to_255_scale(variant) -> None:
-    """With photographs, every layer's output is at first a tenth of float16's range at most. Measured in float32: CPUs
-    have no fp16 convolution worth the name."""
+    """Check that with photographs and initial weights, each layer's output is at most a tenth of float16's range. It is
+    measured in float32, because CPUs have no fp16 convolution worth the name."""
     torch.manual_seed(0)
     model = AlexNet(variant, 10)
     largest = 0.0
@@ -104,7 +104,7 @@ def test_fp16_has_room_for_the_0_to_255_scale(variant) -> None:
 
 
 def small_network() -> AlexNet:
-    """With layers so small that a CPU can train them in float16."""
+    """Return a network with layers so small that a CPU can train them in float16."""
     model = AlexNet("bn", 3)
     model.features = torch.nn.Sequential(torch.nn.AvgPool2d(37), torch.nn.Conv2d(3, 4, 1))
     model.classifier = torch.nn.Sequential(torch.nn.Linear(4 * 6 * 6, 3))
@@ -113,7 +113,7 @@ def small_network() -> AlexNet:
 
 @pytest.mark.parametrize("update", ["torch", "paper"])
 def test_a_step_whose_scaled_loss_overflows_is_left_out_even_the_first(update) -> None:
-    """The scale is halved; the momentum, which torch would leave unmade, is zero when the next step reads it."""
+    """Check that the scale is halved, and that the momentum, which torch would not create, is zero in the next step."""
     torch.manual_seed(0)
     recipe = replace(RECIPES["paper"], precision="fp16", update=update)
     model, batch = small_network(), random_batch()
@@ -150,7 +150,7 @@ def test_the_average_is_that_of_a_scalar_loop_and_counts_batch_statistics() -> N
 
 
 def test_several_views_of_an_image_count_once_by_their_mean_probability() -> None:
-    """Four rows an image in a row, the last image only padding; the metrics are those of the averages."""
+    """Check four consecutive rows per image, the last image only padding. The metrics are those of the averages."""
     torch.manual_seed(0)
     model = AlexNet("paper", 6).eval()
     with torch.no_grad():

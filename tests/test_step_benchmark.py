@@ -1,4 +1,4 @@
-"""The step benchmark as a person runs it, as small as it goes."""
+"""Tests of the step benchmark as a user runs it, at the smallest size."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_wrong_settings_end_with_2() -> None:
 
 
 def test_the_operations_of_torchvisions_net_are_the_published_ones() -> None:
-    """0.714 billion multiplications and additions forward; thrice that in training, but for conv1's images."""
+    """Check 0.714 billion multiply-adds forward, and three times that in training, without a gradient of the images."""
     flops = train_flops(AlexNet("one_weird_trick"), torch.device("cpu"))
     conv1 = 2 * 64 * 363 * 55 * 55
     assert (flops + conv1) / 6 == pytest.approx(0.714e9, rel=0.001)

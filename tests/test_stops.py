@@ -1,4 +1,4 @@
-"""Whatever ends a command ends its workers, and what it was doing can be done again."""
+"""Tests that whatever ends a command ends its workers, and that the command can be run again."""
 
 import os
 import random
@@ -29,7 +29,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 def start(errors: Path, *arguments: object) -> subprocess.Popen:
-    """A command in a session of its own, by which its processes are known however they were started."""
+    """Start a command in a session of its own, which identifies its processes however they were started."""
     with errors.open("w") as file:
         line = [sys.executable, *map(str, arguments)]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -38,13 +38,13 @@ def start(errors: Path, *arguments: object) -> subprocess.Popen:
 
 
 def answer_signals() -> None:
-    """Undo what a shell does to a command in the background, and nohup: there these signals are ignored."""
+    """Restore the default action of signals that nohup, or a shell for background commands, sets to be ignored."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
 
 def processes_of(session: int) -> list[psutil.Process]:
-    """Return those that still run, without the first one, which is this process's child."""
+    """Return the session's running processes, without the first one, which is this process's child."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -60,13 +60,13 @@ def workers_of(session: int) -> list[psutil.Process]:
 
 
 def check_stopped(process: subprocess.Popen, number: int, errors: Path) -> None:
-    """Check that all processes end, though the signal went to the main one alone, and that they say one line."""
+    """Check that all processes end, although only the main one got the signal, and that they print one line."""
     try:
         wait_until(lambda: not processes_of(process.pid), f"workers outlive {signal.Signals(number).name}")
     finally:
         for left in processes_of(process.pid):
             left.kill()
-    if number == signal.SIGKILL:  # Python complains in a worker that was being started and finds no orders
+    if number == signal.SIGKILL:  # Python prints errors in a worker that loses its parent while it starts
         assert process.returncode == -signal.SIGKILL
     else:
         said = errors.read_text()
@@ -75,7 +75,7 @@ def check_stopped(process: subprocess.Popen, number: int, errors: Path) -> None:
 
 @pytest.fixture(scope="module")
 def few(demo_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A hundred images of the demo."""
+    """Return a folder with a hundred images of the demo."""
     source = tmp_path_factory.mktemp("few") / "images"
     for split, count in (("train", 8), ("val", 2)):
         for folder in (demo_images / split).iterdir():
@@ -87,7 +87,7 @@ def few(demo_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(few: Path) -> dict[str, bytes]:
-    """What a run that is not stopped writes."""
+    """Return what an uninterrupted run writes."""
     return contents(shard(few, few.parent / "whole", shard_mb=0.2, workers=2))
 
 
@@ -98,7 +98,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def stop_sharding(
     few: Path, out: Path, number: int, moment: Callable[[subprocess.Popen], object], send: Callable = os.kill
 ) -> None:
-    """Stop a run at that moment. If it was done by then, begin anew."""
+    """Stop a run at that moment. Try again if it was already done."""
     for _ in range(20):
         errors = out.with_name("errors")
         process = start(errors, TOOL, few, out, "--shard-mb", "0.2", "--workers", "2")
@@ -127,7 +127,7 @@ def writing(process: subprocess.Popen, out: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 def test_a_signal_of_the_terminal_to_all_processes_is_one_line(few: Path, tmp_path: Path, number: int) -> None:
-    """A terminal that closes sends SIGHUP, and its shell does once more."""
+    """Check two signals: a terminal that closes sends SIGHUP, and its shell sends another one."""
 
     def send(process: int, number: int) -> None:
         os.killpg(process, number)
@@ -143,7 +143,7 @@ def test_a_signal_of_the_terminal_to_all_processes_is_one_line(few: Path, tmp_pa
 def test_no_worker_outlives_sharding_stopped_at_any_moment(
     few: Path, whole: dict[str, bytes], tmp_path: Path, number: int
 ) -> None:
-    """Ten times: as processes are started, import, write, and finish."""
+    """Check ten times: as processes start, import, write, and finish."""
     chance, out = random.Random(number), tmp_path / "out"
 
     def any_moment(process: subprocess.Popen) -> None:
@@ -158,7 +158,7 @@ def test_no_worker_outlives_sharding_stopped_at_any_moment(
 
 
 def verify_until(shards: Path, errors: Path, stop: Callable[[subprocess.Popen], object]) -> subprocess.Popen:
-    """Stop --verify as soon as its workers are there. If it was done by then, begin anew."""
+    """Stop --verify as soon as its workers run. Try again if it was already done. Return the process."""
     while True:
         process = start(errors, TOOL, "--verify", shards, "--workers", "2")
         wait_until(lambda p=process: len(workers_of(p.pid)) == 2 or p.poll() is not None, "no workers")

@@ -1,4 +1,4 @@
-"""What a checkpoint's pickle may ask for: what our own need, and no more memory or time than its file has bytes."""
+"""Tests that a checkpoint's pickle may ask only for what ours need, and for memory and time bounded by its file."""
 
 import pickle
 import zipfile
@@ -18,7 +18,7 @@ FLOATS = b"ctorch\nFloatStorage\n"
 
 
 def write(path: Path, pickled: bytes, numbers: int = 4) -> None:
-    """A file as torch.save lays it out, with one record of floats."""
+    """Write a file as torch.save lays it out, with one record of floats."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x/data.pkl", pickled)
         archive.writestr("x/byteorder", "little")
@@ -27,7 +27,7 @@ def write(path: Path, pickled: bytes, numbers: int = 4) -> None:
 
 
 def checkpoint_of(value: bytes) -> bytes:
-    """The pickle of {"format": 2, "x": value}."""
+    """Return the pickle of {"format": 2, "x": value}."""
     return b"\x80\x02}(X\x06\x00\x00\x00formatK\x02X\x01\x00\x00\x00x" + value + b"u."
 
 
@@ -41,7 +41,7 @@ def number(value: int) -> bytes:
 
 
 def tensor(size: list[int], stride: list[int], claimed: int = 4) -> bytes:
-    """The pickle of a tensor over the record, which claims so many floats."""
+    """Return the pickle of a tensor over the record, which claims to have so many floats."""
     storage = (
         b"(X\x07\x00\x00\x00storage" + FLOATS + b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpu" + number(claimed) + b"tQ"
     )
@@ -50,7 +50,7 @@ def tensor(size: list[int], stride: list[int], claimed: int = 4) -> bytes:
     return called("torch._utils._rebuild_tensor_v2", storage + number(0) + b"".join(parts) + b"\x89" + hooks)
 
 
-LISTS = b"]q\x00" + b"".join(b"](h%ch%ceq%c" % (i, i, i + 1) for i in range(28))  # each has the one before it twice
+LISTS = b"]q\x00" + b"".join(b"](h%ch%ceq%c" % (i, i, i + 1) for i in range(28))  # each has the previous one twice
 TUPLES = b")q\x00" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(20))
 BOMBS: dict[str, tuple[bytes, str]] = {
     "bytearray": (called("builtins.bytearray", number(1 << 30)), "names builtins.bytearray"),
@@ -90,7 +90,7 @@ def test_the_same_by_hand_without_a_bomb_is_read(tmp_path: Path) -> None:
 
 
 def test_all_that_checkpoints_hold_is_read(tmp_path: Path) -> None:
-    """Weights of each precision, AdamW's moments, random states, a scaler, bytes, large integers, what is shared."""
+    """Check weights of each precision, AdamW's moments, random states, a scaler, bytes, big integers, shared lists."""
     model = AlexNet("bn", 2)
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.randn(2, 3, 224, 224)).sum().backward()
@@ -117,7 +117,7 @@ def test_all_that_checkpoints_hold_is_read(tmp_path: Path) -> None:
 
 
 def test_expanded_tensors_of_a_networks_shapes_are_read(tmp_path: Path) -> None:
-    """Four sets of weights of ImageNet's network in some kilobytes: what tests keep of files from before."""
+    """Check four sets of weights of ImageNet's network in some kilobytes, as tests keep files of earlier versions."""
     with torch.device("meta"):
         shapes = {name: weights.shape for name, weights in AlexNet("paper", 1000).state_dict().items()}
     sets = {f"set {i}": {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()} for i in range(4)}
@@ -147,7 +147,7 @@ def test_no_second_pickle_hides_behind_the_one_that_is_checked(tmp_path: Path, n
 
 
 def test_nothing_stands_before_the_first_record(tmp_path: Path) -> None:
-    """zipfile would look past it, and torch would not."""
+    """Check that bytes before the first record are refused: zipfile would skip them, and torch would not."""
     write(tmp_path / "last.pt", checkpoint_of(b"K\x01"))
     (tmp_path / "last.pt").write_bytes(bytes(100) + (tmp_path / "last.pt").read_bytes())
     with pytest.raises(AlexNetError, match="not laid out as torch"):

@@ -1,4 +1,4 @@
-"""Whatever stops a run, the one that goes on ends with the weights of the one that was never stopped."""
+"""Tests that a resumed run ends with the weights of an uninterrupted run, whatever stopped it."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from alexnet.log import RunLog, read_log
 from alexnet.stop import Stop
 from tests.conftest import QUICK, ROOT, assert_refused, command, mounted, script
 
-KILLS = 5  # of each of six runs
+KILLS = 5  # per run, of which there are six
 RANK_KILLS = 5
 OFTEN = ("--checkpoint-minutes", "0.01")  # a checkpoint is always being written
 SMALL = ("--batch-size", "8", "--epochs", "2", "--learning-rate", "0.002", "--dropout", "0.5", "--log-steps", "1")
@@ -58,7 +58,7 @@ def assert_each_step_stands_once(run: Path, epochs: int, steps: int) -> None:
 def test_a_signal_ends_the_run_with_0_and_the_command_that_goes_on_as_if_nothing_had_been(
     numbered_shards: Path, trained: Path, tmp_path: Path, number: int
 ) -> None:
-    """In the middle of an epoch."""
+    """Check with a signal in the middle of an epoch."""
     out = tmp_path / "stopped"
     process = begin(tmp_path / "errors", "train.py", "--data", numbered_shards, "--out", out, *QUICK)
     wait_for((out / "log.jsonl").exists, process)
@@ -76,7 +76,7 @@ def test_the_first_signal_asks_and_the_second_ends_at_once() -> None:
     with Stop() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.asked
-        os.kill(os.getpid(), signal.SIGTERM)  # torchrun's, on top of the terminal's
+        os.kill(os.getpid(), signal.SIGTERM)  # sent by torchrun, in addition to the terminal's
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     code = "import os, time; from alexnet.stop import Stop; s = Stop(); s.__enter__()\n"
     code += "for _ in range(2): os.kill(os.getpid(), 2); time.sleep(1.1)"
@@ -86,7 +86,7 @@ def test_the_first_signal_asks_and_the_second_ends_at_once() -> None:
 
 @pytest.fixture
 def finished(trained: Path, tmp_path: Path) -> Path:
-    """A run that has come to its end, to be gone on with."""
+    """Return the folder of a run that has ended, to resume."""
     folder = tmp_path / "finished"
     folder.mkdir()
     for name in ("config.json", "env.json", "log.jsonl"):
@@ -152,7 +152,7 @@ def test_a_resume_before_the_first_checkpoint_begins_again(numbered_shards: Path
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """Room for the checkpoints of one epoch, 660 MB, and not for those of two."""
+    """Yield a disk with room for the checkpoints of one epoch, 660 MB, and not for those of two."""
     with mounted(tmp_path / "disk", 800) as disk:
         yield disk
 
@@ -170,7 +170,7 @@ def test_a_disk_that_fills_ends_the_run_with_1_and_leaves_the_checkpoint_before(
 def test_a_lost_gpu_or_a_loss_that_is_no_number_leaves_the_checkpoint_before(
     numbered_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
 ) -> None:
-    """In the third step, after an epoch of two. No GPU can be lost at will: the step raises what torch raises then."""
+    """Check in the third step, after an epoch of two. No GPU can be lost at will, so the step raises torch's error."""
     steps, learn = iter(range(1, 5)), TrainStep.__call__
 
     def fail(self: TrainStep, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -217,7 +217,7 @@ def test_a_log_goes_on_where_the_checkpoint_is(tmp_path: Path) -> None:
 def test_killed_at_any_moment_a_run_ends_as_the_uninterrupted_one(
     numbered_shards: Path, tmp_path: Path, backend: str, variant: str
 ) -> None:
-    """By SIGKILL, while checkpoints are being written all the time."""
+    """Check with SIGKILL, while checkpoints are being written all the time."""
     options = ("--data", numbered_shards, "--backend", backend, "--variant", variant, *SMALL, "--deterministic")
     whole, out, errors = tmp_path / "whole", tmp_path / "killed", tmp_path / "errors"
     done = command("train.py", *options, "--out", whole)
@@ -242,7 +242,7 @@ def test_killed_at_any_moment_a_run_ends_as_the_uninterrupted_one(
 def test_two_ranks_of_which_one_is_killed_again_and_again_end_as_two_that_were_not(
     numbered_shards: Path, tmp_path: Path
 ) -> None:
-    """torchrun begins again, from the last checkpoint."""
+    """Check that torchrun restarts from the last checkpoint."""
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--max-restarts", RANK_KILLS)
     epochs = 8  # long enough to be killed five times
     options = ("train.py", "--data", numbered_shards, *SMALL, "--epochs", epochs, "--deterministic", "--out")
@@ -263,5 +263,5 @@ def test_two_ranks_of_which_one_is_killed_again_and_again_end_as_two_that_were_n
 
 
 def changed(path: Path) -> float:
-    """When; rank 0 writes config.json as it begins to train."""
+    """Return the time of the last write, or 0. Rank 0 writes config.json as it begins to train."""
     return path.stat().st_mtime if path.exists() else 0.0

@@ -1,4 +1,4 @@
-"""The real trainer on real shards, small: what it writes, how it goes on, and what it refuses."""
+"""Tests of the real trainer on small real shards: what it writes, how it resumes, and what it refuses."""
 
 import json
 import math
@@ -43,9 +43,9 @@ def test_a_run_writes_its_files(trained: Path) -> None:
 def test_a_run_killed_and_resumed_ends_as_the_uninterrupted_one(
     numbered_shards: Path, trained: Path, tmp_path: Path
 ) -> None:
-    """To the bit, killed in its second epoch: weights, momentum, dropout and place in the data come from last.pt.
+    """Check bit-identical weights after a kill in epoch 2: weights, momentum, dropout and data position are in last.pt.
 
-    Each in a process of its own: what ran before in this one may leave torch with other threads, which round otherwise.
+    Each run has its own process, because earlier tests may leave torch with other threads, which round differently.
     """
     out = tmp_path / "killed"
     line = [sys.executable, "train.py", "--data", numbered_shards, "--out", out, *QUICK]

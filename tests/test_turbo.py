@@ -1,4 +1,4 @@
-"""The CPU loader: right pixels whatever the shards hold, any resume, named errors, no thread and no byte too many."""
+"""Tests of the CPU loader: right pixels for all shards, any resume, named errors, and no leaked threads or memory."""
 
 import hashlib
 import io
@@ -53,7 +53,7 @@ def labels_of(batches: Iterable) -> list[int]:
 
 @pytest.fixture(scope="module")
 def any_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Smooth, as photographs are: 24 pictures of many sizes, one of them grey."""
+    """Return 24 pictures of many sizes, smooth as photographs are, one of them grey."""
     folder = tmp_path_factory.mktemp("any") / "images"
     rng = np.random.default_rng(0)
     sizes = [(500, 375), (375, 500), (256, 256), (300, 1200), (1200, 900), (257, 260)] * 4
@@ -75,7 +75,7 @@ def folders(any_size: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 def stored(folder: Path, split: str = "val") -> list[torch.Tensor]:
-    """3,H,W uint8: the images of a split in order, as Pillow decodes them."""
+    """Return the images of a split in order, as Pillow decodes them: 3,H,W uint8."""
     manifest = load_manifest(folder)
     records = Records(manifest, split)
     images = (read_member(bytes(records.read(i).data), manifest.image) for i in range(len(records)))
@@ -83,7 +83,7 @@ def stored(folder: Path, split: str = "val") -> list[torch.Tensor]:
 
 
 def oracle(image: torch.Tensor) -> torch.Tensor:
-    """The shorter side to 256, antialiased bicubic, then the centre, all by torchvision."""
+    """Resize the shorter side to 256, antialiased bicubic, and crop the centre, all by torchvision."""
     height, width = image.shape[1:]
     shorter = [max(256, round(side * 256 / min(height, width))) for side in (height, width)]
     if shorter != [height, width]:
@@ -94,7 +94,7 @@ def oracle(image: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["square", "shorter", "none", "raw"])
 def test_evaluation_sees_what_torchvision_would(folders: dict[str, Path], kind: str) -> None:
-    """Two builds of libjpeg-turbo differ in single steps of rounding, of the inverse transform and of the chroma."""
+    """Check up to rounding: two libjpeg-turbo builds differ by single steps in the inverse transform and the chroma."""
     images = torch.cat([batch.images[: batch.valid] for batch in turbo(folders[kind], "val", 5)])
     for image, source in zip(images, stored(folders[kind]), strict=True):
         error = (image.float() - oracle(source).float()).abs()
@@ -116,7 +116,7 @@ def test_ten_crops_are_five_and_the_same_mirrored_in_consecutive_rows(folders: d
 
 @pytest.mark.parametrize("kind", ["square", "shorter", "none", "raw"])
 def test_dali_and_turbo_evaluate_the_same_pixels(folders: dict[str, Path], kind: str) -> None:
-    """But for the rounding of decoders and, under none, of two antialiased bicubic filters."""
+    """Check up to the rounding of decoders and, under none, of two antialiased bicubic filters."""
     pytest.importorskip("nvidia.dali")
     theirs, ours = (
         torch.cat([batch.images for batch in open_loader(folders[kind], "val", 8, PIXELS, backend=backend)]).float()
@@ -127,7 +127,7 @@ def test_dali_and_turbo_evaluate_the_same_pixels(folders: dict[str, Path], kind:
 
 
 def test_a_random_crop_of_a_large_image_is_near_to_the_one_of_the_resized_image(folders: dict[str, Path]) -> None:
-    """One linear resize of a part, to whole pixels, stands for an antialiased one of everything."""
+    """Check that a linear resize of a part, to whole pixels, is close to an antialiased resize of everything."""
     loader = turbo(folders["none"], "val", 24, Augment(flip=False, normalise="none"), training=True)
     (batch,) = list(loader)
     draws, order = draw(0, 0, Augment(flip=False), 0, 24), epoch_order(0, 0, 24)
@@ -150,7 +150,7 @@ def test_resized_crops_have_torchvisions_areas_and_places() -> None:
     assert (ours[:, 0] + ours[:, 2]).max() <= 375 and (ours[:, 1] + ours[:, 3]).max() <= 500 and ours.min() >= 0
     spread = np.hypot(ours.std(0), theirs.std(0)) / draws**0.5
     assert (abs(ours.mean(0) - theirs.mean(0)) < 5 * spread).all()
-    np.testing.assert_allclose(ours.std(0), theirs.std(0), rtol=0.08)  # five deviations of a deviation of 4000
+    np.testing.assert_allclose(ours.std(0), theirs.std(0), rtol=0.08)  # five deviations of the deviation of 4000 draws
 
 
 def test_jitter_is_the_formula_cut_off_and_rounded(folders: dict[str, Path]) -> None:
@@ -175,7 +175,7 @@ def test_jitter_that_changes_nothing_changes_nothing() -> None:
 
 @pytest.mark.parametrize("normalise", ["mean_image", "mean", "mean_std"])
 def test_one_image_and_a_batch_are_normalised_alike(folders: dict[str, Path], normalise) -> None:
-    """The former by numpy on a CPU, the latter by torch on the GPU; here both on the CPU, to half precision."""
+    """Compare NumPy, used for one image on a CPU, with torch, used for a batch on the GPU; here both run on the CPU."""
     manifest = load_manifest(folders["square"])
     augment = Augment(normalise=normalise, lighting=0.1, lit_divisor=1.1)
     finish = Normalise(manifest, augment, torch.device("cpu"))
@@ -188,7 +188,7 @@ def test_one_image_and_a_batch_are_normalised_alike(folders: dict[str, Path], no
     for one, view, colour, place in zip(pixels, views.tolist(), colours, out, strict=True):
         finish.one(one, (view[0], view[1], bool(view[2])), colour, place)
     batch = finish.batch(torch.from_numpy(pixels), views, colours).float().numpy()
-    np.testing.assert_allclose(batch, out, rtol=2e-3, atol=2e-3)  # half has eleven bits
+    np.testing.assert_allclose(batch, out, rtol=2e-3, atol=2e-3)  # float16 has eleven bits
 
 
 def test_the_mean_image_is_taken_off_where_the_image_was_cropped(folders: dict[str, Path]) -> None:
@@ -271,7 +271,7 @@ def damaged(numbered_shards: Path, tmp_path: Path) -> Path:
 
 
 def member(folder: Path, shard_name: str, suffix: str) -> tuple[str, int]:
-    """The name of its third sample's member, and where its contents begin."""
+    """Return the name of the third sample's member, and the offset of its contents."""
     with tarfile.open(folder / shard_name, "r:") as tar:
         found = [entry for entry in tar if entry.name.endswith(suffix)][2]
         return found.name, found.offset_data
@@ -284,7 +284,7 @@ def overwrite(path: Path, offset: int, data: bytes) -> None:
 
 
 def break_image(folder: Path) -> str:
-    """A bit of a marker: no decoder goes on after it."""
+    """Overwrite the first marker, so that no decoder goes on. Return the member's name."""
     name, offset = member(folder, "val-000000.tar", ".jpg")
     overwrite(folder / "val-000000.tar", offset, b"\xff\xd9")
     return name
@@ -303,7 +303,7 @@ def break_label(folder: Path) -> str:
 
 
 def break_name(folder: Path) -> str:
-    """A path that leads out of the folder, in the tar and in the index alike."""
+    """Write a path that leads out of the folder into the tar and the index. Return that path."""
     name, offset = member(folder, "val-000000.tar", ".jpg")
     evil = ("../" + name[3:]).encode()
     overwrite(folder / "val-000000.tar", offset - 512, evil)
@@ -341,7 +341,7 @@ BREAKS = [break_image, break_entropy, break_label, break_name, break_header, los
 def test_a_damaged_sample_is_an_error_with_shard_and_key_or_skipped_and_reported(
     damaged: Path, damage, native: bool, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the compiled code, where it was built, and without it."""
+    """Check with the compiled part, if it was built, and without it."""
     if not native:
         monkeypatch.setattr("pipelines.turbo.native.has_native", lambda: False)
     name = damage(damaged)
@@ -368,7 +368,7 @@ def test_in_training_the_next_sample_takes_the_place_of_a_damaged_one(damaged: P
 
 
 def spans(folder: Path) -> list[slice]:
-    """Where the samples of the first val shard lie, from the image's header to the label's end."""
+    """Return the bytes of each sample in the first val shard, from the image's header to the label's end, as slices."""
     lines = [line.split() for line in (folder / "val-000000.idx").read_text().splitlines()[1:]]
     return [slice(int(line[1]) - 512, int(line[5]) + int(line[6])) for line in lines]
 
@@ -377,7 +377,7 @@ def spans(folder: Path) -> list[slice]:
 def test_a_flipped_label_and_swapped_images_are_named(
     damaged: Path, native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both are healthy samples to whoever does not know what was sharded."""
+    """Check samples that look healthy to a reader that does not know their checksums."""
     if not native:
         monkeypatch.setattr("pipelines.turbo.native.has_native", lambda: False)
     path = damaged / "val-000000.tar"
@@ -416,7 +416,7 @@ def test_a_shard_that_shrinks_while_it_is_read_is_an_error_even_if_samples_may_b
     os.truncate(damaged / "val-000000.tar", 30_000)
     with pytest.raises(DataError, match=r"val-000000\.tar ends at byte 30000"):
         list(loader)
-    with pytest.raises(DataError, match="ends at byte"):  # again, and no hang
+    with pytest.raises(DataError, match="ends at byte"):  # the same again, and no hang
         list(loader)
 
 
@@ -474,7 +474,7 @@ def sample_bytes(name: str, jpeg: bytes, label: bytes) -> bytes:
 
 
 def of_imagenets_size(source: Path, out: Path, batches: int) -> Path:
-    """1,281,170 samples in 110 shards: whole indices, and tars that are holes but for the first batches of epoch 0."""
+    """Write 1,281,170 samples in 110 shards: full indices, and sparse tars with only the first batches of epoch 0."""
     manifest, (shards, each) = load_manifest(source), (110, 11_647)
     jpeg = Records(manifest, "train").read(0).data
     start, label = 512 + -(-len(jpeg) // 512) * 512, b"0" * manifest.label_width
