@@ -427,7 +427,7 @@ ONE = [("n01440764_1.JPEG", b"x", 0)]
         (lambda f: pyarrow.parquet.write_table(pyarrow.table({"x": [1]}), f / VALIDATION), "has the columns x int64"),
         (lambda f: parquet_of(f / VALIDATION, [("a_n01440764.JPEG", b"x", -1)], None), "row 0, has the label -1"),
         (lambda f: parquet_of(f / VALIDATION, [("a.JPEG", b"x", 4)], None), "label 4, but only 4 classes have names"),
-        (lambda f: parquet_of(f / VALIDATION, [("a_n01440764.JPEG", b"x", 2)], None), "other images say otherwise"),
+        (lambda f: parquet_of(f / VALIDATION, [("a_n01440764.JPEG", b"x", 2)], None), "other images contradict"),
         (lambda f: parquet_of(f / VALIDATION, [], None), "have no rows"),
     ],
 )

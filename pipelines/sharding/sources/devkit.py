@@ -21,7 +21,7 @@ class Devkit:
 
 
 def read_devkit(path: Path) -> Devkit:
-    """Raises DataError where it is damaged, or where scipy is missing."""
+    """Read the devkit. Raises DataError if it is damaged, or if scipy is not installed."""
     contents = _read_members(path)
     wnids, words = _read_synsets(contents[META], path)
     labels = []
@@ -53,7 +53,7 @@ def _read_members(path: Path) -> dict[str, bytes]:
 
 
 def _read_synsets(mat: bytes, path: Path) -> tuple[dict[int, str], dict[str, str]]:
-    """ILSVRC2012_ID -> wnid and wnid -> words of the synsets without children, which are the classes."""
+    """Return ILSVRC2012_ID -> wnid and wnid -> words of the synsets without children, which are the classes."""
     scipy_io = load_extra("scipy.io", "scipy", "reading ImageNet's devkit (meta.mat)")
     try:
         synsets = scipy_io.loadmat(io.BytesIO(mat), variable_names=["synsets"], chars_as_strings=True)[
