@@ -1,4 +1,4 @@
-"""Measure how fast shards are written, batches made and networks trained, beside what the machine allows.
+"""Measure how fast shards are written, batches made and networks trained, compared with references and limits.
 
 python -m benchmarks shard --data IMAGES [--peers] [--json FILE]
 python -m benchmarks loader --data SHARDS [--json FILE]

@@ -2,8 +2,9 @@
 
     python -m benchmarks ceilings --data SHARDS [SHARDS] [--finish]
 
-The first value of each setting is its default; every other is tried with the other defaults. With --finish, decoders
-make batches as for training. A decoder that fails or hangs costs only its own row; benchmarks/decoders.py has them.
+The first value of each setting is the usual one; each other value is tried with all else as usual. With --finish,
+decoders make batches as for training. A decoder that fails or hangs costs only its own row. benchmarks/decoders.py has
+the decoders.
 """
 
 import json
@@ -126,7 +127,7 @@ def measure_decoders(options: CeilingsOptions, data: Path, device: str) -> tuple
 
 
 def start_reference(options: CeilingsOptions, data: Path) -> Child:
-    """Start libjpeg-turbo on all threads."""
+    """Start the reference, libjpeg-turbo on all threads."""
     sizes = {"batch_size": options.batch_sizes[0], "batches": options.batches, "threads": options.threads[0]}
     given = {"work": "reference", "data": str(data), "device": "cpu"} | sizes
     return Child(REFERENCE, ["benchmarks/our_loaders.py", json.dumps(given)])
@@ -140,7 +141,7 @@ def start(name: str, settings: dict[str, Any], options: CeilingsOptions, data: P
 
 
 def variations(options: CeilingsOptions, device: str) -> list[dict[str, Any]]:
-    """Return the default settings, then all settings that differ from them in one value."""
+    """Return the usual settings, then all settings that differ from them in one value."""
     choices: dict[str, tuple[Any, ...]] = {
         "threads": options.threads,
         "batch_size": options.batch_sizes,

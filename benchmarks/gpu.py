@@ -207,7 +207,10 @@ def execute(line: Line, options: GpuOptions, end: float) -> dict[str, Any]:
 
 
 def finish(given: list[str], limit: float) -> tuple[int | str, str]:
-    """Run python. Return its exit code, or a message if it was killed after ``limit`` seconds, and its output."""
+    """Run python. Return its exit code and its output.
+
+    After ``limit`` seconds, kill it with all its descendants and return a message instead of the exit code.
+    """
     process = subprocess.Popen(
         [sys.executable, *given],
         cwd=ROOT,

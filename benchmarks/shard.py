@@ -2,9 +2,9 @@
 
     python -m benchmarks.corpus data/corpus && python -m benchmarks shard --data data/corpus [--peers]
 
-Every candidate is a whole run on the train images, from the start of Python to its end. Under --resize none,
-the share of images decoded for the statistics is the same as for ImageNet. The peers are scripts under benchmarks/peers
-that do the same work, each in its own format; benchmarks/peers/requirements.txt lists what they need.
+Every candidate is a whole run on the train images, from the start of Python to its end. Under --resize none, the share
+of images decoded for the statistics is the same as for ImageNet. The peers are scripts under benchmarks/peers that do
+the same work, each in its own format; benchmarks/peers/requirements.txt lists what they need.
 """
 
 import os

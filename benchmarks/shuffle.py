@@ -64,7 +64,7 @@ def main(options: Options) -> None:
 
 
 def numbered_shards(folder: Path, images: int) -> Path:
-    """Write a shard folder of ``images`` train images, each numbered by its class."""
+    """Write a shard folder of ``images`` train images, each the only one of its class."""
     for number in tqdm(range(images), desc="images", unit=" images"):
         path = folder / "images" / "train" / f"c{number:07d}" / f"{number}.png"
         path.parent.mkdir(parents=True)

@@ -48,7 +48,7 @@ class TrainOptions:
     conv1: Literal["direct", "blocks"] = "direct"
     batch_sizes: tuple[int, ...] = (256, 1024) if GPU else (32,)
     images: int = 50_000 if GPU else 64
-    """Images in a round, made whole batches, at least one."""
+    """Images in a round, rounded down to whole batches, at least one batch."""
     rounds: int = 5
     threads: int = os.cpu_count() or 1
     """Threads of each loader."""

@@ -1,4 +1,4 @@
-"""The bound of a loader's rate: the time of each stage, from the rates with stages left out, and what to change."""
+"""The bottleneck of a loader: the time of each stage, from the rates with stages left out, and what to change."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ ADVICE = {
 
 
 def diagnose(rates: Mapping[str, float], raw: bool = False) -> list[str]:
-    """Describe the time of each stage and the bound in lines of text.
+    """Describe the time of each stage and the bottleneck in lines of text.
 
     ``rates`` in images/s: read, decode (whole images; a copy of ``raw`` pixels), pixels (a loader's uint8 batches),
     batches (its normalised ones), training, and lock (a loader that decodes nothing) if it was measured. A loader that

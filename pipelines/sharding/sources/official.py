@@ -74,7 +74,7 @@ def _locate_train(path: Path, devkit: Devkit) -> Images:
             wnid = basename(inner.name).removesuffix(".tar")
             if not inner.name.endswith(".tar") or wnid not in devkit.words:
                 raise DataError(
-                    f"{path} holds {inner.name}, which is no tar of a class in {DEVKIT}: download both again"
+                    f"{path} holds {inner.name}, which is not a tar of a class in {DEVKIT}: download both again"
                 )
             if wnid in images:
                 raise DataError(f"{path} holds {inner.name} twice: download it again")

@@ -86,7 +86,7 @@ def is_image(name: str) -> bool:
 
 
 def image_names(folder: Path) -> Iterator[str]:
-    """Yield the names of the images in ``folder``, in the order of the disk, dangling links included: reading fails."""
+    """Yield the names of the images in ``folder``, in the order of the disk. Dangling links count: reads will fail."""
     with os.scandir(folder) as entries:
         yield from (entry.name for entry in entries if is_image(entry.name) and not _is_folder(entry))
 

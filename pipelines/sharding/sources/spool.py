@@ -138,7 +138,7 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is no parquet file, or a damaged one ({error}): download it again") from None
+        raise DataError(f"{path} is not a parquet file, or is damaged ({error}): download it again") from None
 
 
 def open_parquet(path: Path) -> Any:

@@ -64,7 +64,7 @@ def members(file: BinaryIO, name: str, start: int = 0, size: int | None = None) 
                     yield Member(member.name, start + member.offset_data, member.size)
             window.seek(tar.offset)
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
-        raise DataError(f"{name} is no tar, or a damaged or truncated one ({error}): download it again") from None
+        raise DataError(f"{name} is not a tar, or is damaged or truncated ({error}): download it again") from None
     except OSError as error:  # a bad sector among the headers hides the place of the next member
         raise DataError(
             f"{name} cannot be read: {error.strerror}: copy it to another disk, or download it again"
@@ -83,6 +83,6 @@ def _check(member: tarfile.TarInfo, name: str, size: int) -> None:
     if member.isdir():
         return
     if not member.isreg() or member.issparse():
-        raise DataError(f"{name} holds {member.name!r}, which is no plain file: get the archive from its source")
+        raise DataError(f"{name} holds {member.name!r}, which is not a plain file: get the archive from its source")
     if member.size < 0 or member.offset_data + member.size > size:
         raise DataError(f"{name} is truncated: {member.name} ends after it: download it again")
