@@ -1,4 +1,4 @@
-"""Measure how fast shards are written, batches made and networks trained, beside what the machine allows.
+"""Measure how fast shards are written, batches made and networks trained, compared with references and limits.
 
 python -m benchmarks shard --data IMAGES [--peers] [--json FILE]
 python -m benchmarks loader --data SHARDS [--json FILE]
@@ -38,7 +38,7 @@ from pipelines.files import write_atomically
 from pipelines.terminal import run_command
 
 PACKAGES = ("torchvision", "nvidia-dali-cuda130", "nvidia-nvimgcodec-cu13", "simplejpeg", "opencv-python-headless")
-# Name, options, and what measures: it gives what is printed and kept.
+# Name, options, and the function that measures. It returns the result to print and save.
 COMMANDS: tuple[tuple[str, type, Callable[[Any], dict]], ...] = (
     ("loader", LoaderOptions, run_loader),
     ("step", StepOptions, run_step),

@@ -1,9 +1,10 @@
-"""What the machine allows at most: matrix products, copies, and JPEG decoding by everything that can do it.
+"""The limits of the machine: matrix products, copies, and JPEG decoding by every decoder available.
 
     python -m benchmarks ceilings --data SHARDS [SHARDS] [--finish]
 
-Of each setting the first value is the usual one; every other is tried with the rest as usual. With --finish decoders
-make batches as a trainer gets them. A decoder that fails or hangs costs its own row; benchmarks/decoders.py has them.
+The first value of each setting is the usual one; each other value is tried with all else as usual. With --finish,
+decoders make batches as for training. A decoder that fails or hangs costs only its own row. benchmarks/decoders.py has
+the decoders.
 """
 
 import json
@@ -21,7 +22,7 @@ from benchmarks.decoders import NVIMGCODEC
 from benchmarks.harness.children import Child
 from benchmarks.harness.roofline import measure_host_copy, measure_limits
 from benchmarks.harness.timing import interleave, summarise
-from benchmarks.loader import LIMIT, mean_kb
+from benchmarks.loader import REFERENCE, mean_kb
 from pipelines import DataError, load_manifest
 from pipelines.terminal import require
 
@@ -48,14 +49,14 @@ class CeilingsOptions:
     prefetch: tuple[int, ...] = (2, 4)
     """Batches that DALI makes in advance."""
     decoders: tuple[Literal["image", "image_crop", "image_random_crop"], ...] = ("image", "image_crop")
-    """DALI's. image_random_crop has crashed on some GPUs: first see python -m benchmarks runs."""
+    """DALI's decoders. image_random_crop has crashed on some GPUs: run python -m benchmarks runs first."""
     finish: bool = False
     """Make cropped, flipped, normalised batches, not only pixels."""
     batches: int = 40
-    """Of the usual size, in a round."""
+    """Batches in a round, of the first batch size."""
     rounds: int = 5
     device: str = "auto"
-    """auto (a GPU where there is one), cpu or cuda."""
+    """auto (a GPU if there is one), cpu or cuda."""
     json: Path | None = None
     """Write the result here too."""
 
@@ -67,7 +68,7 @@ class CeilingsOptions:
 
 
 class Guarded:
-    """A child that may end or hang half way: from then on it does nothing."""
+    """A child that may crash or hang. After that, calling it does nothing."""
 
     def __init__(self, child: Child) -> None:
         self.child = child
@@ -83,7 +84,7 @@ class Guarded:
 
 
 def run_ceilings(options: CeilingsOptions) -> dict:
-    """Limits in FLOP/s and bytes/s, a row a decoder and setting, and those that failed."""
+    """Return limits in FLOP/s and bytes/s, a row per decoder and setting, and the decoders that failed."""
     device = find_device(options.device)
     limits = {name: asdict(measure_limits(device, kind)) for name, kind in kinds(device).items()}
     limits["host"] = {"bytes_per_second": measure_host_copy(device)}
@@ -103,11 +104,11 @@ def kinds(device: torch.device) -> dict[str, torch.dtype]:
 
 
 def measure_decoders(options: CeilingsOptions, data: Path, device: str) -> tuple[list[dict], list[dict[str, str]]]:
-    """Rows of one shard folder, and names and reasons of what failed."""
+    """Return the rows of one shard folder, and the names and reasons of the decoders that failed."""
     manifest, chosen = load_manifest(data), dict(candidates(options, device))
     failed: dict[str, str] = {}
     with ExitStack() as stack:
-        running: dict[str, Any] = {LIMIT: stack.enter_context(start_limit(options, data))}
+        running: dict[str, Any] = {REFERENCE: stack.enter_context(start_reference(options, data))}
         for name, settings in chosen.items():
             try:
                 child = start(name, settings, options, data, device)
@@ -116,31 +117,31 @@ def measure_decoders(options: CeilingsOptions, data: Path, device: str) -> tuple
             else:
                 running[name] = Guarded(stack.enter_context(child))
         rates = interleave(running, options.rounds)
-    failed |= {name: one.failure for name, one in running.items() if name != LIMIT and one.failure}
+    failed |= {name: one.failure for name, one in running.items() if name != REFERENCE and one.failure}
     image = {"data": data.name, "encoding": manifest.image.encoding, "mean_kb": mean_kb(manifest)}
     rows = [
         row | {"name": f"{data.name}: {row['name']}"} | image | chosen.get(str(row["name"]), {})
-        for row in summarise({name: values for name, values in rates.items() if name not in failed}, LIMIT)
+        for row in summarise({name: values for name, values in rates.items() if name not in failed}, REFERENCE)
     ]
     return rows, [{"name": f"{data.name}: {name}", "why": why} for name, why in failed.items()]
 
 
-def start_limit(options: CeilingsOptions, data: Path) -> Child:
-    """libjpeg-turbo on all threads."""
+def start_reference(options: CeilingsOptions, data: Path) -> Child:
+    """Start the reference, libjpeg-turbo on all threads."""
     sizes = {"batch_size": options.batch_sizes[0], "batches": options.batches, "threads": options.threads[0]}
-    given = {"work": "limit", "data": str(data), "device": "cpu"} | sizes
-    return Child(LIMIT, ["benchmarks/our_loaders.py", json.dumps(given)])
+    given = {"work": "reference", "data": str(data), "device": "cpu"} | sizes
+    return Child(REFERENCE, ["benchmarks/our_loaders.py", json.dumps(given)])
 
 
 def start(name: str, settings: dict[str, Any], options: CeilingsOptions, data: Path, device: str) -> Child:
-    """A round has as many images whatever the batch size."""
+    """Start a decoder. A round has as many images at every batch size."""
     batches = max(1, options.batches * options.batch_sizes[0] // settings["batch_size"])
     given = {"data": str(data), "device": device, "batches": batches} | settings
     return Child(name, ["benchmarks/decoders.py", json.dumps(given)], patience=PATIENCE)
 
 
 def variations(options: CeilingsOptions, device: str) -> list[dict[str, Any]]:
-    """The usual settings, then each with one of them changed."""
+    """Return the usual settings, then all settings that differ from them in one value."""
     choices: dict[str, tuple[Any, ...]] = {
         "threads": options.threads,
         "batch_size": options.batch_sizes,
@@ -152,7 +153,7 @@ def variations(options: CeilingsOptions, device: str) -> list[dict[str, Any]]:
 
 
 def candidates(options: CeilingsOptions, device: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and settings."""
+    """Yield the name and settings of each decoder to measure."""
     usual, *others = variations(options, device)
     for decoder in options.decoders:
         yield f"DALI {decoder}", usual | {"work": "dali", "decoder": decoder, "finish": options.finish}
@@ -169,7 +170,7 @@ def candidates(options: CeilingsOptions, device: str) -> Iterator[tuple[str, dic
 
 
 def describe(limits: dict[str, dict[str, Any]], failed: list[dict[str, str]], device: torch.device) -> list[str]:
-    """Lines for people."""
+    """Describe the limits and what failed, in lines of text."""
     lines = [
         f"{name} matrix product: {limit['flops_per_second'] / 1e12:.2f} TFLOP/s"
         for name, limit in limits.items()

@@ -1,10 +1,10 @@
-"""What a checkpoint costs the training: written in line, and by a thread (alexnet/writer.py).
+"""The cost of a checkpoint to training, written in line and by a thread (alexnet/writer.py).
 
     python -m benchmarks checkpoint --json benchmarks/results/checkpoint-cpu.json
 
-``STEPS`` steps without a checkpoint, with one that the training waits for, and with one by the thread, in turn. The
-images a second count the thread's own work, too, where it takes a core from the training, as on two cores it does.
-``stalled_share_of_writing`` is how long the training waited for the thread, to how long the thread worked.
+``STEPS`` steps run without a checkpoint, with one that training waits for, and with one by the thread, in turn. The
+images a second include the thread's own work if it takes a core from training, as it does on two cores.
+``stalled_share_of_writing`` is the time that training waited for the thread, divided by the time that it worked.
 """
 
 import statistics
@@ -27,13 +27,13 @@ STEPS = 6
 
 @dataclass(frozen=True)
 class CheckpointOptions:
-    """What writing a checkpoint takes, and for how long it holds training up."""
+    """The time that writing a checkpoint takes, and the time that it stalls training."""
 
     batch_size: int = 32
     rounds: int = 5
     device: str = "auto"
     json: Path | None = None
-    """Write everything to this file, too."""
+    """Write the result here too."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1 and self.rounds >= 1, "--batch-size and --rounds start at 1")
@@ -52,7 +52,7 @@ def run_checkpoint(options: CheckpointOptions) -> dict:
             stalled = writer.stalled_seconds - stalled
             writer.finish()
             waits.append((stalled, writer.writing_seconds - writing))
-            return done  # by then, mostly, nothing was left to wait for
+            return done  # finish() had little or nothing to wait for
 
         def in_line() -> int:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
@@ -82,7 +82,7 @@ def run_checkpoint(options: CheckpointOptions) -> dict:
 
 
 def learner(batch_size: int, device: torch.device) -> tuple[Callable[[], torch.Tensor], AlexNet, torch.optim.Optimizer]:
-    """A step of the paper's network on one batch of noise."""
+    """Return a training step of the paper's network on one batch of noise, the model and the optimizer."""
     torch.manual_seed(0)
     model = AlexNet("paper").to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(model, RECIPES["paper"])

@@ -1,9 +1,9 @@
-"""Photographs to measure with, in ImageNet's layout: random views of those that scikit-image and scikit-learn ship.
+"""Photographs for benchmarks, in ImageNet's layout: random views of those in scikit-image and scikit-learn.
 
     python -m benchmarks.corpus data/corpus --images 4000
 
-About 110 KB each at 500x375, 4:2:0 JPEG, as ImageNet's are; the same seed gives the same files. With --copies each
-view is there several times, as hard links: a large set in a short time.
+About 110 KB each at 500x375, 4:2:0 JPEG, as ImageNet's are; the same seed gives the same files. With --copies, each
+view is linked several times (hard links): a large dataset in a short time.
 """
 
 import os
@@ -41,9 +41,9 @@ class Options:
     out: tyro.conf.Positional[Path]
     """Folder to make, with train/ and val/."""
     images: int = 4000
-    """Of which a tenth are for val."""
+    """Number of views. A tenth of them are for val."""
     copies: int = 1
-    """Files of each view."""
+    """Files (hard links) of each view."""
     width: int = 500
     height: int = 375
     quality: int = 98
@@ -70,7 +70,7 @@ def main(options: Options) -> None:
 
 
 def photographs() -> list[Path]:
-    """Raises DataError where a package is missing."""
+    """Return the paths of the photographs. Raises DataError if a package is missing."""
     found = []
     for package, names in PHOTOGRAPHS.items():
         spec = find_spec(package)
@@ -81,7 +81,7 @@ def photographs() -> list[Path]:
 
 
 def save_view(options: Options, sources: list[Path], number: int) -> int:
-    """Cut a view out of a photograph and write it; its size in bytes."""
+    """Cut a view out of a photograph and write it. Return its size in bytes."""
     rng = random.Random(f"{options.seed}/{number}")
     with Image.open(rng.choice(sources)) as photograph:
         image = photograph.convert("RGB")

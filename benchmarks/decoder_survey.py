@@ -1,10 +1,10 @@
-"""Which decoders run here, and give the right pixels? Each picture and decoder in a process of its own: some crash.
+"""The decoders that run here, and the errors of their pixels. Each picture and decoder has its own process: some crash.
 
     python -m benchmarks runs [--json FILE]
 
-DALI's decoders, nvImageCodec with each of its backends and torchvision's, on a GPU where there is one. An odd picture
-comes in a batch with seven plain ones. ``difference``: the mean of what its pixels are off, of 255, from Pillow's and
-libjpeg-turbo's; nvJPEG rounds otherwise and smoothes colours less, which is some units at edges.
+DALI's decoders, nvImageCodec with each of its backends and torchvision's, on a GPU if there is one. An odd picture
+comes in a batch with seven plain ones. ``difference`` is the mean difference of its pixels (0 to 255) from those of
+Pillow and libjpeg-turbo. nvJPEG rounds differently and smooths colours less, which makes some units at edges.
 """
 
 import io
@@ -45,13 +45,13 @@ class RunsOptions:
         "torchvision",
     )
     pictures: tuple[str, ...] = ()
-    """Only these; all: none named."""
+    """Decode only these; all if none is named."""
     workers: int = 4
-    """Processes at a time."""
+    """Processes that run at a time."""
     patience: float = 60
-    """Seconds that each may take."""
+    """Seconds that each process may take."""
     device: str = "auto"
-    """auto (a GPU where there is one), cpu or cuda."""
+    """auto (a GPU if there is one), cpu or cuda."""
     json: Path | None = None
     """Write the result here too."""
 
@@ -62,7 +62,7 @@ class RunsOptions:
 
 
 def photograph(width: int, height: int) -> Image.Image:
-    """Smooth colours with some texture."""
+    """Return smooth colours with some texture."""
     y, x = np.mgrid[:height, :width]
     pixels = np.stack((255 * x / width, 255 * y / height, 127 + 60 * np.sin(x / 9) * np.cos(y / 7)), -1)
     return Image.fromarray(pixels.astype(np.uint8))
@@ -74,8 +74,8 @@ def saved(width: int = 320, height: int = 240, mode: str = "RGB", form: str = "J
     return buffer.getvalue()
 
 
-def turned() -> bytes:
-    """On its side, and says so."""
+def on_its_side() -> bytes:
+    """Return a picture whose EXIF orientation says that it lies on its side."""
     exif = Image.Exif()
     exif[0x0112] = 6
     return saved(exif=exif.tobytes())
@@ -89,7 +89,7 @@ PICTURES: dict[str, Callable[[], bytes]] = {
     "4:4:4": partial(saved, subsampling="4:4:4"),
     "4:2:2": partial(saved, subsampling="4:2:2"),
     "restart markers": partial(saved, restart_marker_blocks=4),
-    "EXIF orientation": turned,
+    "EXIF orientation": on_its_side,
     "odd sizes": partial(saved, 227, 113),
     "one pixel": partial(saved, 1, 1),
     "large": partial(saved, 5000, 4000),
@@ -100,7 +100,7 @@ PICTURES: dict[str, Callable[[], bytes]] = {
 
 
 def run_runs(options: RunsOptions) -> dict:
-    """A row a decoder and picture: how it ended, and how far its pixels are off."""
+    """Return a row per decoder and picture: how decoding ended, and the error of its pixels."""
     import torch
 
     gpu = torch.cuda.is_available() if options.device == "auto" else options.device.startswith("cuda")
@@ -114,13 +114,13 @@ def run_runs(options: RunsOptions) -> dict:
         rows = list(pool.map(partial(outcome, patience=options.patience), work))
     for row in rows:
         print("{name:<44}{ended:<14}{difference!s:>10}  {said}".format(**row))
-    about = {"nvidia_smi": said_by("nvidia-smi"), "libraries": libraries()}
+    about = {"nvidia_smi": output_of("nvidia-smi"), "libraries": libraries()}
     left_out = [] if gpu else ["left out, as they need a GPU: mixed decoding, nvJPEG, the JPEG engine"]
     return {"benchmark": "runs", "unit": "", "gpu_used": gpu, **about, "rows": rows, "diagnosis": left_out}
 
 
 def backends(gpu: bool) -> tuple[str, ...]:
-    """Of nvImageCodec."""
+    """Return the names of nvImageCodec's backends."""
     return ("HW_GPU_ONLY", "GPU_ONLY", "HYBRID_CPU_GPU") if gpu else ("CPU_ONLY",)
 
 
@@ -144,8 +144,8 @@ def ending(code: int) -> str:
     return "well" if code == 0 else signal.Signals(-code).name if code < 0 else "with an error"
 
 
-def said_by(*command: str) -> str:
-    """What a program says; nothing where it is missing."""
+def output_of(*command: str) -> str:
+    """Return a program's output, empty if the program is missing or hangs."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
@@ -153,13 +153,13 @@ def said_by(*command: str) -> str:
 
 
 def libraries() -> list[str]:
-    """Those of the driver that decode: without libnvcuvid a container was not given the engines (video)."""
+    """List the driver's libraries that decode. Without libnvcuvid, a container lacks the engines (video)."""
     words = ("nvcuvid", "nvjpeg", "libcuda.")
-    return [line.strip() for line in said_by("ldconfig", "-p").splitlines() if any(word in line for word in words)]
+    return [line.strip() for line in output_of("ldconfig", "-p").splitlines() if any(word in line for word in words)]
 
 
 def try_one(decoder: str, picture: str, gpu: bool, backend: str) -> dict[str, Any]:
-    """Decode the picture, with plain ones around it. Raises whatever the decoder does."""
+    """Decode the picture in a batch with plain ones. Raises whatever the decoder raises."""
     data, plain = PICTURES[picture](), PICTURES[PLAIN]()
     batch = [data, *[plain] * (BATCH_SIZE - 1)]
     try:
@@ -174,7 +174,7 @@ def try_one(decoder: str, picture: str, gpu: bool, backend: str) -> dict[str, An
         pixels = with_dali(batch, gpu, decoder)
     found: dict[str, Any] = {"shape": list(pixels.shape)}
     if expected is None:
-        return found | {"said": f"took what Pillow refuses: {refused}"}
+        return found | {"said": f"decoded what Pillow refuses: {refused}"}
     if decoder == "image_crop":
         expected = middle(expected)
     if pixels.shape != expected.shape:
@@ -183,7 +183,7 @@ def try_one(decoder: str, picture: str, gpu: bool, backend: str) -> dict[str, An
 
 
 def middle(pixels: np.ndarray) -> np.ndarray:
-    """Half of each side, rounded as DALI does."""
+    """Return the middle half of each side, rounded as DALI does."""
     height, width = (max(1, side // 2) for side in pixels.shape[:2])
     top, left = int((pixels.shape[0] - height) / 2 + 0.5), int((pixels.shape[1] - width) / 2 + 0.5)
     return pixels[top : top + height, left : left + width]
@@ -209,7 +209,7 @@ def with_dali(batch: list[bytes], gpu: bool, decoder: str) -> np.ndarray:
 
 
 def half(side: Any) -> Any:
-    """Of a side as DALI counts it."""
+    """Return half of a side, rounded in DALI's graph."""
     from nvidia.dali import math
 
     return math.max(math.floor(side / 2), 1.0)

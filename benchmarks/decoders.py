@@ -24,7 +24,7 @@ NVIMGCODEC = {"cpu": ("CPU_ONLY",), "cuda": ("HW_GPU_ONLY", "GPU_ONLY", "HYBRID_
 
 @dataclass(frozen=True)
 class DecoderSettings(LoaderSettings):
-    """``work``: a function of WORK. ``finish``: batches as a trainer gets them, not pixels thrown away."""
+    """Settings of a decoder. ``work`` is a key of WORK. ``finish`` makes batches as for training, not only pixels."""
 
     finish: bool = False
     decoder: str = "image"
@@ -37,7 +37,7 @@ class DecoderSettings(LoaderSettings):
         return self.device == "cuda"
 
     def rounds(self, make: Callable[[], object], batch: str) -> Rounds:
-        """``make`` makes one batch; a round makes ``batches``, and ends when the GPU has."""
+        """Return rounds that call ``make``, which makes one batch, ``batches`` times and then wait for the GPU."""
 
         def take(batches: int) -> int:
             for _ in range(batches):
@@ -58,7 +58,7 @@ def finish_work(gpu: bool) -> None:
 
 
 def dali(settings: DecoderSettings) -> Rounds:
-    """The project's reader and DALI's decoders, in a pipeline whose settings can be chosen."""
+    """Decode with the project's reader and DALI's decoders, in a pipeline with these settings."""
     from nvidia.dali import Pipeline
 
     manifest = load_manifest(settings.data)
@@ -78,7 +78,7 @@ def dali(settings: DecoderSettings) -> Rounds:
 
 
 def graph(settings: DecoderSettings, manifest: Manifest) -> tuple[Any, Any]:
-    """What pipelines/dali/graph.py does for crop_flip, with any decoder; images and labels."""
+    """Build the graph of pipelines/dali/graph.py for crop_flip with any decoder. Return images and labels."""
     from nvidia.dali import fn, types
 
     plan = Plan(manifest.split("train").samples, settings.batch_size, 0, 1, training=True)
@@ -108,7 +108,7 @@ def decoder_options(settings: DecoderSettings) -> dict[str, Any]:
 
 
 def nvimgcodec(settings: DecoderSettings) -> Rounds:
-    """nvImageCodec by itself, with one of its backends: nothing is read and nobody else takes part."""
+    """Decode from memory with nvImageCodec alone and one of its backends."""
     from nvidia import nvimgcodec
 
     backend = nvimgcodec.Backend(getattr(nvimgcodec.BackendKind, settings.backend))
@@ -125,7 +125,7 @@ def nvimgcodec(settings: DecoderSettings) -> Rounds:
 
 
 def torchvision(settings: DecoderSettings) -> Rounds:
-    """decode_jpeg, on a GPU with nvJPEG's batched decoder."""
+    """Decode with torchvision's decode_jpeg, on a GPU with nvJPEG's batched decoder."""
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg
 
@@ -134,7 +134,7 @@ def torchvision(settings: DecoderSettings) -> Rounds:
 
 
 def in_batches(settings: DecoderSettings, jpegs: list, decode: Callable[[Any], object]) -> Rounds:
-    """``jpegs`` are those of a round."""
+    """Decode the ``jpegs`` of a round in batches."""
     starts = itertools.cycle(range(0, len(jpegs), settings.batch_size))
 
     def next_batch() -> object:
@@ -145,7 +145,7 @@ def in_batches(settings: DecoderSettings, jpegs: list, decode: Callable[[Any], o
 
 
 def together(settings: DecoderSettings) -> Rounds:
-    """DALI and turbo at once, each on half of the threads: decoding split between the GPU and the host."""
+    """Run DALI and turbo at once, each on half of the threads: the GPU and the host share the decoding."""
     threads = max(1, settings.threads // 2)
     common: dict[str, Any] = {"augment": "crop_flip", "device": settings.device, "threads": threads}
     backends: tuple[Any, ...] = ("dali", "turbo")
@@ -154,7 +154,7 @@ def together(settings: DecoderSettings) -> Rounds:
     pool = ThreadPoolExecutor(len(sources))
 
     def take(batches: int) -> int:
-        left = iter(range(batches))  # each thread takes from it what it can
+        left = iter(range(batches))  # the threads share it: each takes its next batch when it is free
 
         def drain(source: Any) -> int:
             return sum(len(next(source).labels) for _ in left)

@@ -1,10 +1,10 @@
-"""One call after the other on a machine with a GPU: each item's commands, their results in one file and one page.
+"""The measurements for a machine with a GPU: an item's commands run in turn, their results in one file and one page.
 
     python -m benchmarks gpu 1 OUT        # OUT/1.json and OUT/1.md; docs/gpu.md has the items
-    python -m benchmarks gpu 2 OUT --quick        # the same commands as small as they go, without a GPU too
+    python -m benchmarks gpu 2 OUT --quick        # the same commands at the smallest sizes, without a GPU too
 
-Every command is a process of its own with a time limit; one that fails keeps the end of what it said, and the next one
-follows. The data are made first, where they are missing: random views of a few photographs, each several times.
+Every command is a process of its own with a time limit. If one fails, the end of its log is kept and the next command
+runs. Missing data are made first: random views of a few photographs, each several times.
 """
 
 import json
@@ -26,12 +26,12 @@ from pipelines.files import write_atomically
 from pipelines.terminal import require
 
 LOG_CHARACTERS = 4000
-LEAST_SECONDS = 10  # with less left a command is not begun
+LEAST_SECONDS = 10  # with less left, no command is started
 Item = Literal["1", "2", "3", "4", "5", "6"]
 
 
 class Line(NamedTuple):
-    """Arguments of python, what makes them small, and the minutes they may take."""
+    """A command: python's arguments, those that make it small, and the minutes it may take."""
 
     arguments: str
     quick: str
@@ -126,20 +126,20 @@ ITEMS: dict[str, list[Line]] = {
 
 @dataclass(frozen=True)
 class GpuOptions:
-    """All commands of an item, one after the other, within a time; their results together in a folder."""
+    """The commands of an item, run in turn within a time limit; their results together in a folder."""
 
     item: tyro.conf.Positional[Item]
     """1 does it run, 2 ceilings, 3 loader, 4 step, 5 end to end, 6 peers."""
     out: tyro.conf.Positional[Path]
     """Folder for ITEM.json and ITEM.md."""
     work: Path = Path("data/gpu")
-    """Folder for the data, which are made where they are missing."""
+    """Folder for the data, which are made if they are missing."""
     minutes: float = 8
-    """For all; what no longer fits is left out."""
+    """Time for all commands; those that no longer fit are left out."""
     only: tuple[int, ...] = ()
-    """Only these of the item's commands, counted from 1."""
+    """Run only these of the item's commands, counted from 1."""
     quick: bool = False
-    """As small as it goes, to see that all of it works; with small data of its own."""
+    """Run at the smallest sizes, on small data of its own, to check that everything works."""
 
     def __post_init__(self) -> None:
         require(self.minutes > 0, f"--minutes is {self.minutes}, it must be above 0")
@@ -154,7 +154,7 @@ class GpuOptions:
 
     @property
     def lines(self) -> list[Line]:
-        """What is to be run, after the data that it needs and that are missing."""
+        """The commands to run, preceded by those that make missing data."""
         chosen = [line for number, line in enumerate(ITEMS[self.item], 1) if not self.only or number in self.only]
         needed = " ".join(line.arguments for line in chosen)
         missing = {
@@ -186,7 +186,7 @@ def arguments(line: Line, options: GpuOptions) -> list[str]:
 
 
 def execute(line: Line, options: GpuOptions, end: float) -> dict[str, Any]:
-    """What came of a command: how it ended, in what time, and its result or the end of its log."""
+    """Run a command. Return how it ended, the seconds it took, and its result or the end of its log."""
     given = arguments(line, options)
     found: dict[str, Any] = {"command": "python " + shlex.join(given)}
     left = end - time.monotonic()
@@ -207,11 +207,14 @@ def execute(line: Line, options: GpuOptions, end: float) -> dict[str, Any]:
 
 
 def finish(given: list[str], limit: float) -> tuple[int | str, str]:
-    """Its exit code, or that it took too long, and what it said; nothing that it started goes on."""
+    """Run python. Return its exit code and its output.
+
+    After ``limit`` seconds, kill it with all its descendants and return a message instead of the exit code.
+    """
     process = subprocess.Popen(
         [sys.executable, *given],
         cwd=ROOT,
-        env=with_project() | {"PYTHONUNBUFFERED": "1"},  # what was said before an end by force
+        env=with_project() | {"PYTHONUNBUFFERED": "1"},  # keeps the output of a killed command
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

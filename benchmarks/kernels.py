@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, kernel by kernel, as torch's profiler sees it.
+"""The time of a training step, kernel by kernel, as torch's profiler measures it.
 
 python -m benchmarks kernels --variant paper --compile on
 """
@@ -28,9 +28,9 @@ class KernelsOptions:
     batch_size: int = 1024 if GPU else 32
     steps: int = 5
     kernels: int = 30
-    """How many are listed."""
+    """Number of kernels to list."""
     device: str = "auto"
-    """auto (a GPU where there is one), cpu or cuda."""
+    """auto (a GPU if there is one), cpu or cuda."""
     json: Path | None = None
     """Write the result here too."""
 
@@ -40,7 +40,7 @@ class KernelsOptions:
 
 
 def run_kernels(options: KernelsOptions) -> dict:
-    """A row a kernel, in ms a step; on a CPU an operation of torch."""
+    """Return a row per kernel, in ms a step; on a CPU, a row per torch operation."""
     device = find_device(options.device)
     candidate = Candidate(options.variant, options.precision, options.compile, conv1=options.conv1)
     take, _ = prepare(candidate, options.steps, options.batch_size, device)

@@ -1,10 +1,10 @@
-"""Do the nets of 2012 learn at their published rate? Each gets 32 crops of two photographs by heart, in 200 steps.
+"""Learning of the networks of 2012 at their published rate: each memorises 32 crops of two photographs in 200 steps.
 
     python -m benchmarks.learning                    # benchmarks/results/learning.json and docs/learning.png
 
 Rate 0.01, momentum 0.9, decay 0.0005, dropout 0.5 and 1000 classes, as published; each crop is a class of its own. The
-nets of 2012 see pixels on the 0..255 scale less their mean, as their initial weights expect; bn sees them divided by
-their deviation. The photographs are scikit-learn's samples china.jpg and flower.jpg.
+networks of 2012 see pixels on the 0..255 scale less their mean, as their initial weights expect; bn sees them divided
+by their standard deviation. The photographs are scikit-learn's samples china.jpg and flower.jpg.
 """
 
 import json
@@ -37,7 +37,7 @@ class Options:
     steps: int = 200
     seed: int = 0
     device: str = "auto"
-    """auto (a GPU where there is one), cpu or cuda."""
+    """auto (a GPU if there is one), cpu or cuda."""
     json: Path = Path("benchmarks/results/learning.json")
     picture: Path = Path("docs/learning.png")
 
@@ -52,11 +52,11 @@ class CurvePoint:
     step: int
     loss: float
     right: int | None
-    """Of the photographs, without dropout; every CHECK_STEPS steps."""
+    """Photographs predicted correctly, without dropout; every CHECK_STEPS steps."""
 
 
 def photographs(seed: int = 0) -> Tensor:
-    """32,3,224,224 float32: random crops of the two in turn, on the 0..255 scale, less their mean colour."""
+    """Return 32,3,224,224 float32: random crops of the two in turn, on the 0..255 scale, less their mean colour."""
     from sklearn.datasets import load_sample_images
 
     generator, sources = np.random.default_rng(seed), load_sample_images().images
@@ -72,13 +72,13 @@ def photographs(seed: int = 0) -> Tensor:
 def learn(
     variant: str, steps: int, device: torch.device, seed: int = 0, precision: Any = "fp32"
 ) -> Iterator[CurvePoint]:
-    """Train the variant on all photographs at each step."""
+    """Train the variant on all photographs at each step. Yield a point of its curve after each."""
     torch.manual_seed(seed)
     recipe = replace(RECIPES[RECIPE_OF[variant]], learning_rate=0.01, dropout=0.5, precision=precision, warmup_epochs=0)
     model = AlexNet(variant, 1000, recipe.dropout)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(model, recipe)
-    Schedule(recipe, steps_per_epoch=steps).set_rate(optimizer, 0)  # of the first epoch, throughout
+    Schedule(recipe, steps_per_epoch=steps).set_rate(optimizer, 0)  # the first epoch's rate throughout
     step = TrainStep(model, optimizer, recipe, device)
     images = photographs(seed).to(device)
     scale: Any = {"bn": images.std(), "source2012": 1.1}.get(variant, 1.0)

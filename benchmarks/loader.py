@@ -1,9 +1,9 @@
-"""How fast are batches made, beside the limit: libjpeg-turbo decoding the same bytes from memory, nothing else.
+"""The rate of making batches, compared with a reference: libjpeg-turbo decoding the same whole images from memory.
 
     python -m benchmarks loader --data data/demo/shards [--peers]
 
-Every candidate is a process of its own; they take turns. The peers are scripts under benchmarks/peers, each in the way
-that its own documentation recommends; benchmarks/peers/README.md says how to install them.
+Every candidate is a process of its own; they take turns. The peers are scripts under benchmarks/peers, each used as
+its own documentation recommends; benchmarks/peers/README.md says how to install them.
 """
 
 import dataclasses
@@ -24,35 +24,35 @@ from pipelines import AUGMENTS, DataError, Manifest, load_manifest
 from pipelines.terminal import require
 from pipelines.turbo.native import has_native
 
-LIMIT = "decode alone (the limit)"
+REFERENCE = "reference: decoding whole images"
 READ, TRAINING = "read alone", "a training step alone"  # no loaders, but stages that the diagnosis compares
-LOCK = "turbo without decoding"  # Python, of which one thread at a time runs
+LOCK = "turbo without decoding"  # what is left is Python, which runs one thread at a time
 
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """Images a second of each backend and crop, as a ratio to decoding alone."""
+    """Images a second of each backend and crop, and their ratio to decoding whole images."""
 
     data: Path = Path("data/demo/shards")
     """A shard folder."""
     backends: tuple[Literal["turbo", "dali"], ...] = ("turbo", "dali")
     crops: tuple[Literal["random", "resized"], ...] = ("random", "resized")
     augments: tuple[str, ...] = ()
-    """Augmentations by name, of normalised batches, besides the crops."""
+    """Augmentations to measure besides the crops, by name, in normalised batches."""
     batch_size: int = 64
     batches: int = 40
     """Batches that each candidate makes in a round; peers go through the whole train split."""
     rounds: int = 5
     threads: tuple[int, ...] = (os.cpu_count() or 1,)
-    """Host threads; with several numbers, how the rate grows."""
+    """Host threads; several numbers show how the rate grows."""
     device: str = "auto"
-    """auto (a GPU where there is one), cpu or cuda."""
+    """auto (a GPU if there is one), cpu or cuda."""
     peers: bool = False
-    """Measure other loaders too, those that are installed."""
+    """Measure other loaders too, if they are installed."""
     peer_python: tuple[str, ...] = ()
     """NAME=PYTHON: the interpreter of a peer that has an environment of its own."""
     work: Path = Path("data/benchmark")
-    """Where peers keep the images in their own formats."""
+    """Folder for the images in the peers' own formats."""
     json: Path | None = None
     """Write the result here too."""
     picture: Path | None = None
@@ -68,7 +68,7 @@ class LoaderOptions:
 
 
 def run_loader(options: LoaderOptions) -> dict:
-    """The settings, a row a candidate, and what bounds the rate."""
+    """Return the settings, a row per candidate, and what bounds the rate."""
     manifest = load_manifest(options.data)
     with ExitStack() as stack:
         children = {child.name: stack.enter_context(child) for child in start(options, manifest)}
@@ -76,7 +76,7 @@ def run_loader(options: LoaderOptions) -> dict:
     rows = []
     for threads in options.threads:
         ending = f", {threads} threads"
-        rows += summarise({name: rates[name] for name in rates if name.endswith(ending)}, LIMIT + ending)
+        rows += summarise({name: rates[name] for name in rates if name.endswith(ending)}, REFERENCE + ending)
     for row in rows:
         child = children[str(row["name"])]
         row |= {"batch": child.batch, "memory_mb": max(child.memory_mb)}
@@ -87,7 +87,7 @@ def run_loader(options: LoaderOptions) -> dict:
 
 
 def start(options: LoaderOptions, manifest: Manifest) -> Iterator[Child]:
-    """Every candidate, ready to run."""
+    """Yield every candidate, ready to run."""
     for threads in options.threads:
         for name, work in own_candidates(options, manifest).items():
             settings: dict[str, Any] = {"batch_size": options.batch_size, "batches": options.batches}
@@ -99,8 +99,8 @@ def start(options: LoaderOptions, manifest: Manifest) -> Iterator[Child]:
 
 
 def own_candidates(options: LoaderOptions, manifest: Manifest) -> dict[str, dict[str, str]]:
-    """The limit, our loaders, and what the diagnosis needs."""
-    found = {LIMIT: {"work": "limit"}}
+    """Return the reference, our loaders, and the stages that the diagnosis compares."""
+    found = {REFERENCE: {"work": "reference"}}
     for backend in options.backends:
         for crop in options.crops:
             found[f"{backend}, {crop}"] = {"work": "loader", "backend": backend, "crop": crop}
@@ -114,7 +114,7 @@ def own_candidates(options: LoaderOptions, manifest: Manifest) -> dict[str, dict
 
 
 def start_peers(options: LoaderOptions, manifest: Manifest, threads: int) -> Iterator[Child]:
-    """Those that are installed; says which are not."""
+    """Yield the installed peers. Print which ones are not installed."""
     images = extract_images(manifest, options.work)
     pythons = dict(pair.split("=", 1) for pair in options.peer_python)
     for script in sorted(Path(ROOT, "benchmarks/peers").glob("loader_*.py")):
@@ -132,28 +132,28 @@ def start_peers(options: LoaderOptions, manifest: Manifest, threads: int) -> Ite
 
 
 def stage_rates(rows: list[dict], options: LoaderOptions) -> dict[str, float]:
-    """Of the first backend and crop, with the most threads."""
+    """Return the rates of all stages, for the first backend and crop and the most threads."""
     ending = f", {max(options.threads)} threads"
     rates = {str(row["name"]).removesuffix(ending): row["median"] for row in rows if row["name"].endswith(ending)}
     first = f"{options.backends[0]}, {options.crops[0]}"
-    stages = {"read": rates[READ], "decode": rates[LIMIT], "training": rates[TRAINING]}
+    stages = {"read": rates[READ], "decode": rates[REFERENCE], "training": rates[TRAINING]}
     stages |= {"lock": rates[LOCK]} if LOCK in rates else {}
     return stages | {"pixels": rates[first], "batches": rates[f"{first}, normalised"]}
 
 
 def loader_rows(result: dict) -> list[dict]:
-    """Without the stages that the diagnosis compares."""
+    """Return the rows without the stages that the diagnosis compares."""
     return [row for row in result["rows"] if not str(row["name"]).startswith((READ, LOCK, TRAINING))]
 
 
 def describe_loader(result: dict) -> str:
-    """What was loaded, in a line."""
+    """Describe the loaded data in a line."""
     image = result["image"]
     sizes = f"{image['size']}x{image['size']}" if image["resize"] == "square" else f"resize {image['resize']}"
     return f"{image['encoding']} shards, {sizes}, {image['mean_kb']} KB an image, batches of {result['batch_size']}"
 
 
 def mean_kb(manifest: Manifest) -> float:
-    """Of a train sample in its shard, tar headers included."""
+    """Return the mean KB of a train sample in its shard, tar headers included."""
     split = manifest.split("train")
     return round(sum(shard.bytes for shard in split.shards) / split.samples / 1000, 1)

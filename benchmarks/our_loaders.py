@@ -1,4 +1,4 @@
-"""The project's own loaders, their limit and their stages, each in a process of its own; see benchmarks/peers/serve.py.
+"""The project's own loaders, their reference and stages, each in a process of its own; see benchmarks/peers/serve.py.
 
 python benchmarks/our_loaders.py JSON
 """
@@ -31,38 +31,38 @@ WARM_BATCHES = 6  # more than any loader makes in advance
 
 @dataclass(frozen=True)
 class OwnSettings(LoaderSettings):
-    """``work``: limit, only decoding, from memory; read, only reading; loader; lock, a loader whose compiled part does
-    nothing; step, only training, on one batch."""
+    """Settings of a loader or a stage. ``work`` is reference (decoding from memory), read (reading), loader, lock (a
+    loader whose compiled part does nothing) or step (training on one batch)."""
 
     backend: Any = "auto"
     crop: Any = "random"
     normalise: Any = "none"
     augment: str = ""
-    """A name in AUGMENTS, instead of ``crop`` and ``normalise``."""
+    """A name in AUGMENTS that replaces ``crop`` and ``normalise``."""
 
 
 def main() -> None:
     settings = OwnSettings.from_command_line()
-    work = {"limit": decoding, "read": reading, "loader": loading, "lock": locking, "step": training}[settings.work]
+    work = {"reference": decoding, "read": reading, "loader": loading, "lock": locking, "step": training}[settings.work]
     answer(lambda: work(settings))
 
 
 def decoding(settings: OwnSettings) -> Rounds:
-    """Each image is decoded whole and thrown away; raw pixels are copied."""
+    """Decode each whole image and discard it; copy raw pixels."""
     jpeg = load_manifest(settings.data).image.encoding == "jpeg"
     work, done = (simplejpeg.decode_jpeg, "decoded") if jpeg else (bytearray, "copied")
     return Rounds(on_threads(settings.threads, work, settings.files()), f"no batch: {done} from memory, thrown away")
 
 
 def reading(settings: OwnSettings) -> Rounds:
-    """Samples in random order, as turbo reads them."""
+    """Read samples in random order, as turbo does."""
     records = Records(load_manifest(settings.data), "train")
     samples = [random.Random(0).randrange(len(records)) for _ in range(settings.images)]
     return Rounds(on_threads(settings.threads, records.read, samples), "no batch: bytes thrown away")
 
 
 def on_threads(threads: int, work: Callable[[Any], object], items: list) -> Callable[[], int]:
-    """Does ``work`` on all items, an even share on each thread."""
+    """Return a function that does ``work`` on all items, an even share on each thread, and returns their number."""
     pool = ThreadPoolExecutor(threads)
 
     def share(first: int) -> int:
@@ -74,7 +74,7 @@ def on_threads(threads: int, work: Callable[[Any], object], items: list) -> Call
 
 
 def loading(settings: OwnSettings) -> Rounds:
-    """Batches as a trainer gets them."""
+    """Make batches as for training."""
     augment = settings.augment or Augment(crop=settings.crop, normalise=settings.normalise)
     device = find_device(settings.device)
     loader = open_loader(
@@ -93,7 +93,10 @@ def loading(settings: OwnSettings) -> Rounds:
 
 
 def locking(settings: OwnSettings) -> Rounds:
-    """What is left is Python, which one thread at a time runs: on no number of cores does a process make more."""
+    """Make batches without the compiled part. What is left is Python, which runs one thread at a time.
+
+    A process makes no more than this on any number of cores.
+    """
 
     def paint_nothing(worker: object, settings: object, samples: ctypes.c_void_p, count: int, *rest: object) -> None:
         whole: Any = (ctypes.c_char * (SAMPLE.itemsize * count)).from_address(samples.value or 0)
@@ -104,7 +107,7 @@ def locking(settings: OwnSettings) -> Rounds:
 
 
 def training(settings: OwnSettings) -> Rounds:
-    """One batch: on a CPU it takes seconds."""
+    """Train on one batch. On a CPU, where a step takes seconds, a round is one step."""
     device = find_device(settings.device)
     torch.set_num_threads(settings.threads)
     model = AlexNet("one_weird_trick").to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,10 +1,10 @@
-"""How fast is sharding, beside its limits: a plain copy of the files, and decoding, resizing and encoding in memory.
+"""The rate of sharding, compared with references: a plain copy, and decoding, resizing and encoding in memory.
 
     python -m benchmarks.corpus data/corpus && python -m benchmarks shard --data data/corpus [--peers]
 
-Every candidate is a whole run on the train images, from the start of Python to its end. Under --resize none as large a
-share of the images is decoded for the statistics as of ImageNet's. The peers are scripts under
-benchmarks/peers that do the same work, each in its own format; benchmarks/peers/requirements.txt says what they need.
+Every candidate is a whole run on the train images, from the start of Python to its end. Under --resize none, the share
+of images decoded for the statistics is the same as for ImageNet. The peers are scripts under benchmarks/peers that do
+the same work, each in its own format; benchmarks/peers/requirements.txt lists what they need.
 """
 
 import os
@@ -21,12 +21,12 @@ from pipelines.terminal import require
 
 STATISTICS_SHARE = 4096 / 1_281_167
 ROOT = Path(__file__).parents[1]
-COPY, MEMORY = "plain copy (the limit of none)", "decode, resize, encode (the limit of square)"
+COPY, MEMORY = "reference: plain copy", "reference: decode, resize, encode"
 
 
 @dataclass(frozen=True)
 class ShardOptions:
-    """Images a second of sharding, as a ratio to what bounds it."""
+    """Images a second of sharding, and their ratio to a reference."""
 
     data: Path = Path("data/corpus")
     """A folder of images with train/; see benchmarks.corpus."""
@@ -43,7 +43,7 @@ class ShardOptions:
 
 
 def run_shard(options: ShardOptions) -> dict:
-    """The settings and a row a candidate, each with its ratio to the limit of its kind."""
+    """Return the settings and a row per candidate, with its ratio to the reference of its kind."""
     files = sorted(path for path in (options.data / "train").rglob("*") if path.is_file())
     if not files:
         raise DataError(f"no images below {options.data / 'train'}: python -m benchmarks.corpus {options.data}")
@@ -52,8 +52,8 @@ def run_shard(options: ShardOptions) -> dict:
     rates = interleave(copying | resizing, options.rounds)
     rows = [
         row
-        for limit, group in ((COPY, copying), (MEMORY, resizing))
-        for row in summarise({name: rates[name] for name in group}, limit)
+        for reference, group in ((COPY, copying), (MEMORY, resizing))
+        for row in summarise({name: rates[name] for name in group}, reference)
     ]
     mean_kb = round(sum(path.stat().st_size for path in files) / len(files) / 1000, 1)
     settings = {"images": len(files), "mean_kb": mean_kb, "workers": options.workers, "rounds": options.rounds}
@@ -61,7 +61,7 @@ def run_shard(options: ShardOptions) -> dict:
 
 
 def copying_lines(options: ShardOptions, images: int) -> dict[str, list[str]]:
-    """Command lines of what leaves images as they are."""
+    """Return the command lines of the candidates that leave images as they are."""
     statistics = max(1, round(images * STATISTICS_SHARE))
     return {
         COPY: ["benchmarks/harness/shard_references.py", "copy", *folders(options)],
@@ -70,7 +70,7 @@ def copying_lines(options: ShardOptions, images: int) -> dict[str, list[str]]:
 
 
 def resizing_lines(options: ShardOptions) -> dict[str, list[str]]:
-    """Command lines of what decodes, resizes and encodes them."""
+    """Return the command lines of the candidates that decode, resize and encode images."""
     found = {
         MEMORY: ["benchmarks/harness/shard_references.py", "memory", *folders(options)],
         "shard --resize square": tool(options),
@@ -95,7 +95,7 @@ def tool(options: ShardOptions) -> list[str]:
 
 
 def command(arguments: list[str], images: int) -> Callable[[], int]:
-    """Runs a script into a folder that is deleted afterwards."""
+    """Return a function that runs a script into a temporary folder and returns the number of images."""
 
     def take() -> int:
         with tempfile.TemporaryDirectory(dir=ROOT / "data") as folder:

@@ -1,16 +1,15 @@
-"""How well is an epoch shuffled? The order of each backend beside a true permutation.
+"""The quality of an epoch's shuffle: the order of each backend compared with a true permutation.
 
     python -m benchmarks.shuffle [--json FILE]
 
-Every image is the only one of its class, so that labels tell where each sample came. Four figures, of two epochs:
+Every image is the only one of its class, so that its label identifies it. Four figures of two epochs:
 
-- moved: how far a sample comes from its place in the shards, as a share of all; a third for a permutation.
+- moved: mean distance of a sample from its place in the shards, as a share of all; a third for a permutation.
 - repeated: Spearman's correlation of a sample's places in the two epochs; 0 for permutations, 1 for the same order.
-- neighbours: of two samples that are neighbours in the shards, how often both are in one batch, as a multiple of
-  chance; 1 for a permutation.
-- unevenness: how a hundred classes fall in batches, as the chi-square of a batch by its degrees of freedom; 1 is
-  chance, 0 would be the same mixture in each batch. (Each place in the shards is given one of the classes at random,
-  as the shards of a real set are written in a random order.)
+- neighbours: how often two neighbours in the shards are in one batch, as a multiple of chance; 1 for a permutation.
+- unevenness: chi-square of a hundred classes' counts in a batch, divided by its degrees of freedom; 1 is chance, 0 the
+  same mixture in each batch. (Each place in the shards is given one of the classes at random, as the shards of a real
+  dataset are written in a random order.)
 """
 
 import json
@@ -65,7 +64,7 @@ def main(options: Options) -> None:
 
 
 def numbered_shards(folder: Path, images: int) -> Path:
-    """A shard folder of ``images`` train images, the number of each in the shards being its class."""
+    """Write a shard folder of ``images`` train images, each the only one of its class."""
     for number in tqdm(range(images), desc="images", unit=" images"):
         path = folder / "images" / "train" / f"c{number:07d}" / f"{number}.png"
         path.parent.mkdir(parents=True)
@@ -76,7 +75,7 @@ def numbered_shards(folder: Path, images: int) -> Path:
 
 
 def epochs(shards: Path, backend: Any, options: Options) -> tuple[np.ndarray, np.ndarray]:
-    """Of two epochs, the place in the shards of each sample, in the order in which they came."""
+    """Return the samples of two epochs in the order in which they came, each as its place in the shards."""
     stored = stored_labels(shards)
     place = np.empty(len(stored), np.int64)
     place[stored] = np.arange(len(stored))
@@ -87,13 +86,13 @@ def epochs(shards: Path, backend: Any, options: Options) -> tuple[np.ndarray, np
 
 
 def stored_labels(shards: Path) -> np.ndarray:
-    """In the order of the shards."""
+    """Return the labels in the order of the shards."""
     lines = [line for path in sorted(shards.glob("train-*.idx")) for line in path.read_text().splitlines()[1:]]
     return np.array([int(line.split()[3].removesuffix(".npy")) for line in lines])
 
 
 def figures(first: np.ndarray, second: np.ndarray, images: int, batch_size: int) -> dict[str, float]:
-    """``first`` and ``second``: where in the shards the samples of two epochs were, whole batches of them."""
+    """Return the four figures. ``first`` and ``second`` are two epochs as places in the shards, in whole batches."""
     when = np.full((2, images), np.nan)
     for epoch, order in enumerate((first, second)):
         when[epoch, order] = np.arange(len(order))
@@ -105,7 +104,7 @@ def figures(first: np.ndarray, second: np.ndarray, images: int, batch_size: int)
     expected = batch_size / CLASSES
     return {
         "moved": float(np.abs(np.arange(len(first)) - first).mean() / images),
-        "repeated": float(np.corrcoef(both)[0, 1]),  # of ranks already, but for those left out
+        "repeated": float(np.corrcoef(both)[0, 1]),  # Spearman's, as places are ranks but for samples left out
         "neighbours": float(together),
         "unevenness": float(((counts - expected) ** 2 / expected).sum(axis=1).mean() / (CLASSES - 1)),
     }

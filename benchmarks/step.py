@@ -1,9 +1,9 @@
-"""How fast is a training step that never waits for data, beside torchvision's alexnet, and what bounds each layer?
+"""The rate of a training step that never waits for data, compared with torchvision's alexnet, and each layer's bound.
 
 python -m benchmarks step --json benchmarks/results/step-cpu.json --picture docs/step-cpu.png
 
 All candidates of a batch size run in turn. ``share`` is the share of the measured rate of a large matrix product in the
-same precision; compiling is timed apart; memory is what a candidate adds at its peak (GPU only).
+same precision. Compiling is timed separately. Memory is what a candidate adds at its peak (GPU only).
 """
 
 import itertools
@@ -39,7 +39,7 @@ class StepOptions:
     variants: tuple[Variant, ...] = get_args(Variant) if GPU else ("paper", "one_weird_trick")
     precisions: tuple[Precision, ...] = ("bf16", "fp16") if GPU else ("fp32",)
     compile: tuple[Compiling, ...] = ("off", "on", "graphs") if GPU else ("off", "on")
-    """As train.py's; autotune, torch's max-autotune, times every kernel's variants first, for minutes."""
+    """As in train.py, or autotune: torch's max-autotune, which first times every kernel's variants, for minutes."""
     conv1: tuple[Literal["direct", "blocks"], ...] = ("direct", "blocks")
     """Ways to compute the first convolution, tried on the first of the variants."""
     cudnn_benchmark: bool = False
@@ -48,7 +48,7 @@ class StepOptions:
     """Steps of each candidate in a round."""
     rounds: int = 5
     device: str = "auto"
-    """auto (a GPU where there is one), cpu or cuda."""
+    """auto (a GPU if there is one), cpu or cuda."""
     json: Path | None = None
     """Write the result here too."""
     picture: Path | None = None
@@ -79,7 +79,7 @@ class Candidate:
 
 
 def candidates(options: StepOptions) -> list[Candidate]:
-    """torchvision's net as it comes and under every option that ours have, then ours."""
+    """Return torchvision's network with its defaults and under all options of ours, then our networks."""
     found = [Candidate("torchvision", "fp32", "off", channels_last=False)]
     every = list(itertools.product(options.precisions, options.compile))
     found += [Candidate("torchvision", *settings) for settings in every]
@@ -90,7 +90,7 @@ def candidates(options: StepOptions) -> list[Candidate]:
 
 
 def run_step(options: StepOptions) -> dict:
-    """The settings, a row a candidate, and a line a layer of the first variant, which it prints and draws as well."""
+    """Return the settings, a row per candidate, and a line per layer of the first variant. Print and draw them too."""
     device = find_device(options.device)
     torch.backends.cudnn.benchmark = options.cudnn_benchmark
     limits = {name: measure_limits(device, HALVES.get(name, torch.float32)) for name in ("fp32", *options.precisions)}
@@ -119,7 +119,7 @@ def run_step(options: StepOptions) -> dict:
 
 
 def measure_steps(options: StepOptions, batch_size: int, device: torch.device) -> list[dict]:
-    """A row a candidate, all of them interleaved with the matrix products that their share refers to."""
+    """Return a row per candidate, measured in turn with the matrix products to which their shares refer."""
     work: dict[str, Callable[[], int]] = {}
     extra: dict[str, dict[str, Any]] = {}
     chosen = candidates(options)
@@ -153,7 +153,7 @@ def repeat(product: Callable[[], object], flops: int, device: torch.device, time
 def prepare(
     candidate: Candidate, steps: int, batch_size: int, device: torch.device
 ) -> tuple[Callable[..., int], dict[str, Any]]:
-    """What runs the steps and waits for the last; and the seconds of compiling, GiB of memory and FLOP an image."""
+    """Return a function that runs the steps and waits for the last, and its compile seconds, GiB and FLOP per image."""
     held = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     model = build(candidate, device)
     flops = train_flops(model, device)
@@ -190,7 +190,7 @@ def build(candidate: Candidate, device: torch.device) -> nn.Module:
 
 
 def training_step(model: nn.Module, candidate: Candidate, device: torch.device) -> TrainStep:
-    """As train.py's, at a rate so small that no network on any data goes astray."""
+    """Return train.py's step, at a rate so small that no network diverges on any data."""
     recipe = replace(RECIPES["paper"], precision=candidate.precision, learning_rate=1e-5)
     optimizer = (
         make_optimizer(model, recipe)
@@ -219,9 +219,9 @@ def print_rows(rows: list[dict]) -> None:
 
 
 def print_layers(title: str, measured: list[Layer], limits: Limits) -> None:
-    """The roofline in numbers: what a layer took, and the least that its operations and bytes allow here."""
+    """Print the roofline: the time of each layer, and the least that its operations and bytes allow here."""
     print(f"\n{title}: {limits.flops_per_second / 1e9:.0f} GFLOP/s, {limits.bytes_per_second / 1e9:.1f} GB/s at most")
-    print(f"{'':<10}{'ms':>10}{'GFLOP':>10}{'MB':>10}{'least ms':>10}{'of it':>8}  bound by")
+    print(f"{'':<10}{'ms':>10}{'GFLOP':>10}{'MB':>10}{'least ms':>10}{'reached':>8}  bound by")
     for layer in measured:
         least = layer.least_ms(limits)
         bound = "operations" if layer.flops / limits.flops_per_second * 1000 >= least else "bytes"

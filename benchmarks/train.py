@@ -1,10 +1,10 @@
-"""How fast is training from shards, beside training on batches from nowhere? All in turn, on one compiled network.
+"""The rate of training from shards, compared with training on synthetic batches, in turn on one compiled network.
 
     python -m benchmarks train --data SHARDS [RAW_SHARDS] [--peers]
 
 The steps are train.py's, without its schedule. ``data_wait`` is the share of the time in which the host waits for a
-batch: where the network is slower than the loader that includes waiting for the network, so judge by the ratio.
-``adds_gib`` is what the GPU held more after a candidate's first steps: the network too, in the first row.
+batch. If the network is slower than the loader, it includes waiting for the network: judge by the ratio. ``adds_gib``
+is the GPU memory that a candidate's first steps added; the first row includes the network.
 """
 
 import itertools
@@ -31,15 +31,15 @@ from pipelines import AUGMENTS, Batch, load_manifest, open_loader
 from pipelines.terminal import require
 
 IMAGENET_IMAGES, EPOCHS = 1_281_167, 90
-SYNTHETIC = "synthetic (the limit)"
+SYNTHETIC = "reference: synthetic batches"
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Images a second of training from shards, as a ratio to training on synthetic batches."""
+    """Images a second of training from shards, and their ratio to training on synthetic batches."""
 
     data: tuple[Path, ...] = (Path("data/demo/shards"),)
-    """Shard folders; of JPEGs and raw, say."""
+    """Shard folders, such as one of JPEGs and a raw one."""
     backends: tuple[Literal["turbo", "dali"], ...] = ("turbo", "dali")
     augment: str = "paper"
     variant: Variant = "paper"
@@ -48,16 +48,16 @@ class TrainOptions:
     conv1: Literal["direct", "blocks"] = "direct"
     batch_sizes: tuple[int, ...] = (256, 1024) if GPU else (32,)
     images: int = 50_000 if GPU else 64
-    """In a round; as many steps as they make, one at least."""
+    """Images in a round, rounded down to whole batches, at least one batch."""
     rounds: int = 5
     threads: int = os.cpu_count() or 1
-    """Of a loader."""
+    """Threads of each loader."""
     peers: bool = False
     """Measure torchvision's too: its alexnet under autocast, eager, fed by ImageFolder and a DataLoader."""
     work: Path = Path("data/benchmark/train")
-    """Where the peer's images are kept."""
+    """Folder for the peer's images."""
     device: str = "auto"
-    """auto (a GPU where there is one), cpu or cuda."""
+    """auto (a GPU if there is one), cpu or cuda."""
     json: Path | None = None
     """Write the result here too."""
 
@@ -69,7 +69,7 @@ class TrainOptions:
 
 
 class Training:
-    """Steps on one loader's batches; a call is a round. The loader is opened in the first, which is not counted."""
+    """A loader with a training step. A call is a round; the first opens the loader and is not counted."""
 
     def __init__(
         self, step: TrainStep, batches: Iterable[Batch], steps: int, device: torch.device, warm: int = WARM_BATCHES
@@ -82,7 +82,7 @@ class Training:
 
     def __call__(self) -> tuple[int, float]:
         before = held_gib(self._device)
-        self._take(self._warm)  # what was made while others were measured is used up
+        self._take(self._warm)  # uses up the batches made while others were measured
         if self._adds_gib is None and before is not None:
             self._adds_gib = round((held_gib(self._device) or 0) - before, 2)
         if self._device.type == "cuda":
@@ -95,7 +95,7 @@ class Training:
         return images, seconds
 
     def _take(self, steps: int) -> tuple[int, dict[str, float]]:
-        """The loop of train.py. Waits for the GPU at its end."""
+        """Run train.py's loop. Wait for the GPU at its end. Return the number of images and a summary."""
         interval, images = Interval(self._device), 0
         for _ in range(steps):
             asked = time.perf_counter()
@@ -106,14 +106,14 @@ class Training:
         return images, interval.summary(steps)
 
     def measured(self) -> dict[str, float | None]:
-        """Medians over the rounds, the first left out."""
+        """Return the medians over the rounds, without the first."""
         rounds = self._rounds[1:]
         medians = {name: round(statistics.median(r[name] for r in rounds), 5) for name in rounds[0]}
         return {"adds_gib": self._adds_gib, **medians}
 
 
 def run_train(options: TrainOptions) -> dict:
-    """The settings, and a row a loader and batch size with its ratio to synthetic batches of that size."""
+    """Return the settings, and a row per loader and batch size with its ratio to synthetic batches of that size."""
     device = find_device(options.device)
     rows = [row for size in options.batch_sizes for row in measure(options, size, device)]
     names = ("augment", "variant", "precision", "compile", "conv1", "images", "rounds", "threads")
@@ -143,7 +143,7 @@ def measure(options: TrainOptions, batch_size: int, device: torch.device) -> lis
 def trainings(
     options: TrainOptions, batch_size: int, device: torch.device, stack: ExitStack
 ) -> Iterator[tuple[str, Training]]:
-    """Synthetic batches, then each data set with each loader, on one network; and the peer with its own."""
+    """Yield synthetic batches, then each dataset with each loader, on one network; then the peer with its own."""
     candidate = Candidate(options.variant, options.precision, options.compile, conv1=options.conv1)
     step = training_step(build(candidate, device), candidate, device)
     steps = max(1, options.images // batch_size)
@@ -163,7 +163,7 @@ def trainings(
 
 
 class TorchvisionBatches:
-    """ImageFolder and a DataLoader as in torchvision's references/classification; an epoch each time."""
+    """Batches of ImageFolder and a DataLoader, as in torchvision's references/classification; iterating is an epoch."""
 
     def __init__(self, options: TrainOptions, batch_size: int, device: torch.device) -> None:
         from benchmarks.peers.loader_imagefolder import prepare
@@ -183,7 +183,7 @@ class TorchvisionBatches:
 
 
 def held_gib(device: torch.device) -> float | None:
-    """What all processes hold of the GPU's memory."""
+    """Return the GPU memory that all processes hold, in GiB; None without a GPU."""
     if device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(device)
@@ -191,7 +191,7 @@ def held_gib(device: torch.device) -> float | None:
 
 
 def energy_meter(device: torch.device) -> Callable[[], Any]:
-    """Gives the joules that the GPU has used so far; None where nobody tells: no GPU, or no nvidia-ml-py."""
+    """Return a function that reads the joules the GPU has used; it gives None without a GPU or nvidia-ml-py."""
     if device.type != "cuda":
         return lambda: None
     try:
@@ -200,6 +200,6 @@ def energy_meter(device: torch.device) -> Callable[[], Any]:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except Exception:  # its errors have no class before it is imported, and no energy is no reason to stop
+    except Exception:  # its error classes exist only once imported; the energy is optional
         return lambda: None
     return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000

@@ -101,7 +101,7 @@ def test_ceilings_say_which_decoder_failed(
     result = ceilings.run_ceilings(ceilings.CeilingsOptions((demo_shards,), **small, decoders=("image",), device="cpu"))
     rows = {row["name"]: row for row in result["rows"]}
     assert list(rows) == [
-        "shards: decode alone (the limit)",
+        "shards: reference: decoding whole images",
         "shards: DALI image",
         "shards: DALI image, 1 threads",
         "shards: torchvision decode_jpeg",

@@ -103,7 +103,7 @@ def test_finishing_deletes_only_what_sharding_wrote(
     assert all(path.read_text() == "mine" for path in mine) and not any(path.exists() for path in ours)
     assert {name: data for name, data in contents(unfinished).items() if name in whole} == whole
     assert sorted(path.name for path in (unfinished / ".work").iterdir()) == ["more", "thesis.txt"]
-    assert ".work holds what is not of this run, and stays: more, thesis.txt" in capsys.readouterr().out
+    assert ".work holds files of other origin and is kept: more, thesis.txt" in capsys.readouterr().out
 
 
 def test_repair_deletes_only_what_it_wrote(images: Path, whole: dict[str, bytes], tmp_path: Path) -> None:

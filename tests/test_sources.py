@@ -336,28 +336,28 @@ def negative(folder: Path) -> None:
         (lambda f: truncate(f / TRAIN, 30000), rf"{TRAIN} is truncated: n\d+\.tar ends after it"),
         (lambda f: truncate(f / VAL, 700), rf"{VAL} is truncated: ILSVRC"),
         (lambda f: (f / VAL).write_bytes((f / VAL).read_bytes().rstrip(b"\0")[:-1] + b"\0"), f"{VAL} is"),
-        (lambda f: (f / TRAIN).write_bytes(b""), f"{TRAIN} is no tar"),
-        (lambda f: (f / TRAIN).write_bytes(b"<html>sign in</html>" * 99), f"{TRAIN} is no tar"),
-        (lambda f: outer(f, {"n01440764.tar": b"no tar" * 200}), rf"{TRAIN}/n01440764\.tar is no tar"),
+        (lambda f: (f / TRAIN).write_bytes(b""), f"{TRAIN} is not a tar"),
+        (lambda f: (f / TRAIN).write_bytes(b"<html>sign in</html>" * 99), f"{TRAIN} is not a tar"),
+        (lambda f: outer(f, {"n01440764.tar": b"no tar" * 200}), rf"{TRAIN}/n01440764\.tar is not a tar"),
         (lambda f: outer(f, {"n01440764.tar": tar_of({"a.JPEG": b"x"})[:1024]}), "is truncated.* without the end mark"),
-        (lambda f: outer(f, {"n12345678.tar": tar_of({})}), "n12345678.tar, which is no tar of a class"),
+        (lambda f: outer(f, {"n12345678.tar": tar_of({})}), "n12345678.tar, which is not a tar of a class"),
         (lambda f: outer(f, {f"{wnid}.tar": tar_of({}) for wnid in WORDS}), f"{TRAIN} has no images"),
         (lambda f: outer(f, {"n01440764.tar": tar_of({}), "x/n01440764.tar": tar_of({})}), "n01440764.tar twice"),
         (lambda f: inner(f, {"../../../etc/cron.d/x.JPEG": b"x"}), r"\.\./.* leads out of it"),
         (lambda f: inner(f, {"/etc/x.JPEG": b"x"}), r"/etc/x\.JPEG.* leads out of it"),
         (lambda f: inner(f, {"a.JPEG": b"1", "b/a.JPEG": b"2"}), "n01443537, a class that train does not have"),
-        (link, "is no plain file"),
+        (link, "is not a plain file"),
         (negative, "is truncated"),
         (lambda f: (f / TRAIN).unlink(), rf"no file .*{TRAIN}: .*--splits"),
         (lambda f: (f / DEVKIT).unlink(), rf"no file .*{DEVKIT}"),
-        (lambda f: truncate(f / DEVKIT, -200), f"{DEVKIT} is no tar.gz, or a damaged"),
+        (lambda f: truncate(f / DEVKIT, -200), f"{DEVKIT} is not a tar.gz, or is damaged"),
         (
             lambda f: (f / DEVKIT).write_bytes(tar_of({"data/meta.mat": b""}, "w:gz")),
             "does not hold data/ILSVRC2012_val",
         ),
         (lambda f: (f / DEVKIT).write_bytes(devkit_of(list(WORDS))), f"{VAL} has 8 images, but .* the labels of 4"),
         (lambda f: bad_meta(f), "meta.mat is damaged"),
-        (lambda f: bad_truth(f), "line 2: '9' is the id of no class"),
+        (lambda f: bad_truth(f), "line 2: '9' is not a class id"),
     ],
 )
 def test_damaged_archives_are_refused(laid_out, damage, words: str) -> None:
@@ -418,8 +418,8 @@ ONE = [("n01440764_1.JPEG", b"x", 0)]
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda f: truncate(f / VALIDATION, -20), "validation.* is no parquet file, or a damaged one"),
-        (lambda f: (f / VALIDATION).write_bytes(b""), "is no parquet file"),
+        (lambda f: truncate(f / VALIDATION, -20), "validation.* is not a parquet file, or is damaged"),
+        (lambda f: (f / VALIDATION).write_bytes(b""), "is not a parquet file"),
         (lambda f: (f / VALIDATION).unlink(), "no parquet files of val"),
         (lambda f: (f / "data/train-00001-of-00003.parquet").unlink(), "2 parquet files of train.* not one whole set"),
         (lambda f: parquet_of(f / "data/valid.parquet", ONE, None), "2 parquet files of val.* not one whole set"),
@@ -427,7 +427,7 @@ ONE = [("n01440764_1.JPEG", b"x", 0)]
         (lambda f: pyarrow.parquet.write_table(pyarrow.table({"x": [1]}), f / VALIDATION), "has the columns x int64"),
         (lambda f: parquet_of(f / VALIDATION, [("a_n01440764.JPEG", b"x", -1)], None), "row 0, has the label -1"),
         (lambda f: parquet_of(f / VALIDATION, [("a.JPEG", b"x", 4)], None), "label 4, but only 4 classes have names"),
-        (lambda f: parquet_of(f / VALIDATION, [("a_n01440764.JPEG", b"x", 2)], None), "other images say otherwise"),
+        (lambda f: parquet_of(f / VALIDATION, [("a_n01440764.JPEG", b"x", 2)], None), "other images contradict"),
         (lambda f: parquet_of(f / VALIDATION, [], None), "have no rows"),
     ],
 )
@@ -507,7 +507,7 @@ def test_damage_inside_a_parquet_file_is_found_while_spooling(laid_out, tmp_path
     path.write_bytes(data)
     source = found(folder)
     assert source.spool is not None
-    with pytest.raises(DataError, match=r"train-00000-of-00003\.parquet is no parquet file, or a damaged one"):
+    with pytest.raises(DataError, match=r"train-00000-of-00003\.parquet is not a parquet file, or is damaged"):
         source.spool.copy(source.splits["train"], tmp_path / "spool")
 
 

@@ -19,12 +19,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def with_project() -> dict[str, str]:
-    """This process's environment; Python finds the project before whatever else it was told to look for."""
+    """Return this process's environment, with the project first on Python's path."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
 
 
 def tree(pid: int) -> list[psutil.Process]:
-    """What the process started, and itself; nothing where it has ended."""
+    """Return the process's descendants and itself, or nothing if it has ended."""
     with suppress(psutil.NoSuchProcess):
         own = psutil.Process(pid)
         return [*own.children(recursive=True), own]
@@ -32,23 +32,23 @@ def tree(pid: int) -> list[psutil.Process]:
 
 
 def kill(pid: int) -> None:
-    """The process and all that it started."""
+    """Kill the process and all its descendants."""
     for process in tree(pid):
         with suppress(psutil.NoSuchProcess):
             process.kill()
 
 
 class Child:
-    """``arguments`` follow ``python``. Raises DataError where the process ends before it is told to.
+    """A process of ``python`` with ``arguments``, measured by calling it. Raises DataError if it ends too early.
 
-    One that has not answered after ``patience`` seconds is ended: decoders have hung.
+    It is killed if it has not answered after ``patience`` seconds: decoders have hung.
     """
 
     def __init__(
         self, name: str, arguments: Sequence[str], python: str = sys.executable, patience: float = 600
     ) -> None:
         self.name, self._patience = name, patience
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  as long as the process
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  open as long as the process
         self._process = subprocess.Popen(
             [python, *arguments],
             cwd=ROOT,
@@ -62,9 +62,9 @@ class Child:
         self.memory_mb: list[int] = []
 
     def __call__(self) -> tuple[int, float]:
-        """One epoch, or a round's share of it: the number of images, and seconds."""
+        """Run an epoch, or a round's share of it. Return the number of images and the seconds."""
         assert self._process.stdin
-        with suppress(BrokenPipeError):  # the answer will be that it has ended, and why
+        with suppress(BrokenPipeError):  # _answer raises DataError with the cause
             print(file=self._process.stdin, flush=True)
         answer = self._answer()
         self.memory_mb.append(self._memory_mb())
@@ -94,7 +94,7 @@ class Child:
         raise DataError(f"{self.name} ended with {self._process.returncode}: {self._errors.read().strip()[-800:]}")
 
     def _memory_mb(self) -> int:
-        """Of the process and those it started, what they share counted once; 0 where the system does not tell."""
+        """Return the memory of the process and its descendants, shared memory counted once; 0 if it is unknown."""
         total = 0
         for process in tree(self._process.pid):
             with suppress(psutil.Error, AttributeError):  # it may have ended

@@ -10,7 +10,10 @@ from pipelines.shards.records import Records
 
 
 def extract_images(manifest: Manifest, folder: Path) -> Path:
-    """Below ``folder``, unless they are there already. Raises DataError for raw shards."""
+    """Write the images below ``folder`` unless they are there already. Return their folder. Raises DataError.
+
+    It is an error if the shards are raw, or if ``folder`` was made from others.
+    """
     if manifest.image.encoding != "jpeg":
         raise DataError(f"{manifest.folder} holds raw pixels, which the peers cannot read: take shards of JPEGs")
     images, done = folder / "images", folder / "images.json"

@@ -1,4 +1,4 @@
-"""What the machine can do at most, and how near each layer of a network comes to it, forward and backward together."""
+"""The limits of the machine, and how near each layer of a network comes to them, forward and backward together."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from alexnet import AlexNet
 
 @dataclass(frozen=True)
 class Limits:
-    """Measured here: a large matrix product in the same precision, and a large copy (bytes read plus written)."""
+    """The rates measured here of a large product in the same precision and a large copy (bytes read plus written)."""
 
     flops_per_second: float
     bytes_per_second: float
@@ -20,7 +20,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Layer:
-    """``bytes`` is the least traffic: inputs, outputs, their gradients and the weights, each read or written once."""
+    """A layer's time and work.
+
+    ``bytes`` is the least traffic: inputs, outputs, their gradients and the weights, each read or written once.
+    """
 
     name: str
     milliseconds: float
@@ -37,7 +40,7 @@ def wait(device: torch.device) -> None:
 
 
 def seconds(work: Callable[[], object], device: torch.device, rounds: int = 5) -> float:
-    """The least of so many rounds after one that is left out: what disturbs a limit only ever makes it look slower."""
+    """Return the least time of ``rounds`` after an uncounted one: disturbances only make a limit look slower."""
     found = []
     for _ in range(rounds + 1):
         wait(device)
@@ -49,7 +52,7 @@ def seconds(work: Callable[[], object], device: torch.device, rounds: int = 5) -
 
 
 def matmul(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], object], int]:
-    """A square matrix product, and its floating-point operations."""
+    """Return a square matrix product and its floating-point operations."""
     size = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return lambda: a @ b, 2 * size**3
@@ -64,7 +67,7 @@ def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
 
 
 def measure_host_copy(device: torch.device) -> float | None:
-    """Bytes a second from pinned memory to the GPU; None where there is none."""
+    """Return bytes a second from pinned memory to the GPU; None if there is no GPU."""
     if device.type != "cuda":
         return None
     source = torch.randint(256, (2**28,), dtype=torch.uint8).pin_memory()
@@ -73,7 +76,7 @@ def measure_host_copy(device: torch.device) -> float | None:
 
 
 def train_flops(model: nn.Module, device: torch.device) -> int:
-    """Floating-point operations of matrix products and convolutions for one image, forward and backward."""
+    """Count the floating-point operations of products and convolutions for one image, forward and backward."""
     found: list[int] = []
 
     def count(layer: nn.Module, _: object, outputs: Tensor) -> None:
@@ -88,16 +91,16 @@ def train_flops(model: nn.Module, device: torch.device) -> int:
 
 
 def product_flops(layer: nn.Module, outputs: Tensor, first: bool) -> int:
-    """Forward, gradient of the weights, gradient of the inputs: the last not in the first layer.
+    """Count the FLOP of forward, gradient of the weights and, except in the first layer, gradient of the inputs.
 
-    torch's own counter takes the second of a grouped convolution for that of one without groups.
+    torch's own counter ignores the groups of a grouped convolution in the gradient of its weights.
     """
     assert isinstance(layer, PRODUCTS)
     return (2 if first else 3) * 2 * outputs.numel() * layer.weight[0].numel()
 
 
 def layers(model: AlexNet, batch_size: int, device: torch.device, half: torch.dtype | None) -> list[Layer]:
-    """Every layer of the network by itself and eagerly; a ReLU and a dropout belong to the layer before."""
+    """Measure each layer of the network by itself, eagerly. A ReLU or a dropout belongs to the layer before."""
     maps = torch.randn(batch_size, 3, 224, 224, device=device).contiguous(memory_format=torch.channels_last)
     found = []
     for name, group in groups(model):
@@ -109,7 +112,7 @@ def layers(model: AlexNet, batch_size: int, device: torch.device, half: torch.dt
 
 
 def groups(model: AlexNet) -> list[tuple[str, list[nn.Module]]]:
-    """Modules in order, by name: conv1, norm1, pool1 ... fc8."""
+    """Return the modules in order, by name: conv1, norm1, pool1 ... fc8."""
     found: list[tuple[str, list[nn.Module]]] = []
     block = 0
     for module in [*model.features, *model.classifier]:

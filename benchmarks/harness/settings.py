@@ -1,4 +1,4 @@
-"""What own.py and decoders.py are asked to measure, as JSON in their command line."""
+"""The settings of our_loaders.py and decoders.py, given as JSON on their command line."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from pipelines.shards.records import Records
 
 @dataclass(frozen=True)
 class LoaderSettings:
-    """``work`` says what; a round makes ``batches`` batches."""
+    """A measurement's settings. ``work`` names it; a round makes ``batches`` batches."""
 
     work: str
     data: Path
@@ -28,10 +28,10 @@ class LoaderSettings:
 
     @property
     def images(self) -> int:
-        """A round."""
+        """Images in a round."""
         return self.batch_size * self.batches
 
     def files(self) -> list[bytes]:
-        """A round's images as they are stored, in memory."""
+        """Read a round's images into memory as they are stored."""
         records = Records(load_manifest(self.data), "train")
         return [bytes(records.read(sample % len(records)).data) for sample in range(self.images)]

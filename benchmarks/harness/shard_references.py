@@ -1,4 +1,4 @@
-"""What bounds sharding: the same files copied, or decoded, resized and encoded in memory, by as many processes.
+"""The references of sharding: the same files copied, or decoded, resized and encoded in memory, by as many processes.
 
 python -m benchmarks.harness.shard_references copy|memory SOURCE OUT WORKERS
 """
@@ -20,7 +20,7 @@ def copy(path: Path, folder: Path) -> None:
 
 
 def memory(path: Path, folder: Path) -> None:
-    """What must be done to an image, with the libraries that sharding uses; the result is thrown away."""
+    """Decode, resize and encode an image with the libraries that sharding uses. Discard the result."""
     pixels = simplejpeg.decode_jpeg(path.read_bytes(), fastdct=False, fastupsample=False)
     simplejpeg.encode_jpeg(square(pixels, 256), 90, "RGB", "420", fastdct=False)
 

@@ -1,4 +1,4 @@
-"""Rates that can be compared on a machine that is shared: everything in turn, several rounds, medians and ratios."""
+"""Rates that can be compared on a shared machine: everything in turn, several rounds, medians and ratios."""
 
 import statistics
 import time
@@ -8,10 +8,10 @@ from tqdm import tqdm
 
 
 def interleave(candidates: Mapping[str, Callable[[], int | tuple[int, float]]], rounds: int) -> dict[str, list[float]]:
-    """Call each candidate once unmeasured, then once a round, in turn.
+    """Call each candidate once unmeasured, then once per round, in turn.
 
-    It returns how many items it processed, or that and the seconds by its own clock. Gives items a second, a value a
-    round.
+    A candidate returns the number of items it processed, or that and the seconds by its own clock. Return items a
+    second, one value per round.
     """
     rates: dict[str, list[float]] = {name: [] for name in candidates}
     with tqdm(total=(rounds + 1) * len(candidates), desc="benchmark", unit=" runs") as bar:
@@ -26,15 +26,15 @@ def interleave(candidates: Mapping[str, Callable[[], int | tuple[int, float]]], 
     return rates
 
 
-def summarise(rates: Mapping[str, list[float]], limit: str) -> list[dict[str, float | str]]:
-    """A row a candidate: median, least and most; the ratio is the median over rounds of the ratio to ``limit``."""
+def summarise(rates: Mapping[str, list[float]], reference: str) -> list[dict[str, float | str]]:
+    """Return a row per candidate: median, least, most, and the median over rounds of its ratio to ``reference``."""
     return [
         {
             "name": name,
             "median": round(statistics.median(values), 1),
             "least": round(min(values), 1),
             "most": round(max(values), 1),
-            "ratio": round(statistics.median(v / base for v, base in zip(values, rates[limit], strict=True)), 3),
+            "ratio": round(statistics.median(v / base for v, base in zip(values, rates[reference], strict=True)), 3),
         }
         for name, values in rates.items()
     ]

@@ -1,6 +1,6 @@
-"""DALI as in its own ImageNet example for PyTorch, with that example's settings, but for the number of threads.
+"""DALI as in its own ImageNet example for PyTorch, with that example's settings, except the number of threads.
 
-docs/examples/use_cases/pytorch/resnet50/main.py: files, not shards; decoded and cropped in one step, on the GPU where
+docs/examples/use_cases/pytorch/resnet50/main.py: files, not shards; decoded and cropped in one step, on the GPU if
 there is one. With ``random`` crops, which the example does not have, fn.decoders.image_crop takes its place.
 """
 
@@ -20,7 +20,7 @@ DEVICE = {"device": "mixed", "device_memory_padding": 211025920, "host_memory_pa
 
 @pipeline_def
 def graph(settings: PeerSettings) -> tuple[Any, Any]:
-    """N,3,size,size float32, normalised; labels."""
+    """Return N,3,size,size float32, normalised, and labels."""
     decoding: dict[str, Any] = (DEVICE if GPU else {"device": "cpu"}) | {"output_type": types.RGB}
     encoded, labels = fn.readers.file(
         file_root=str(settings.images), random_shuffle=True, pad_last_batch=True, name="Reader"
@@ -46,7 +46,7 @@ def graph(settings: PeerSettings) -> tuple[Any, Any]:
 
 
 class Epochs:
-    """One each time it is gone through, the last batch as large as what is left."""
+    """Batches of one epoch per iteration. The last batch has the remaining images."""
 
     def __init__(self, settings: PeerSettings) -> None:
         pipeline = graph(

@@ -1,7 +1,7 @@
 """FFCV: the JPEGs in its beton, read from the page cache, decoded and cropped in its own compiled threads.
 
-Its ImageNet example goes on with ToTorchImage and NormalizeImage on the GPU; what is measured ends before those, as
-for the others that give uint8. (On a CPU, ToTorchImage without NormalizeImage loops for ever when it starts.)
+Its ImageNet example continues with ToTorchImage and NormalizeImage on the GPU. The measurement ends before those, as
+for the other loaders that give uint8. (On a CPU, ToTorchImage without NormalizeImage loops for ever when it starts.)
 """
 
 from functools import partial
@@ -20,7 +20,7 @@ from benchmarks.peers.serve import Batches, PeerSettings, serve
 
 
 class JpegField(RGBImageField):
-    """Takes a JPEG's path and keeps the file's bytes; its parent decodes and encodes anew."""
+    """A field that takes a JPEG's path and stores the file's bytes; its parent decodes and re-encodes."""
 
     def encode(self, destination, path, malloc) -> None:
         data = np.frombuffer(Path(path).read_bytes(), np.uint8)
@@ -36,7 +36,7 @@ def random_crop(height, width, _, size):
 
 
 class RandomCropDecoder(ResizedCropRGBImageDecoder):
-    """A crop of the size of the output, so that the resizing after it has nothing to do."""
+    """A decoder whose crop has the output's size, so that the resizing after it does nothing."""
 
     get_crop_generator = staticmethod(random_crop)
 

@@ -16,7 +16,7 @@ from benchmarks.peers.tensors import augment
 
 
 class ImageNet(StreamingDataset):
-    """An item is 3,size,size uint8 and its label."""
+    """A dataset whose items are 3,size,size uint8 and a label."""
 
     def __init__(self, folder: Path, transform: v2.Transform) -> None:
         super().__init__(str(folder), shuffle=True, drop_last=True)
@@ -28,7 +28,7 @@ class ImageNet(StreamingDataset):
 
 
 def read(item: tuple[str, int]) -> dict:
-    """An open JPEG that came from a file is stored as that file's bytes."""
+    """Open a JPEG. LitData stores an open JPEG as the bytes of its file."""
     path, label = item
     return {"image": Image.open(path), "label": label}
 

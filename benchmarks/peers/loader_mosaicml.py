@@ -1,6 +1,6 @@
 """MosaicML's streaming: the files written as MDS, then its dataset in a DataLoader.
 
-Its JPEG column comes back as Pillow images; bytes, decoded by torchvision, are faster, and what is taken here.
+Its JPEG column comes back as Pillow images; bytes, decoded by torchvision, are faster and used here.
 """
 
 from functools import partial
@@ -16,7 +16,7 @@ from benchmarks.peers.tensors import augment, decode
 
 
 class ImageNet(StreamingDataset):
-    """An item is 3,size,size uint8 and its label."""
+    """A dataset whose items are 3,size,size uint8 and a label."""
 
     def __init__(self, folder: Path, transform: v2.Transform, batch_size: int) -> None:
         super().__init__(local=str(folder), shuffle=True, batch_size=batch_size)

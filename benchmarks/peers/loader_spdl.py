@@ -18,7 +18,7 @@ from benchmarks.peers.serve import Batches, PeerSettings, serve
 
 
 def box(crop: str, size: int, width: int, height: int) -> tuple[int, int]:
-    """Width and height of a crop; ten tries as in torchvision, then the largest centred square."""
+    """Draw width and height of a crop: ten tries as in torchvision, then the largest centred square."""
     if crop == "random":
         return size, size
     for _ in range(10):
@@ -44,13 +44,13 @@ def decode(path: str, crop: str, size: int) -> spdl.io.ImageFrames:
 
 @dataclass(frozen=True)
 class Epochs:
-    """Another order each time it is gone through."""
+    """Batches of one epoch per iteration, each epoch in another order."""
 
     settings: PeerSettings
     files: list[tuple[str, int]]
 
     def batch(self, items: list[tuple[str, int]]) -> tuple[Tensor, Tensor]:
-        """N,H,W,3 uint8 and N int64."""
+        """Return N,H,W,3 uint8 and N int64."""
         frames = [decode(path, self.settings.crop, self.settings.size) for path, _ in items]
         return spdl.io.to_torch(spdl.io.convert_frames(frames)), torch.tensor([label for _, label in items])
 

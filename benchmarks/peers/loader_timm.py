@@ -1,6 +1,6 @@
 """timm's create_loader: Pillow, and uint8 batches by its fast collate.
 
-Its prefetcher normalises on the device; what is measured ends where it begins, as for the others that give uint8.
+Its prefetcher normalises on the device. The measurement ends before it, as for the other loaders that give uint8.
 """
 
 import torch

@@ -16,18 +16,18 @@ from benchmarks.peers.serve import Batches, PeerSettings, serve
 from benchmarks.peers.tensors import augment
 
 
-def together(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, list[int], Tensor]:
-    """All bytes, each file's number of them, labels: a tensor a file would cost a file descriptor each."""
+def collate(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, list[int], Tensor]:
+    """Return all bytes, each file's size, and labels. A tensor per file would cost a file descriptor each."""
     files, labels = zip(*samples, strict=True)
     return torch.cat(files), [len(file) for file in files], torch.tensor(labels)
 
 
 class Epochs:
-    """N,3,size,size uint8 on the GPU, labels on the CPU."""
+    """Batches of N,3,size,size uint8 on the GPU and labels on the CPU, one epoch per iteration."""
 
     def __init__(self, settings: PeerSettings) -> None:
         files = ImageFolder(str(settings.images), loader=read_file)
-        self._files = DataLoader(files, shuffle=True, collate_fn=together, **settings.loading())
+        self._files = DataLoader(files, shuffle=True, collate_fn=collate, **settings.loading())
         self._augment = augment(settings.crop, settings.size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

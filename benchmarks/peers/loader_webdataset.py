@@ -1,6 +1,6 @@
 """webdataset on the project's own shards: shuffled, decoded and batched in a WebLoader's workers, as it documents.
 
-Its examples decode with Pillow ("pil"); torchvision's decoder and uint8 tensors are faster, and what is taken here.
+Its examples decode with Pillow ("pil"); torchvision's decoder and uint8 tensors are faster and used here.
 """
 
 import webdataset

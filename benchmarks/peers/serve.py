@@ -1,7 +1,7 @@
-"""How a loader is measured beside others: in a process of its own, an epoch each time it is told to.
+"""A loader measured in turn with others: in a process of its own, one epoch whenever it is told to.
 
-The process prepares, prints a JSON line, then waits for lines on its standard input; after each it goes through one
-epoch and prints what that took. So loaders of different environments can take turns. Standard library only.
+The process prepares, prints a JSON line, then waits for lines on its standard input. After each line it runs one epoch
+and prints its images and seconds. So loaders of different environments can take turns. Standard library only.
 """
 
 import json
@@ -18,8 +18,11 @@ from typing import Any, NamedTuple
 
 @dataclass(frozen=True)
 class PeerSettings:
-    """What to load, and how; the same for all. ``images`` has CLASS/KEY.jpg, ``shards`` a shard folder, of the same
-    files; in ``work`` a loader may keep them in its own format. ``crop`` is random (as it is) or resized."""
+    """A loader's settings, the same for all.
+
+    ``images`` has CLASS/KEY.jpg, ``shards`` is a shard folder of the same files; in ``work`` a loader may store them in
+    its own format. ``crop`` is random (the image is not resized) or resized.
+    """
 
     images: Path
     shards: Path
@@ -31,7 +34,7 @@ class PeerSettings:
 
     @classmethod
     def from_command_line(cls) -> "PeerSettings":
-        """The script's only argument is JSON."""
+        """Read the settings from the script's only argument, JSON."""
         given = json.loads(sys.argv[1])
         settings = cls(**given | {name: Path(given[name]) for name in ("images", "shards", "work")})
         if settings.crop not in ("random", "resized"):
@@ -39,7 +42,7 @@ class PeerSettings:
         return settings
 
     def loading(self) -> dict[str, Any]:
-        """What each peer tells torch's DataLoader, or its own one of that kind."""
+        """Return the arguments for torch's DataLoader, or for a peer's equivalent."""
         return {
             "batch_size": self.batch_size,
             "drop_last": True,
@@ -48,14 +51,14 @@ class PeerSettings:
         }
 
     def files(self) -> list[tuple[str, int]]:
-        """Each image's path and class index, in one random order: as a data set is written for training."""
+        """List each image's path and class index in one random order, as a dataset is written for training."""
         classes = sorted(path.name for path in self.images.iterdir())
         files = [(str(path), label) for label, name in enumerate(classes) for path in self.images.glob(f"{name}/*.jpg")]
         random.Random(0).shuffle(files := sorted(files))
         return files
 
     def once(self, name: str, write: Callable[[Path], None]) -> Path:
-        """A file or folder of ``work``, written unless an earlier run did; half of one is never taken for it."""
+        """Return a file or folder of ``work``; write it unless an earlier run finished it. No partial one is used."""
         done, partial = self.work / name, self.work / f"{name}.partial"
         if not done.exists():
             self.work.mkdir(parents=True, exist_ok=True)
@@ -66,9 +69,9 @@ class PeerSettings:
 
 
 class Rounds(NamedTuple):
-    """``epoch`` goes through the data and returns the number of images; ``batch`` says what it gets.
+    """A measurement: ``epoch`` runs an epoch and returns the number of images; ``batch`` describes a batch.
 
-    ``warm`` comes before each, unmeasured: to use up what was made in advance while others were measured.
+    ``warm`` runs before each, unmeasured, to use up the batches made while others were measured.
     """
 
     epoch: Callable[[], int]
@@ -77,9 +80,9 @@ class Rounds(NamedTuple):
 
 
 def answer(prepare: Callable[[], Rounds]) -> None:
-    """One line when all is prepared, then one for each line that comes in."""
+    """Print one line when the loader is prepared, then one for each line that comes in."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print, from C and in their worker processes too, is no answer
+    os.dup2(2, 1)  # what libraries print, also from C and in worker processes, goes to stderr
     rounds = prepare()
     print(json.dumps({"batch": rounds.batch}), file=answers, flush=True)
     for _ in sys.stdin:
@@ -90,11 +93,11 @@ def answer(prepare: Callable[[], Rounds]) -> None:
         print(json.dumps({"images": images, "seconds": seconds}), file=answers, flush=True)
 
 
-Batches = Iterable[tuple[Any, Any]]  # images, labels; an epoch each time it is gone through
+Batches = Iterable[tuple[Any, Any]]  # images, labels; one epoch per iteration
 
 
 def serve(prepare: Callable[[PeerSettings], tuple[Batches, str]]) -> None:
-    """``prepare`` gives the batches and, in words, what one of them is."""
+    """Measure a peer. ``prepare`` returns its batches and a description of one."""
 
     def rounds() -> Rounds:
         batches, batch = prepare(PeerSettings.from_command_line())

@@ -1,8 +1,8 @@
-"""Sharding as webdataset's examples do it: one ShardWriter a process, each with its part of the files.
+"""Sharding as webdataset's examples do it: one ShardWriter per process, each with its part of the files.
 
 python benchmarks/peers/shard_webdataset.py SOURCE OUT WORKERS [fast]
 
-With Pillow, as those examples; "fast" takes the libraries that sharding here uses instead.
+It uses Pillow, as those examples do; "fast" uses this project's libraries instead.
 """
 
 import io

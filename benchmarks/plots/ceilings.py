@@ -1,4 +1,4 @@
-"""What each limit of the machine allows, and where decoders, loaders, the step and training stand: images a second."""
+"""A picture of images/s: what the machine's limits allow, and what decoders, loaders, the step and training reach."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 PIXELS = 224 * 224 * 3
 COLOURS = {"limit": "#9aa5b1", "decoding": "#d08c60", "loader": "#3b6ea5", "step": "#4f8f5b", "training": "#8a5a9e"}
 BEST = 3  # rows of a benchmark that are drawn, of each kind
-STAGES = ("read alone", "a training step alone", "decode alone")
+STAGES = ("read alone", "a training step alone", "reference: decoding")
 
 
 class Bar(NamedTuple):
@@ -19,7 +19,7 @@ class Bar(NamedTuple):
 
 
 def draw(items: list[dict[str, Any]]) -> Figure:
-    """``items`` as benchmarks/gpu.py writes them."""
+    """Draw ``items`` as benchmarks/gpu.py writes them."""
     found = [bar for result in results(items) for bar in BARS.get(result["benchmark"], nothing)(result)]
     bars = sorted({(bar.kind, bar.name): bar for bar in found}.values(), key=lambda bar: bar.images_per_second)
     figure = Figure(figsize=(10, 1.6 + 0.26 * len(bars)), layout="constrained")
@@ -66,7 +66,7 @@ def nothing(result: dict[str, Any]) -> Iterator[Bar]:
 
 
 def ceilings(result: dict[str, Any]) -> Iterator[Bar]:
-    """Copies as the uint8 images that they could carry; the fastest of each decoder and data set."""
+    """Yield the copy as the uint8 images that it could carry, and the fastest row of each decoder and dataset."""
     host = result["limits"]["host"]["bytes_per_second"]
     if host:
         yield Bar("limit", "uint8 images copied to the GPU", host / PIXELS)
@@ -88,7 +88,7 @@ def loader(result: dict[str, Any]) -> Iterator[Bar]:
 
 
 def step(result: dict[str, Any]) -> Iterator[Bar]:
-    """Ours and torchvision's; and what the matrix products' rate would allow the fastest of ours."""
+    """Yield our steps and torchvision's, and the rate that matrix products would allow our fastest."""
     for theirs in (False, True):
         for number, row in enumerate(fastest([r for r in result["rows"] if (r["network"] == "torchvision") is theirs])):
             yield Bar("step", f"step: {row['name']}", row["median"])

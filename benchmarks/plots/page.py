@@ -1,4 +1,4 @@
-"""Results as a page to read, and as a picture of what each limit and each stage allows.
+"""Results as a page to read, and as a picture of the rate of each limit and each stage.
 
 python -m benchmarks.plots.page OUT/*.json --page docs/gpu-results.md --picture docs/ceilings.png
 """
@@ -16,7 +16,7 @@ from pipelines.files import write_atomically
 from pipelines.terminal import run_command
 
 Items = list[dict[str, Any]]
-HIDDEN = {"batch", "memory_mb", "network", "work", "finish", "data"}  # said by the name, or by the command
+HIDDEN = {"batch", "memory_mb", "network", "work", "finish", "data"}  # known from the name or the command
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def page(items: Items) -> str:
-    """A heading an item; under it each command, how it ended, its lines and its rows."""
+    """Return a page with a heading per item and, under it, each command, how it ended, its lines and its rows."""
     parts = []
     for item in items:
-        parts.append(f"# {item['item']}. {item['title']}" + " (as small as it goes: no measurement)" * item["quick"])
+        parts.append(f"# {item['item']}. {item['title']}" + " (smallest sizes: no measurement)" * item["quick"])
         parts.append(machine(item))
         for done in item["commands"]:
             parts.append(f"## `{done['command']}`")
@@ -58,7 +58,7 @@ def page(items: Items) -> str:
 
 
 def machine(item: dict[str, Any]) -> str:
-    """Date, hardware and versions, as the first result has them."""
+    """Describe date, hardware and versions of the first result."""
     result = next((done["result"] for done in item["commands"] if "result" in done), None)
     if not result:
         return ""
@@ -73,7 +73,7 @@ def described(result: dict[str, Any]) -> str:
 
 
 def table(rows: Items) -> str:
-    """A column for what the rows have, but for what is the same in all of several."""
+    """Return a table with a column per key of the rows. Of several rows, omit keys with the same value in all."""
     names = dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, dict | list))
     kept = [
         name for name in names if name not in HIDDEN and (len({str(r.get(name)) for r in rows}) > 1 or rows[1:] == [])
@@ -88,7 +88,7 @@ def cell(value: Any) -> str:
 
 
 def fenced(done: dict[str, Any]) -> str:
-    """The end of a log: more of it where something went wrong."""
+    """Return the end of a log, more of it if something went wrong."""
     lines = done.get("log", "").strip().splitlines()[-3 if done["ended"] == "well" else -30 :]
     return "\n".join(("```", *lines, "```")) if lines else ""
 

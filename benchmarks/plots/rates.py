@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 
 def draw_rates(rows: list[dict], title: str, path: Path) -> None:
-    """A bar a row: the median, the spread over rounds, the ratio to the limit, which is the first row."""
+    """Draw a bar per row: the median, the range of the rounds, and the ratio to the reference, the first row."""
     figure = Figure(figsize=(9, 1 + 0.32 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     rows = rows[::-1]
@@ -24,7 +24,7 @@ def draw_rates(rows: list[dict], title: str, path: Path) -> None:
             fontsize=8,
         )
     axes.set_xlim(0, 1.25 * max(row["most"] for row in rows))
-    axes.set_xlabel("images/s: median and range of the rounds (ratio to the limit, round by round)")
+    axes.set_xlabel("images/s: median and range of the rounds (ratio to the reference, round by round)")
     axes.set_title(title, loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)

@@ -16,11 +16,11 @@ from pipelines.terminal import require, run_command
 @dataclass(frozen=True)
 class Options:
     pictures: tyro.conf.Positional[tuple[Path, ...]]
-    """PNG files, and last the folder for their copies."""
+    """PNG files and, last, the folder for their copies."""
     width: int = 1000
-    """Pixels at most."""
+    """Largest width in pixels."""
     colours: int = 256
-    """A palette of so many: a quarter of the bytes."""
+    """Colours of the palette, which takes a quarter of the bytes."""
 
     def __post_init__(self) -> None:
         require(len(self.pictures) >= 2 and self.pictures[-1].is_dir(), "name pictures, and last a folder")

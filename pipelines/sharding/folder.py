@@ -1,4 +1,4 @@
-"""The folder that shards are written to: taken for one run, continued after a stop, finished with its manifest."""
+"""The folder that shards are written to: claimed by one run, resumed after a stop, finished with its manifest."""
 
 import fcntl
 import hashlib
@@ -23,12 +23,12 @@ from pipelines.shards.manifest import MEAN_IMAGE, Manifest, Split
 from pipelines.untrusted import printable, read_json
 
 PLAN, SPOOL = "plan.json", "spool"  # in WORK
-TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp$")  # what pipelines.shards.manifest.temporary appends
+TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp$")  # appended by pipelines.files.temporary
 OURS = re.compile(r"[a-z]+-[0-9]{6}\.(tar|idx)|mean\.npy")
 
 
 def fingerprint(tasks: Sequence[ShardTask], seed: int) -> dict[str, Any]:
-    """What must be equal for an unfinished run to be continued."""
+    """Return the settings that must be equal for an unfinished run to be resumed."""
     samples = hashlib.sha256()
     for task in tasks:
         lines = [
@@ -48,10 +48,10 @@ def fingerprint(tasks: Sequence[ShardTask], seed: int) -> dict[str, Any]:
 
 @contextmanager
 def claim(out: Path, plan: dict[str, Any], renew: tuple[Sequence[ShardTask], Source] | None = None) -> Iterator[None]:
-    """Take ``out`` for this run alone: it is new, empty, or an unfinished run of the same plan.
+    """Claim ``out`` for this run alone: a new or empty folder, or an unfinished run of the same plan.
 
-    An unfinished run of another plan is refused, or deleted if it is one of these tasks (``renew``). Raises DataError
-    for everything else, with nothing written.
+    An unfinished run of another plan is refused. With ``renew``, the files that its tasks wrote are deleted first.
+    Raises DataError for any other folder and writes nothing to it.
     """
     work = out / WORK
     if os.path.lexists(out / "manifest.json"):
@@ -73,7 +73,7 @@ def claim(out: Path, plan: dict[str, Any], renew: tuple[Sequence[ShardTask], Sou
 
 
 def _check_ours(out: Path, plan: dict[str, Any]) -> None:
-    """Raise DataError unless a run of ours has begun in ``out``, and for symbolic links in place of what it wrote."""
+    """Raise DataError unless ``out`` holds a run of ours, without symbolic links in place of its files."""
     work = out / WORK
     if work.is_symlink() or not work.is_dir():
         raise DataError(f"{out} holds other things: choose an empty or a new folder")
@@ -99,7 +99,7 @@ def _is_only_begun(out: Path) -> bool:
 
 
 def _read_plan(out: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the plan that ``out`` was begun with, or None if it is missing, damaged or of another program."""
+    """Return the plan of the run in ``out``, or None if it is missing, damaged or of another program."""
     path = out / WORK / PLAN
     try:
         earlier = None if path.is_symlink() else read_json(path)
@@ -122,7 +122,7 @@ def _check_plan(out: Path, plan: dict[str, Any]) -> None:
 
 
 def leftovers(out: Path, tasks: Sequence[ShardTask], source: Source, keep: Collection[str] = ()) -> list[Path]:
-    """List the files in ``out`` that these tasks wrote, their temporary files included, without those to ``keep``."""
+    """List the files in ``out`` that these tasks wrote, including temporary ones, except the names in ``keep``."""
     shards = {name for task in tasks for name in task.files}
     work = {"lock", PLAN} | {path.name for task in tasks for path in (task.record_path, task.pixels_path)}
     spooled = {Path(sample.file).name for task in tasks for sample in task.samples} if source.spool else ()
@@ -141,7 +141,7 @@ def leftovers(out: Path, tasks: Sequence[ShardTask], source: Source, keep: Colle
 
 
 def discard(out: Path, files: Sequence[Path]) -> None:
-    """Delete these files, and the work folders if they are empty then; else name what they hold."""
+    """Delete these files, and the work folders if they are then empty. Print the names of other files in them."""
     _delete(files)
     for folder in (out / WORK / SPOOL, out / WORK):
         if folder.is_dir():
@@ -149,7 +149,7 @@ def discard(out: Path, files: Sequence[Path]) -> None:
                 folder.rmdir()
             except OSError:
                 others = sorted(path.name for path in folder.iterdir())
-                print(printable(f"{folder} holds what is not of this run, and stays: {', '.join(others)[:200]}"))
+                print(printable(f"{folder} holds files of other origin and is kept: {', '.join(others)[:200]}"))
 
 
 def _delete(files: Sequence[Path]) -> None:
@@ -160,7 +160,7 @@ def _delete(files: Sequence[Path]) -> None:
 def finish(out: Path, seed: int, source: Source, tasks: Sequence[ShardTask]) -> dict[str, int]:
     """Gather the shards' records, write the mean image and, last, the manifest. Return each split's source bytes.
 
-    Raises DataError where a shard is not there as recorded, or no image of a split can be used.
+    Raises DataError if a shard is missing or differs from its record, or if no image of a split can be used.
     """
     image = tasks[0].image
     records = [(task, _record(task)) for task in tasks]
@@ -188,7 +188,7 @@ def finish(out: Path, seed: int, source: Source, tasks: Sequence[ShardTask]) -> 
 
 
 def _record(task: ShardTask) -> ShardRecord:
-    """Return the record of a shard. Raises DataError if the shard is not there as recorded."""
+    """Return the record of a shard. Raises DataError if the shard is missing or differs."""
     record = read_record(task)
     if record is None:
         raise DataError(f"{task.tar_path} is not as it was written: run the same command again, which writes it anew")
@@ -196,7 +196,7 @@ def _record(task: ShardTask) -> ShardRecord:
 
 
 def report(manifest: Manifest, source_bytes: dict[str, int], seconds: float) -> None:
-    """A table of what was written, and the first of what was left out."""
+    """Print a table of the written splits, and the first quarantined images."""
     print(f"{'':<8}{'images':>10}{'shards':>8}{'source MB':>12}{'written MB':>12}{'ratio':>8}")
     for name, split in manifest.splits.items():
         written = sum(shard.bytes for shard in split.shards)

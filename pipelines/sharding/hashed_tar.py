@@ -1,6 +1,6 @@
 """A plain USTAR file that is hashed while it is written.
 
-Its bytes are those of ``tarfile``, but for a checksum of each sample, and it takes a fifth of the time.
+Its bytes are those of ``tarfile``, except for a checksum of each sample. It takes a fifth of the time.
 """
 
 import hashlib
@@ -10,12 +10,12 @@ from typing import BinaryIO
 from pipelines.shards.records import CHECKSUM as SAMPLE_CHECKSUM
 from pipelines.shards.records import checksum
 
-EMPTY_HEADER = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)  # a regular file's, with mode 0644 and nobody's name
+EMPTY_HEADER = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)  # a regular file's, mode 0644, no owner
 NAME, SIZE, CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)
 
 
 class HashedTar:
-    """Members are appended without owner, mode or time of this machine. ``digest`` is right after ``end``."""
+    """A tar whose members have no owner, mode or time of this machine. ``digest`` is valid after ``end``."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._hash, self._length = file, hashlib.sha256(), 0
@@ -23,7 +23,7 @@ class HashedTar:
     def add(self, key: str, extension: str, image: bytes, label: bytes) -> tuple[int, int]:
         """Append a sample: KEY.EXTENSION, with the sample's checksum in its header, and KEY.cls.
 
-        Names are ASCII of at most 100 characters. Returns the offsets of the image's and the label's contents.
+        Names are ASCII of at most 100 characters. Return the offsets of the image's and the label's contents.
         """
         label_header = _header(f"{key}.cls", len(label))
         rest = b"".join((image, _padding(image), label_header, label))
@@ -53,9 +53,9 @@ def _padding(data: bytes) -> bytes:
 
 
 def _header(name: str, size: int, of_sample: bytes = b"") -> bytes:
-    """Return a header of POSIX.1-1988, USTAR: fixed fields, the checksum counted with blanks in its place.
+    """Return a POSIX.1-1988 USTAR header: fixed fields, its checksum computed with blanks in its own place.
 
-    ``of_sample``, another checksum, stands in the bytes that no field uses, which readers pass over.
+    ``of_sample``, the sample's checksum, is stored in bytes that no field uses and that readers skip.
     """
     if len(name) > 100:
         raise ValueError(f"{name} is too long for a USTAR member")

@@ -1,4 +1,4 @@
-"""Worker processes that end with the process that started them, whatever ends it."""
+"""Worker processes that end with the process that started them, however it ends."""
 
 import ctypes
 import multiprocessing
@@ -22,9 +22,9 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def spawning() -> SpawnContext:
-    """Return the context that workers and what they share are made with.
+    """Return the multiprocessing context for workers and the objects that they share.
 
-    Python's resource tracker, which ends after the last process, is started deaf to the SIGHUP of a closed terminal.
+    Python's resource tracker, which ends after the last process, is started with a closed terminal's SIGHUP blocked.
     """
     with _signals_held():
         resource_tracker.ensure_running()
@@ -32,17 +32,17 @@ def spawning() -> SpawnContext:
 
 
 class WorkerPool(ProcessPoolExecutor):
-    """A pool of spawned processes, none of which outlives this process or an exception that leaves the ``with`` block.
+    """A pool of spawned processes. They end with this process, and with an exception that leaves the ``with`` block.
 
-    ``start(*arguments)`` is called first in each of them. Leaving the block raises DataError if a worker was killed.
-    Use ``submit``: ``map`` cancels its futures in a way that Python 3.11 answers with a traceback.
+    ``start(*arguments)`` is called first in each process. Leaving the block raises DataError if a worker was killed.
+    Use ``submit``: ``map`` cancels its futures in a way that makes Python 3.11 print a traceback.
     """
 
     def __init__(self, workers: int, start: Callable[..., None] | None = None, *arguments: Any) -> None:
         super().__init__(workers, spawning(), _start_worker, (start, arguments))
 
     def submit(self, *arguments: Any, **options: Any) -> Future:
-        with _signals_held():  # a process is started here; interrupted, it would not get its orders
+        with _signals_held():  # an interrupted start would leave a process without its task
             return super().submit(*arguments, **options)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool | None:
@@ -52,21 +52,21 @@ class WorkerPool(ProcessPoolExecutor):
         super().__exit__(kind, error, trace)
         if isinstance(error, BrokenProcessPool):
             raise DataError(
-                "a worker process died, of too little memory perhaps: run the same command again, with fewer --workers"
+                "a worker process died, perhaps for lack of memory: run the same command again, with fewer --workers"
             ) from None
         return None
 
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Answer signals that stop the run after the block. Processes started in it have them blocked."""
+    """Defer signals that stop the run to the end of the block. Processes started in it inherit them blocked."""
     held = {number: handler for number in STOPS if callable(handler := signal.getsignal(number))}
     if not held or threading.current_thread() is not threading.main_thread():
         yield
         return
     caught: list[int] = []
     for number in held:
-        signal.signal(number, lambda number, _: caught.append(number))  # another thread may take what is blocked here
+        signal.signal(number, lambda number, _: caught.append(number))  # another thread may still receive it
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, held)
     try:
         yield
@@ -79,10 +79,10 @@ def _signals_held() -> Iterator[None]:
 
 
 def _start_worker(start: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
-    """Tie this worker to its parent: by the kernel, where it can (Linux), and by a thread that waits for its end."""
-    if sys.platform == "linux":  # also a worker that is stopped, or in a call that keeps Python's lock
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # at the end of the thread that submits, to be exact
-    threading.Thread(target=_end_with_parent, daemon=True).start()  # at once, where the parent is gone already
+    """End this worker with its parent: by the kernel, on Linux, and by a thread that waits for the parent's end."""
+    if sys.platform == "linux":  # ends stopped workers too, and calls that hold Python's lock
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # sent when the thread that submits ends
+    threading.Thread(target=_end_with_parent, daemon=True).start()  # exits at once if the parent is gone
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent kills its workers when it is interrupted
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     if start:
@@ -92,5 +92,5 @@ def _start_worker(start: Callable[..., None] | None, arguments: tuple[Any, ...])
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    wait([parent.sentinel])  # the end of a pipe that closes when the parent ends, in whatever way
+    wait([parent.sentinel])  # a pipe that closes when the parent ends, however it ends
     os._exit(1)

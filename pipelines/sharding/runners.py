@@ -1,4 +1,4 @@
-"""Who writes the shards: processes of this machine, or the workers of a Dask cluster. The bytes are the same."""
+"""Runners that write the shards: processes of this machine, or workers of a Dask cluster. The bytes are the same."""
 
 import os
 import sys
@@ -14,13 +14,13 @@ from pipelines.sharding.processes import WorkerPool, spawning
 from pipelines.sharding.writer import ShardTask, write_shard
 from pipelines.untrusted import read_json
 
-LINE_SECONDS = 30.0  # between two lines of progress where there is no terminal
+LINE_SECONDS = 30.0  # between two lines of progress if there is no terminal
 
 
 class ShardingProgress:
-    """Images, source bytes and bad images so far: a bar on a terminal, else a line now and then.
+    """A report of images, source bytes and bad images so far: a bar on a terminal, else a line every LINE_SECONDS.
 
-    ``done`` of the ``total`` images were written by an earlier run; ``max_bad``, a fraction, may be bad.
+    An earlier run wrote ``done`` of the ``total`` images. The fraction ``max_bad`` of them may be bad.
     """
 
     def __init__(self, total: int, done: int, max_bad: float) -> None:
@@ -30,17 +30,17 @@ class ShardingProgress:
         self._bar = tqdm(total=total, initial=done, unit=" images", desc="shard", disable=not sys.stderr.isatty())
 
     def quarantine(self, entry: dict[str, str]) -> None:
-        """Note a bad image. Raises DataError once there are more than allowed."""
+        """Record a bad image. Raises DataError if there are more than allowed."""
         self._bad.append(entry)
         if len(self._bad) > self._allowed:
             named = "".join(f"\n  {bad['source']}: {bad['reason']}" for bad in self._bad[:5])
             raise DataError(
-                f"more than {self._allowed} of {self._total} images cannot be used; mend the source, or run the same "
-                f"command again with a larger --max-bad to go on. The first:{named}"
+                f"more than {self._allowed} of {self._total} images cannot be used: repair the source, or run the "
+                f"same command again with a larger --max-bad. The first:{named}"
             )
 
     def show(self, images: int, source_bytes: int) -> None:
-        """What this run has done so far, over all workers."""
+        """Show the progress of this run over all workers."""
         seconds = max(time.monotonic() - self._start, 1e-9)
         speed = f"{source_bytes / 1e6 / seconds:.1f} MB/s"
         if not self._bar.disable:
@@ -76,7 +76,7 @@ def write_on_this_machine(tasks: Sequence[ShardTask], workers: int, progress: Sh
                 future.result()
 
 
-_counts: Any = None  # in a worker process: what all workers have done
+_counts: Any = None  # in a worker process: the counts of all workers
 _bad: Any = None
 
 
@@ -98,8 +98,9 @@ def _write_in_worker(task: ShardTask) -> None:
 
 
 def write_on_cluster(tasks: Sequence[ShardTask], address: str, progress: ShardingProgress) -> None:
-    """On the workers of the Dask scheduler at ``address``, which see the same files. A shard whose worker died is
-    another worker's task. Raises DataError, OSError.
+    """Write the shards on the workers of the Dask scheduler at ``address``, which must see the same files.
+
+    If a worker dies, another one writes its shard. Raises DataError, OSError.
     """
     try:
         from distributed import Client, KilledWorker, as_completed
@@ -116,7 +117,7 @@ def write_on_cluster(tasks: Sequence[ShardTask], address: str, progress: Shardin
             try:
                 future.result()
             except KilledWorker as error:
-                raise DataError(f"workers of the cluster died again and again: {error}") from error
+                raise DataError(f"workers of the cluster died repeatedly: {error}") from error
             record = read_json(named[future].record_path)
             for entry in record["quarantined"]:
                 progress.quarantine(entry)

@@ -1,4 +1,4 @@
-"""Mean, deviation and principal colours of the train pixels, gathered shard by shard in whole numbers."""
+"""Mean, standard deviation and principal components of the train pixels, summed shard by shard in integers."""
 
 import io
 import zipfile
@@ -16,9 +16,9 @@ PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))  # of channels
 
 
 class PixelSums:
-    """Sums over pixels in whole numbers, so that no order of adding changes a digit.
+    """A set of integer sums over pixels, so that the order of adding changes no digit.
 
-    ``size`` is that of square images, whose sum is kept for the mean image; None where sizes differ.
+    ``size`` is the side of square images, which are also summed for the mean image; None if sizes differ.
     """
 
     def __init__(self, size: int | None) -> None:
@@ -26,13 +26,13 @@ class PixelSums:
         self.count = 0  # pixels
         self.totals = np.zeros(3, np.int64)  # sum of r, g, b over images and pixels
         self.products = np.zeros((3, 3), np.int64)  # sum of r*r, r*g, ..., the upper triangle
-        self.image = None if size is None else np.zeros((size, size, 3))  # sum over images: whole numbers too
+        self.image = None if size is None else np.zeros((size, size, 3))  # sum over images: integers too
 
     def add(self, pixels: np.ndarray) -> None:
-        """``pixels`` H,W,3 uint8.
+        """Add the ``pixels`` of an image, H,W,3 uint8.
 
-        OpenCV gives whole numbers as floats, far below 2**53, so exactly; ``round`` is for those of its builds that
-        take a root and square it again.
+        OpenCV returns integers as floats far below 2**53, hence exactly. ``round`` is for builds of OpenCV that take a
+        root and square it again.
         """
         self.images += 1
         if self.image is not None:
@@ -51,7 +51,7 @@ class PixelSums:
         write_atomically(path, buffer.getvalue())
 
     def merge(self, path: Path) -> None:
-        """Add what another one has saved. Raises DataError for a file that is not whole."""
+        """Add the sums that another one saved. Raises DataError if the file is missing or damaged."""
         try:
             with np.load(path, allow_pickle=False) as part:
                 saved = {name: part[name] for name, value in vars(self).items() if value is not None}
@@ -62,18 +62,21 @@ class PixelSums:
 
 
 def measured_samples(start: int, stop: int, total: int, wanted: int | None) -> range:
-    """Which samples of a shard, counted from its first, the statistics are taken from.
+    """Return the samples of a shard, counted from its first, that enter the statistics.
 
-    The shard has ``start`` to ``stop`` of ``total`` samples, which stand in a random order already: evenly spread
-    ones are a random choice. At most ``wanted`` of all are taken, more than half of that where there are as many;
-    every one where ``wanted`` is None.
+    The shard has ``start`` to ``stop`` of ``total`` samples. They are in random order already, so evenly spaced ones
+    are a random choice. At most ``wanted`` of all are taken, and more than half of ``wanted`` if there are that many;
+    all are taken if ``wanted`` is None.
     """
     step = 1 if wanted is None else max(1, -(-total // wanted))
     return range(-start % step, stop - start, step)
 
 
 def summarise(parts: Iterable[Path], size: int | None) -> tuple[Statistics, np.ndarray | None]:
-    """The statistics of all ``parts`` and the mean image, size,size,3 float32; exact but for a last rounding."""
+    """Return the statistics of all ``parts`` and the mean image, size,size,3 float32, exact but for a last rounding.
+
+    Raises DataError if a part is damaged, or if there is no image.
+    """
     sums = PixelSums(size)
     for part in parts:
         sums.merge(part)
@@ -85,7 +88,7 @@ def summarise(parts: Iterable[Path], size: int | None) -> tuple[Statistics, np.n
     covariance = np.array([[(n * products[i][j] - totals[i] * totals[j]) / n**2 for j in range(3)] for i in range(3)])
     values, vectors = np.linalg.eigh(covariance)
     values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
-    vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), range(3)])  # a sign that does not wander
+    vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), range(3)])  # makes the sign reproducible
     statistics = Statistics(
         mean_rgb=tuple(total / n for total in totals),
         std_rgb=tuple(float(value) for value in np.sqrt(np.diag(covariance))),

@@ -1,4 +1,4 @@
-"""Re-read a shard folder and say which shard is wrong: size, sha256, index, count, labels, and that images decode."""
+"""Re-read a shard folder and name each wrong shard: by size, sha256, index, count, labels or undecodable images."""
 
 import hashlib
 from itertools import zip_longest
@@ -17,7 +17,7 @@ from pipelines.turbo.decode import read_member
 
 
 def verify(folder: Path, workers: int) -> None:
-    """Raises DataError that lists each shard that is not what the manifest says, and why."""
+    """Raise DataError unless every shard is as the manifest says. The error lists each wrong shard and why."""
     manifest = load_manifest(folder, check_shards=False)
     shards = sum(len(split.shards) for split in manifest.splits.values())
     problems = find_problems(manifest, workers)
@@ -30,7 +30,7 @@ def verify(folder: Path, workers: int) -> None:
 
 
 def find_problems(manifest: Manifest, workers: int) -> dict[str, str]:
-    """What is wrong with which shard, by its name."""
+    """Return the problem of each wrong shard, by the shard's path."""
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     with WorkerPool(workers) as pool:
         found = [pool.submit(_problem, shard, manifest) for shard in shards]
@@ -46,17 +46,17 @@ def _problem(shard: Shard, manifest: Manifest) -> str | None:
             same = hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
     except DataError as error:
         return str(error)
-    except OSError as error:  # one bad sector does not keep the other shards from being looked at
+    except OSError as error:  # one bad sector must not stop the check of the other shards
         return f"it cannot be read: {error.strerror}"
     try:
         wrong = _wrong_content(path, shard, manifest)
     except (OSError, DataError) as error:
         wrong = str(error)
-    return wrong if same else f"its sha256 is another{f'; {wrong}' if wrong else ''}"
+    return wrong if same else f"its sha256 differs{f'; {wrong}' if wrong else ''}"
 
 
 def _wrong_content(path: Path, shard: Shard, manifest: Manifest) -> str | None:
-    """What in the tar does not agree with its index or the manifest. Raises DataError."""
+    """Return the first disagreement of the tar with its index or the manifest, or None. Raises DataError."""
     try:
         check_index(manifest, shard)
     except DataError as error:
@@ -79,7 +79,7 @@ def _wrong_content(path: Path, shard: Shard, manifest: Manifest) -> str | None:
 
 
 def _check_sample(file: BinaryIO, image_member: Member, label_member: Member, manifest: Manifest) -> None:
-    """Raises DataError, ValueError."""
+    """Raise DataError or ValueError unless the sample's checksum, label and image are right."""
     file.seek(image_member.offset - BLOCK)
     span = file.read(label_member.offset + label_member.size - file.tell())
     image, label = span[BLOCK : BLOCK + image_member.size], span[len(span) - label_member.size :]

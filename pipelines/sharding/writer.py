@@ -1,7 +1,7 @@
-"""One shard: images in, ``NAME.tar`` and ``NAME.idx`` out, the same bytes whoever writes it and whenever.
+"""One shard: images in, ``NAME.tar`` and ``NAME.idx`` out, bit-identical whoever writes it and whenever.
 
-A shard is a task of its own: it is written under temporary names, renamed, and then recorded under ``.work/``, so
-that a run that was stopped goes on with the shards that have no record.
+Each shard is a task: it is written under temporary names, renamed, and then recorded under ``.work/``. A resumed run
+writes only the shards that have no record.
 """
 
 import dataclasses
@@ -23,15 +23,15 @@ from pipelines.shards.manifest import ImageFormat, Shard, check_shard
 from pipelines.untrusted import coerce, read_json
 
 WORK = ".work"
-# Errors of one file. Others (too many open files, a lost network drive) are of this process or of the whole source.
+# Errors of a single file. Others (too many open files, a lost network drive) concern the process or the whole source.
 OF_ONE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EIO, errno.ENXIO}
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """``name`` (train-000000), the samples in their order, and how to write them.
+    """A shard to write: ``name`` (train-000000), the samples in their order, and their format.
 
-    ``measured`` are the places of those from which the statistics are taken. An image of more than ``max_pixels`` is
+    ``measured`` are the positions of the samples that enter the statistics. An image of more than ``max_pixels`` is
     not decoded.
     """
 
@@ -58,7 +58,7 @@ class ShardTask:
 
     @property
     def files(self) -> tuple[str, str]:
-        """Names of what is there in the end."""
+        """Names of the finished files."""
         return self.tar_path.name, self.index_path.name
 
     @property
@@ -72,7 +72,7 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """A finished task: its shard, and the source images that were altered or left out."""
+    """A finished task: its shard, and the source images that were repaired or quarantined."""
 
     shard: Shard
     source_bytes: int
@@ -81,7 +81,7 @@ class ShardRecord:
 
 
 def read_record(task: ShardTask) -> ShardRecord | None:
-    """Return the record of a shard, or None if the shard is not there as recorded and has to be written."""
+    """Return the record of a shard, or None if the shard is missing or differs from its record."""
     try:
         record: ShardRecord = coerce(read_json(task.record_path), ShardRecord, "record")
         check_shard(task.out, record.shard)
@@ -96,10 +96,10 @@ def read_record(task: ShardTask) -> ShardRecord | None:
 
 
 def write_shard(task: ShardTask, note: Callable[[int, dict[str, str] | None], None] | None = None) -> None:
-    """Write the shard, its index and its record; ``note`` is told of each sample's bytes, and its entry if quarantined.
+    """Write the shard, its index and its record. Call ``note`` with each sample's bytes, and its entry if quarantined.
 
-    An image that cannot be read or used is left out and noted in the record. Raises OSError when the disk that is
-    written to does, or when the whole source is gone.
+    An image that cannot be read or used is quarantined: left out, and listed in the record. Raises OSError if writing
+    fails, or if the whole source is gone.
     """
     repaired: list[dict[str, str]] = []
     quarantined: list[dict[str, str]] = []
@@ -135,10 +135,10 @@ def _read(sample: Sample, source: Path) -> bytes:
     try:
         return sample.read(source)
     except OSError as error:
-        if error.errno not in OF_ONE_FILE or (sample.size is not None and error.errno != errno.EIO):  # of an archive
+        if error.errno not in OF_ONE_FILE or (sample.size is not None and error.errno != errno.EIO):  # in an archive
             raise
         top = source / sample.file.partition("/")[0]
-        if not top.exists() or (top.is_dir() and not any(top.iterdir())):  # as a disk that was unmounted leaves it
+        if not top.exists() or (top.is_dir() and not any(top.iterdir())):  # an unmounted disk
             raise
         raise DataError(f"it cannot be read: {error.strerror}") from None
 
@@ -151,7 +151,7 @@ def _add_sample(
     sums: PixelSums | None,
     repaired: list[dict[str, str]],
 ) -> str:
-    """Append the sample's members; returns its line of the index. Raises DataError where it cannot be used."""
+    """Append the sample's members and return its line of the index. Raises DataError if it cannot be used."""
     suffix = os.path.splitext(sample.source)[1]  # noqa: PTH122  a tenth of the time of Path.suffix
     member = make_member(data, suffix, task.image, task.max_pixels, sums is not None)
     repaired += [{"split": task.split, "source": sample.source, "action": action} for action in member.repairs]

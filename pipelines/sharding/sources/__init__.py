@@ -1,7 +1,7 @@
-"""Where images come from: ImageNet's four layouts, told apart by looking.
+"""Sources of images: ImageNet's four layouts, recognised by their files.
 
-``official`` the archives of image-net.org, read in place; ``folders`` train/<wnid>/ and val/<wnid>/; ``kaggle``;
-``parquet`` Hugging Face's files. The same images, seed and options give the same samples under the same keys in the
+``official``: the archives of image-net.org, read in place; ``folders``: train/<wnid>/ and val/<wnid>/; ``kaggle``;
+``parquet``: Hugging Face's files. The same images, seed and options give the same samples under the same keys in the
 same order, whatever the layout.
 """
 
@@ -24,7 +24,7 @@ LAYOUTS = {"official": official, "folders": folders, "kaggle": kaggle, "parquet"
 
 @dataclass(frozen=True)
 class Source:
-    """``spool``, where it is there, makes the samples readable: see ``Spool``."""
+    """A selection of images. If there is a ``spool``, it must first make the samples readable: see ``Spool``."""
 
     folder: Path
     classes: tuple[ImageClass, ...]
@@ -32,7 +32,7 @@ class Source:
     spool: Spool | None = None
 
     def sizes(self, samples: Sequence[Sample]) -> list[int]:
-        """Return the bytes of a few samples, 0 for one that cannot be read: it will be quarantined."""
+        """Return the sizes of a few samples in bytes, 0 for an unreadable one: it will be quarantined."""
         if self.spool:
             return self.spool.sizes(samples)
         return [_size(self.folder / s.file) if s.size is None else s.size for s in samples]
@@ -57,8 +57,8 @@ def find_images(
 ) -> Source:
     """List the images of each split, train in a global permutation drawn from ``seed``, others by key.
 
-    A class's index is the rank of its wnid among the classes taken: all, the first N or those in a file (``classes``).
-    ``per_class`` takes the first so many train images of each class in the permutation. ``md5`` first compares the
+    A class's index is its place among the sorted wnids taken: all, the first N or those in a file (``classes``).
+    ``per_class`` takes that many train images of each class, the first in the permutation. ``md5`` first compares the
     official archives with the published digests. Raises DataError.
     """
     if not folder.is_dir():
@@ -74,7 +74,7 @@ def find_images(
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """While a million objects are made, none of them garbage, looking for garbage takes half of the time."""
+    """Disable the garbage collector, which takes half of the time while a million objects are made and none freed."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -88,7 +88,7 @@ def _recognise(folder: Path, splits: tuple[str, ...]) -> str:
     names = [name for name, layout in LAYOUTS.items() if layout.found(folder, splits)]
     if not names:
         wanted = "; ".join(f"{layout.LOOKED_FOR} ({name})" for name, layout in LAYOUTS.items())
-        raise DataError(f"{folder} holds no images in a layout that is known; looked for: {wanted}")
+        raise DataError(f"{folder} holds no images in a known layout; looked for: {wanted}")
     if len(names) > 1:
         raise DataError(
             f"{folder} holds {len(names)} layouts, {' and '.join(names)}: say which with --layout {names[0]}"
@@ -108,6 +108,6 @@ def _select(folder: Path, listing: Listing, seed: int, classes: str | None, per_
         found["train"] = selection.first_of_each_class(found["train"], per_class, wnids)
     odd = next((wnid for wnid in wnids if COMMANDS.search(wnid)), None)
     if odd is not None:
-        raise DataError(f"{folder} has a class {odd!r}, whose name holds what is not to be printed: rename it")
+        raise DataError(f"{folder} has a class {odd!r}, whose name holds control characters: rename it")
     taken = tuple(ImageClass(wnid, printable(listing.words.get(wnid, wnid))) for wnid in wnids)
     return Source(folder, taken, {split: tuple(samples) for split, samples in found.items()}, listing.spool)

@@ -21,13 +21,13 @@ class Devkit:
 
 
 def read_devkit(path: Path) -> Devkit:
-    """Raises DataError where it is damaged, or where scipy is missing."""
+    """Read the devkit. Raises DataError if it is damaged, or if scipy is not installed."""
     contents = _read_members(path)
     wnids, words = _read_synsets(contents[META], path)
     labels = []
     for number, line in enumerate(contents[TRUTH].decode("ascii", "replace").split(), 1):
         if not line.isdecimal() or int(line) not in wnids:
-            raise DataError(f"{path}, {TRUTH}, line {number}: {line[:40]!r} is the id of no class: download it again")
+            raise DataError(f"{path}, {TRUTH}, line {number}: {line[:40]!r} is not a class id: download it again")
         labels.append(wnids[int(line)])
     return Devkit(words, labels)
 
@@ -45,7 +45,7 @@ def _read_members(path: Path) -> dict[str, bytes]:
                 if name and member.isreg():
                     contents[name] = tar.extractfile(member).read()  # type: ignore[union-attr]  # in memory
     except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError, RecursionError) as error:
-        raise DataError(f"{path} is no tar.gz, or a damaged or truncated one ({error}): download it again") from None
+        raise DataError(f"{path} is not a tar.gz, or is damaged or truncated ({error}): download it again") from None
     for name in (META, TRUTH):
         if name not in contents:
             raise DataError(f"{path} does not hold {name}: download ILSVRC2012_devkit_t12.tar.gz again")
@@ -53,7 +53,7 @@ def _read_members(path: Path) -> dict[str, bytes]:
 
 
 def _read_synsets(mat: bytes, path: Path) -> tuple[dict[int, str], dict[str, str]]:
-    """ILSVRC2012_ID -> wnid and wnid -> words of the synsets without children, which are the classes."""
+    """Return ILSVRC2012_ID -> wnid and wnid -> words of the synsets without children, which are the classes."""
     scipy_io = load_extra("scipy.io", "scipy", "reading ImageNet's devkit (meta.mat)")
     try:
         synsets = scipy_io.loadmat(io.BytesIO(mat), variable_names=["synsets"], chars_as_strings=True)[

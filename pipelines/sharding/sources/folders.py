@@ -10,8 +10,8 @@ from pipelines.sharding.sources.sample import (
     class_folders,
     image_names,
     key_of,
-    ranked,
     read_words,
+    sorted_classes,
     stem_of,
 )
 
@@ -24,7 +24,7 @@ def found(folder: Path, splits: tuple[str, ...]) -> bool:
 
 
 def listing(folder: Path, splits: tuple[str, ...]) -> Listing:
-    wnids = ranked({split: _classes(folder / split, split) for split in splits}, folder)
+    wnids = sorted_classes({split: _classes(folder / split, split) for split in splits}, folder)
     images = {split: list_class_folders(folder, split, wnids) for split in splits}
     return Listing(wnids, class_names(folder), images)
 
@@ -35,7 +35,7 @@ def _classes(folder: Path, split: str) -> list[str]:
     wnids = class_folders(folder)
     if not wnids:
         raise DataError(
-            f"{folder} has no class folders: expected {folder}/<class>/*.JPEG (of Kaggle's, name what holds ILSVRC/)"
+            f"{folder} has no class folders: expected {folder}/<class>/*.JPEG (Kaggle: name the parent of ILSVRC/)"
         )
     return wnids
 
@@ -48,7 +48,7 @@ def class_names(folder: Path) -> dict[str, str]:
 
 
 def list_class_folders(folder: Path, split: str, wnids: list[str]) -> list[Sample]:
-    """The images below ``folder``/``split``/<wnid>/; a class may have none. Raises DataError where all have none."""
+    """List the images below ``folder``/``split``/<wnid>/; a class may have none. Raises DataError if all have none."""
     samples = []
     for label, wnid in enumerate(wnids):
         if (folder / split / wnid).is_dir():

@@ -11,8 +11,8 @@ from pipelines.sharding.sources.sample import (
     class_folders,
     image_names,
     key_of,
-    ranked,
     read_words,
+    sorted_classes,
     stem_of,
 )
 
@@ -33,7 +33,7 @@ def listing(folder: Path, splits: tuple[str, ...]) -> Listing:
             raise DataError(f"no folder {folder / DATA / split}: unpack it, or leave {split} out with --splits")
     solution = _read_solution(folder / LABELS) if "val" in splits else {}
     classes = {"train": class_folders(folder / DATA / "train") if "train" in splits else [], "val": solution.values()}
-    wnids = ranked({split: classes[split] for split in splits}, folder)
+    wnids = sorted_classes({split: classes[split] for split in splits}, folder)
     images = {"train": lambda: _list_train(folder, wnids), "val": lambda: _list_val(folder, wnids, solution)}
     words = read_words(folder / WORDS) if (folder / WORDS).is_file() else {}
     return Listing(wnids, words, {split: images[split]() for split in splits})
@@ -44,7 +44,7 @@ def _list_train(folder: Path, wnids: list[str]) -> list[Sample]:
 
 
 def _list_val(folder: Path, wnids: list[str], solution: dict[str, str]) -> list[Sample]:
-    val, rank = folder / DATA / "val", {wnid: label for label, wnid in enumerate(wnids)}
+    val, label = folder / DATA / "val", {wnid: index for index, wnid in enumerate(wnids)}
     names = sorted(image_names(val))
     without_row = next((name for name in names if stem_of(name) not in solution), None)
     if without_row:
@@ -56,11 +56,11 @@ def _list_val(folder: Path, wnids: list[str], solution: dict[str, str]) -> list[
             f"({len(without_image)} such rows): download both again"
         )
     paths = {name: f"{DATA}/val/{name}" for name in names}
-    return [Sample(key_of(stem_of(n)), path, rank[solution[stem_of(n)]], path) for n, path in paths.items()]
+    return [Sample(key_of(stem_of(n)), path, label[solution[stem_of(n)]], path) for n, path in paths.items()]
 
 
 def _read_solution(path: Path) -> dict[str, str]:
-    """ImageId -> wnid, the first word of PredictionString. Raises DataError."""
+    """Read ImageId -> wnid, the first word of PredictionString. Raises DataError."""
     if not path.is_file():
         raise DataError(f"no file {path}, which has the labels of val: download it, or leave val out with --splits")
     solution: dict[str, str] = {}

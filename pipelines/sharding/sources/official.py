@@ -1,6 +1,6 @@
 """The archives as image-net.org gives them, read in place: a tar of a thousand tars, a flat tar, and the devkit.
 
-Only headers are read, to locate each image once; then shards are written from the archives by offset.
+Only headers are read to locate each image, once. Shards are then written from the archives by offset.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from pipelines.errors import DataError
 from pipelines.sharding.sources.devkit import Devkit, read_devkit
-from pipelines.sharding.sources.sample import Listing, Sample, is_image, key_of, ranked, stem_of
+from pipelines.sharding.sources.sample import Listing, Sample, is_image, key_of, sorted_classes, stem_of
 from pipelines.sharding.sources.tars import Member, members, open_at_random
 
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
@@ -35,7 +35,7 @@ def listing(folder: Path, splits: tuple[str, ...]) -> Listing:
     devkit = read_devkit(folder / DEVKIT)
     locate: dict[str, Callable[[Path, Devkit], Images]] = {"train": _locate_train, "val": _locate_val}
     located = {split: locate[split](folder / ARCHIVES[split], devkit) for split in splits}
-    wnids = ranked(located, folder)
+    wnids = sorted_classes(located, folder)
     samples = {split: _samples(ARCHIVES[split], located[split], wnids) for split in splits}
     return Listing(wnids, {wnid: devkit.words[wnid] for wnid in wnids}, samples)
 
@@ -74,7 +74,7 @@ def _locate_train(path: Path, devkit: Devkit) -> Images:
             wnid = basename(inner.name).removesuffix(".tar")
             if not inner.name.endswith(".tar") or wnid not in devkit.words:
                 raise DataError(
-                    f"{path} holds {inner.name}, which is no tar of a class in {DEVKIT}: download both again"
+                    f"{path} holds {inner.name}, which is not a tar of a class in {DEVKIT}: download both again"
                 )
             if wnid in images:
                 raise DataError(f"{path} holds {inner.name} twice: download it again")
@@ -112,14 +112,14 @@ def _images(found: Iterator[Member]) -> Iterator[Member]:
 
 
 def _samples(archive: str, images: Images, wnids: list[str]) -> list[Sample]:
-    rank = {wnid: label for label, wnid in enumerate(wnids)}
+    label = {wnid: index for index, wnid in enumerate(wnids)}
     folders = {wnid: f"{archive}/{wnid}.tar" if archive == ARCHIVES["train"] else archive for wnid in wnids}
     samples = []
-    while images:  # emptied on the way, for the sake of memory
+    while images:  # emptied on the way to save memory
         wnid, found = images.popitem()
         for name, offset, size in found:
             key, source = key_of(stem_of(basename(name))), f"{folders[wnid]}/{name}"
-            samples.append(Sample(key, source, rank[wnid], archive, offset, size))
+            samples.append(Sample(key, source, label[wnid], archive, offset, size))
     if not samples:
         raise DataError(f"{archive} has no images: download it again")
     return samples

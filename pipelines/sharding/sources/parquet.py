@@ -1,9 +1,9 @@
 """Hugging Face's parquet files, ``train-00000-of-00294.parquet`` and ``validation-...``, in SOURCE or SOURCE/data.
 
-A parquet file gives up an image only together with its whole row group, and the global permutation wants images from
-everywhere at once. So names and labels are read first, which is quick; then, in one sequential pass, ``ParquetSpool``
-copies the chosen images into plain files that are read by offset: as much disk as the images have bytes, about 150 GB
-for all of ImageNet, under OUT/.work/spool until the shards are done.
+An image can only be read together with its whole row group, but the global permutation needs images from everywhere
+at once. So names and labels are read first, which is quick. Then ``ParquetSpool`` copies the chosen images, in one
+sequential pass, into plain files that are read by offset. These take as much disk as the images, about 150 GB for all
+of ImageNet, under OUT/.work/spool until the shards are done.
 """
 
 import re
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from pipelines.errors import DataError
-from pipelines.sharding.sources.parquet_classes import Row, class_names, rank_labels
+from pipelines.sharding.sources.parquet_classes import Row, class_names, index_labels
 from pipelines.sharding.sources.sample import Listing, Sample, key_of, stem_of
 from pipelines.sharding.sources.spool import ParquetSpool, open_parquet, readable
 
@@ -32,9 +32,9 @@ def listing(folder: Path, splits: tuple[str, ...]) -> Listing:
     rows = {split: [row for path in paths for row in _read_rows(folder, path)] for split, paths in files.items()}
     for split, found_rows in rows.items():
         if not found_rows:
-            raise DataError(f"{files[split][0]} and its like have no rows: download {split} again")
-    classes = rank_labels(folder, rows, class_names(files[splits[0]][0]))
-    samples = {split: [_sample(row, classes.rank[row.label]) for row in rows.pop(split)] for split in splits}
+            raise DataError(f"{files[split][0]} and the files beside it have no rows: download {split} again")
+    classes = index_labels(folder, rows, class_names(files[splits[0]][0]))
+    samples = {split: [_sample(row, classes.index[row.label]) for row in rows.pop(split)] for split in splits}
     return Listing(classes.wnids, classes.words, samples, ParquetSpool(folder))
 
 
@@ -48,7 +48,7 @@ def _files(folder: Path, split: str) -> list[Path]:
 
 
 def _split_files(folder: Path, split: str) -> list[Path]:
-    """The files of a split, all in one place and none missing. Raises DataError."""
+    """List the files of a split. Raises DataError unless all are in one place and none is missing."""
     places = [files for place in ("", "data") if (files := _files(folder / place, split))]
     if not places:
         raise DataError(f"{folder} has no parquet files of {split}: download them, or leave {split} out with --splits")
@@ -66,7 +66,7 @@ def _split_files(folder: Path, split: str) -> list[Path]:
 
 
 def _read_rows(folder: Path, path: Path) -> Iterator[Row]:
-    """Name and label of each row; the images stay unread. Raises DataError."""
+    """Yield name and label of each row; the images are not read. Raises DataError."""
     relative = path.relative_to(folder).as_posix()
     file = open_parquet(path)
     with readable(path):

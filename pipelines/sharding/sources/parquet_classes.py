@@ -1,11 +1,11 @@
-"""Which classes the labels of Hugging Face's parquet files stand for."""
+"""The classes that the labels of Hugging Face's parquet files stand for."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import DataError
-from pipelines.sharding.sources.sample import ranked
+from pipelines.sharding.sources.sample import sorted_classes
 from pipelines.sharding.sources.spool import open_parquet
 from pipelines.untrusted import parse_json
 
@@ -18,18 +18,18 @@ class Row:
     number: int
     name: str  # the image's own file name
     label: int
-    wnid: str | None  # as its name says
+    wnid: str | None  # from the image's name
 
 
 @dataclass(frozen=True)
 class Classes:
     wnids: list[str]  # by index
-    rank: dict[int, int]  # label in the files -> index
+    index: dict[int, int]  # label in the files -> index
     words: dict[str, str]
 
 
 def class_names(path: Path) -> list[str]:
-    """As the datasets library keeps them in the schema; none where it does not tell."""
+    """Return the class names that the datasets library stored in the schema, or none."""
     metadata = open_parquet(path).schema_arrow.metadata or {}
     try:
         return [str(name) for name in parse_json(metadata[b"huggingface"])["info"]["features"]["label"]["names"]]
@@ -37,10 +37,10 @@ def class_names(path: Path) -> list[str]:
         return []
 
 
-def rank_labels(folder: Path, rows: dict[str, list[Row]], names: list[str]) -> Classes:
-    """Where image names or class names tell wnids, a class's index is its wnid's rank; else the label as it stands.
+def index_labels(folder: Path, rows: dict[str, list[Row]], names: list[str]) -> Classes:
+    """Number the classes by sorted wnids if image names or class names give wnids, else by their labels.
 
-    Raises DataError where labels, image names and class names contradict each other.
+    Raises DataError if labels, image names and class names contradict each other.
     """
     highest = max((row for split in rows.values() for row in split), key=lambda row: row.label)
     if names and highest.label >= len(names):
@@ -55,9 +55,9 @@ def rank_labels(folder: Path, rows: dict[str, list[Row]], names: list[str]) -> C
         wnids = [f"class{label}" for label in range(len(names))]
         return Classes(wnids, {label: label for label in range(len(names))}, dict(zip(wnids, names, strict=True)))
     present = {split: {known.get(row.label, f"label {row.label}") for row in found} for split, found in rows.items()}
-    wnids = ranked(present, folder)
-    rank = {label: wnids.index(wnid) for label, wnid in known.items() if wnid in present[next(iter(rows))]}
-    return Classes(wnids, rank, {known[label]: names[label] for label in rank} if names else {})
+    wnids = sorted_classes(present, folder)
+    index = {label: wnids.index(wnid) for label, wnid in known.items() if wnid in present[next(iter(rows))]}
+    return Classes(wnids, index, {known[label]: names[label] for label in index} if names else {})
 
 
 def _wnids_of_labels(folder: Path, rows: dict[str, list[Row]]) -> dict[int, str]:
@@ -68,6 +68,6 @@ def _wnids_of_labels(folder: Path, rows: dict[str, list[Row]]) -> dict[int, str]
         if known.setdefault(row.label, row.wnid) != row.wnid or labels.setdefault(row.wnid, row.label) != row.label:
             raise DataError(
                 f"{folder / row.file}, row {row.number}: {row.name} is of {row.wnid} and has the label {row.label}, "
-                "other images say otherwise: download the files again"
+                "which other images contradict: download the files again"
             )
     return known

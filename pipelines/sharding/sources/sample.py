@@ -1,4 +1,4 @@
-"""What every layout gives: samples by file, offset and size, and the classes that they belong to."""
+"""The listing that every layout returns: samples by file, offset and size, and their classes."""
 
 import importlib
 import os
@@ -19,9 +19,9 @@ _NOT_IN_A_KEY = re.compile(r"[^A-Za-z0-9_-]")
 
 
 class Sample(NamedTuple):
-    """One source image: ``key`` names it in its shard, ``source`` tells a person where it comes from.
+    """A source image: ``key`` names it in its shard, ``source`` names its origin for people.
 
-    Its bytes are the ``size`` bytes at ``offset`` of ``file``, a path below SOURCE; the whole file where size is None.
+    Its bytes are the ``size`` bytes at ``offset`` of ``file``, a path below SOURCE; the whole file if size is None.
     In a layout that has to be spooled first, ``file`` is a parquet file and ``offset`` a row. (A tuple, because
     there are over a million: it takes a third of the time of a frozen dataclass to make.)
     """
@@ -34,9 +34,9 @@ class Sample(NamedTuple):
     size: int | None = None
 
     def read(self, folder: Path) -> bytes:
-        """Read the sample's bytes. Raises DataError if they are too many or cut, OSError if they cannot be read."""
-        file = os.open(f"{folder}/{self.file}", os.O_RDONLY | os.O_NONBLOCK)  # half the time of Path.open, and a pipe
-        try:  # does not wait for its other end
+        """Read the sample's bytes. Raises DataError if they are too many or cut off, OSError if unreadable."""
+        file = os.open(f"{folder}/{self.file}", os.O_RDONLY | os.O_NONBLOCK)  # half the time of Path.open
+        try:  # O_NONBLOCK: opening a pipe does not wait for a writer
             found = os.fstat(file)
             if not stat.S_ISREG(found.st_mode):
                 raise DataError("it is no plain file")
@@ -52,18 +52,18 @@ class Sample(NamedTuple):
 
 
 class Spool(Protocol):
-    """For a source that cannot be read by offset."""
+    """A copier for a source that cannot be read by offset."""
 
     def copy(self, samples: Sequence[Sample], work: Path) -> list[Sample]:
-        """Copy the samples' bytes into plain files below ``work``; return the samples as found there, in this order."""
+        """Copy the samples' bytes into plain files below ``work``. Return the samples as found there, in this order."""
 
     def sizes(self, samples: Sequence[Sample]) -> list[int]:
-        """Bytes of a few samples."""
+        """Return the size of each of a few samples in bytes."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a layout holds: its classes by index, their words, and the images of each split in any order."""
+    """A layout's classes by index, their words, and the images of each split in any order."""
 
     wnids: Sequence[str]
     words: dict[str, str]
@@ -72,7 +72,7 @@ class Listing:
 
 
 def key_of(stem: str) -> str:
-    """A webdataset key: its extension starts at the first dot, and an index separates fields by spaces."""
+    """Return a webdataset key: no dot, which would start the extension, and no space, which separates index fields."""
     return _NOT_IN_A_KEY.sub("_", stem)[:MAX_KEY_LENGTH]
 
 
@@ -86,7 +86,7 @@ def is_image(name: str) -> bool:
 
 
 def image_names(folder: Path) -> Iterator[str]:
-    """Names of the images in ``folder``, in the order of the disk. A dangling link counts: reading it will say so."""
+    """Yield the names of the images in ``folder``, in the order of the disk. Dangling links count: reads will fail."""
     with os.scandir(folder) as entries:
         yield from (entry.name for entry in entries if is_image(entry.name) and not _is_folder(entry))
 
@@ -97,15 +97,15 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Return false also for a link that leads to itself, of which ``is_dir`` raises OSError."""
+    """Return true for a folder, and false also for a link to itself, for which ``is_dir`` raises OSError."""
     try:
         return entry.is_dir()
     except OSError:
         return False
 
 
-def ranked(classes: Mapping[str, Collection[str]], folder: Path) -> list[str]:
-    """Classes by index, sorted: those of the first split. Raises DataError where another split has others."""
+def sorted_classes(classes: Mapping[str, Collection[str]], folder: Path) -> list[str]:
+    """Return the classes by index: the first split's, sorted. Raises DataError if another split has others."""
     first, known = next((split, set(wnids)) for split, wnids in classes.items())
     for split, wnids in classes.items():
         unknown = sorted(set(wnids) - known)
@@ -118,14 +118,14 @@ def ranked(classes: Mapping[str, Collection[str]], folder: Path) -> list[str]:
 
 
 def read_words(path: Path) -> dict[str, str]:
-    """Lines "wnid words", as in Kaggle's LOC_synset_mapping.txt."""
+    """Read lines "wnid words", as in Kaggle's LOC_synset_mapping.txt."""
     lines = (line.split(maxsplit=1) for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
     return {line[0]: line[1].strip() for line in lines if len(line) == 2}
 
 
 def load_extra(module: str, wheel: str, why: str) -> Any:
-    """Import what only one layout needs."""
+    """Import a module that only one layout needs. Raises DataError if it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise DataError(f"{why} takes {wheel}, which is not installed: pip install {wheel}") from None
+        raise DataError(f"{why} needs {wheel}, which is not installed: pip install {wheel}") from None

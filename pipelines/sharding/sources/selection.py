@@ -1,4 +1,4 @@
-"""Which of the listed images are taken, under which keys and in which order: the same rules for every layout."""
+"""Selection of the listed images, their keys and their order, by the same rules for every layout."""
 
 import hashlib
 from collections import Counter
@@ -10,9 +10,10 @@ from pipelines.sharding.sources.sample import MAX_KEY_LENGTH, Sample, key_of
 
 
 def distinct(samples: list[Sample], wnids: Sequence[str]) -> list[Sample]:
-    """Give keys that occur more than once their class in front; where that is not enough, a digest.
+    """Make keys unique: put the class in front of repeated ones; if that is not enough, append a digest.
 
-    The digest is of class and file name, the same in every layout, and at last of the whole path.
+    The digest is of class and file name, the same in every layout, or, as a last resort, of the whole path.
+    Raises DataError for a sample that occurs twice.
     """
 
     def class_in_front(sample: Sample) -> str:
@@ -44,9 +45,9 @@ def _with_digest(key: str, text: str) -> str:
 
 
 def ordered(samples: list[Sample], split: str, seed: int) -> list[Sample]:
-    """Train in a global permutation drawn from ``seed``, others by key.
+    """Return train in a global permutation drawn from ``seed``, other splits sorted by key.
 
-    Sorting by a digest is a permutation that no library's version can change.
+    Sorting by a digest gives a permutation that no library's version can change.
     """
     if split != "train":
         return sorted(samples, key=lambda sample: sample.key)
@@ -61,35 +62,35 @@ def ordered(samples: list[Sample], split: str, seed: int) -> list[Sample]:
 
 
 def chosen_classes(wnids: Sequence[str], classes: str) -> list[int]:
-    """Indices, ascending, of the first N classes or of those that a file lists, a wnid a line. Raises DataError."""
+    """Return the indices, ascending, of the first N classes or of a file's, one wnid per line. Raises DataError."""
     if classes.isdecimal():
         if int(classes) > len(wnids):
             raise DataError(f"--classes {classes}: there are only {len(wnids)} classes")
         return list(range(int(classes)))
     path = Path(classes)
     if not path.is_file():
-        raise DataError(f"--classes {classes}: no such file; give a file with a wnid a line, or a number")
+        raise DataError(f"--classes {classes}: no such file; give a file with one wnid per line, or a number")
     wanted = {
         words[0] for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if (words := line.split())
     }
     unknown = sorted(wanted - set(wnids))
     if unknown or not wanted:
         what = f"{unknown[0]!r} is none of the {len(wnids)} classes of the source" if unknown else "it is empty"
-        raise DataError(f"--classes {classes}: {what}; write one wnid a line, such as {wnids[0]}")
+        raise DataError(f"--classes {classes}: {what}; write one wnid per line, such as {wnids[0]}")
     return [label for label, wnid in enumerate(wnids) if wnid in wanted]
 
 
 def of_classes(samples: list[Sample], labels: list[int], split: str) -> list[Sample]:
-    """The samples of these classes, each labelled with its class's place in ``labels``."""
-    rank = {label: i for i, label in enumerate(labels)}
-    kept = [sample._replace(label=rank[sample.label]) for sample in samples if sample.label in rank]
+    """Return the samples of these classes, labelled by their class's place in ``labels``. Raises DataError if none."""
+    place = {label: i for i, label in enumerate(labels)}
+    kept = [sample._replace(label=place[sample.label]) for sample in samples if sample.label in place]
     if not kept:
         raise DataError(f"--classes: {split} has no image of these {len(labels)} classes; leave it out with --splits")
     return kept
 
 
 def first_of_each_class(samples: list[Sample], count: int, wnids: Sequence[str]) -> list[Sample]:
-    """The first ``count`` samples of each class. Raises DataError where a class has fewer."""
+    """Return the first ``count`` samples of each class. Raises DataError if a class has fewer."""
     taken: Counter[int] = Counter()
     kept = []
     for sample in samples:
@@ -99,6 +100,6 @@ def first_of_each_class(samples: list[Sample], count: int, wnids: Sequence[str])
     for label, wnid in enumerate(wnids):
         if taken[label] < count:
             raise DataError(
-                f"--per-class {count}: {wnid} has only {taken[label]} train images; ask for at most so many"
+                f"--per-class {count}: {wnid} has only {taken[label]} train images; ask for at most that many"
             )
     return kept

@@ -1,6 +1,6 @@
-"""Parquet files copied into plain ones: FILE.bin has the chosen images end to end, FILE.npy says where each lies.
+"""Parquet files copied into plain ones: FILE.bin has the chosen images end to end, FILE.npy their places in it.
 
-One sequential pass; a file whose FILE.npy is there is done, one that was interrupted is done again.
+Copying is one sequential pass. A file that has its FILE.npy is done; an interrupted file is copied again.
 """
 
 import os
@@ -23,7 +23,7 @@ IMAGE_BYTES = 32  # the smallest image has more
 
 @dataclass(frozen=True)
 class ParquetSpool:
-    """A ``Spool``. Both methods raise DataError, and ``copy`` OSError when the disk does."""
+    """A ``Spool`` of parquet files. Both methods raise DataError; ``copy`` raises OSError if writing fails."""
 
     folder: Path
 
@@ -49,7 +49,7 @@ def _rows(samples: Sequence[Sample]) -> dict[str, list[int]]:
 def _spool(folder: Path, samples: Sequence[Sample], work: Path) -> list[Sample]:
     rows = _rows(samples)
     work.mkdir(parents=True, exist_ok=True)
-    places = {file: _finished(work / Path(file).name, wanted) for file, wanted in rows.items()}
+    places = {file: _load_places(work / Path(file).name, wanted) for file, wanted in rows.items()}
     todo = [file for file in rows if places[file] is None]
     _check_space(folder, {file: len(rows[file]) for file in todo}, work)
     done = sum(len(rows[file]) for file in rows if places[file] is not None)
@@ -76,8 +76,8 @@ def _check_space(folder: Path, rows: dict[str, int], work: Path) -> None:
         )
 
 
-def _finished(target: Path, wanted: list[int]) -> np.ndarray | None:
-    """rows,2 int64: offset and size of each row's image; None where some that are wanted are not there yet."""
+def _load_places(target: Path, wanted: list[int]) -> np.ndarray | None:
+    """Return rows,2 int64: offset and size of each row's image; None unless all wanted rows have been copied."""
     try:
         places = np.load(target.with_name(f"{target.name}.npy"), allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -111,7 +111,7 @@ def _copy(source: Path, wanted: list[int], target: Path, bar: tqdm) -> np.ndarra
 
 
 def _images(file: Any, path: Path, wanted: np.ndarray) -> Iterator[tuple[int, bytes]]:
-    """The images of the wanted rows in order; row groups without any stay unread."""
+    """Yield row and image of the wanted rows, in order; row groups without any are not read."""
     row = 0
     for group in range(file.num_row_groups):
         end = row + file.metadata.row_group(group).num_rows
@@ -133,16 +133,16 @@ def _next(batches: Iterator, path: Path) -> Any:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """What pyarrow says of a damaged file, as a DataError."""
+    """Raise pyarrow's errors about a damaged file as DataError."""
     pyarrow = load_extra("pyarrow", "pyarrow", f"reading {path.name}")
     try:
         yield
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is no parquet file, or a damaged one ({error}): download it again") from None
+        raise DataError(f"{path} is not a parquet file, or is damaged ({error}): download it again") from None
 
 
 def open_parquet(path: Path) -> Any:
-    """A pyarrow ParquetFile with the columns that we need. Raises DataError."""
+    """Open a pyarrow ParquetFile. Raises DataError unless it has the columns that we need."""
     parquet = load_extra("pyarrow.parquet", "pyarrow", f"reading {path.name}")
     with readable(path):
         file = parquet.ParquetFile(path)

@@ -1,4 +1,4 @@
-"""Where the members of a tar lie, found by reading its headers alone; also of a tar inside a tar."""
+"""The places of a tar's members, found by reading only headers; also of a tar inside a tar."""
 
 import os
 import tarfile
@@ -22,7 +22,7 @@ class Member(NamedTuple):
 
 
 class Window:
-    """``size`` bytes at ``start`` of an open file, as a file of its own, for tarfile to read headers from."""
+    """A file of the ``size`` bytes at ``start`` of an open file, from which tarfile reads headers."""
 
     def __init__(self, file: BinaryIO, start: int, size: int) -> None:
         self._descriptor, self._start, self.size, self._position = file.fileno(), start, size, 0
@@ -42,7 +42,7 @@ class Window:
 
 @contextmanager
 def open_at_random(path: Path) -> Iterator[BinaryIO]:
-    """Open for reading here and there: the system shall not read ahead over the data."""
+    """Open a file for random access: the system must not read ahead over the data."""
     with path.open("rb") as file:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
@@ -50,9 +50,9 @@ def open_at_random(path: Path) -> Iterator[BinaryIO]:
 
 
 def members(file: BinaryIO, name: str, start: int = 0, size: int | None = None) -> Iterator[Member]:
-    """The regular files of the tar in ``size`` bytes at ``start`` of ``file``; ``name`` is for messages.
+    """Yield the regular files of the tar in ``size`` bytes at ``start`` of ``file``; ``name`` is for messages.
 
-    Raises DataError where it is no tar, is cut off, or holds links or names that lead out of it.
+    Raises DataError if it is not a tar, is cut off, or holds links or names that lead out of it.
     """
     window = Window(file, start, os.fstat(file.fileno()).st_size - start if size is None else size)
     try:
@@ -64,12 +64,12 @@ def members(file: BinaryIO, name: str, start: int = 0, size: int | None = None) 
                     yield Member(member.name, start + member.offset_data, member.size)
             window.seek(tar.offset)
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
-        raise DataError(f"{name} is no tar, or a damaged or truncated one ({error}): download it again") from None
-    except OSError as error:  # a bad sector among the headers: where the next member lies is not known
+        raise DataError(f"{name} is not a tar, or is damaged or truncated ({error}): download it again") from None
+    except OSError as error:  # a bad sector among the headers hides the place of the next member
         raise DataError(
             f"{name} cannot be read: {error.strerror}: copy it to another disk, or download it again"
         ) from None
-    end = window.read(tarfile.BLOCKSIZE)  # tarfile takes whatever it cannot read for the end
+    end = window.read(tarfile.BLOCKSIZE)  # tarfile treats whatever it cannot read as the end
     if len(end) < tarfile.BLOCKSIZE:
         raise DataError(f"{name} is truncated: its {window.size} bytes stop without the end mark: download it again")
     if any(end):
@@ -83,6 +83,6 @@ def _check(member: tarfile.TarInfo, name: str, size: int) -> None:
     if member.isdir():
         return
     if not member.isreg() or member.issparse():
-        raise DataError(f"{name} holds {member.name!r}, which is no plain file: get the archive from its source")
+        raise DataError(f"{name} holds {member.name!r}, which is not a plain file: get the archive from its source")
     if member.size < 0 or member.offset_data + member.size > size:
         raise DataError(f"{name} is truncated: {member.name} ends after it: download it again")
