@@ -20,6 +20,7 @@ import torch
 from alexnet.engine import find_device
 from benchmarks.decoders import NVIMGCODEC
 from benchmarks.harness.children import Child
+from benchmarks.harness.options import MeasureOptions
 from benchmarks.harness.roofline import measure_host_copy, measure_limits
 from benchmarks.harness.timing import interleave, summarise
 from benchmarks.loader import REFERENCE, mean_kb
@@ -37,7 +38,7 @@ UNITS = {
 
 
 @dataclass(frozen=True)
-class CeilingsOptions:
+class CeilingsOptions(MeasureOptions):
     """Rates of matrix products, copies and JPEG decoders, each decoder in a process of its own."""
 
     data: tuple[Path, ...] = (Path("data/demo/shards"),)
@@ -55,10 +56,6 @@ class CeilingsOptions:
     batches: int = 40
     """Batches in a round, of the first batch size."""
     rounds: int = 5
-    device: str = "auto"
-    """auto (a GPU if there is one), cpu or cuda."""
-    json: Path | None = None
-    """Write the result here too."""
 
     def __post_init__(self) -> None:
         for name in ("data", "batch_sizes", "threads", "hw_loads", "prefetch", "decoders"):

@@ -19,6 +19,7 @@ from alexnet import RECIPES, AlexNet, checkpoint
 from alexnet.engine import TrainStep, find_device
 from alexnet.optim import make_optimizer
 from alexnet.writer import Writer
+from benchmarks.harness.options import MeasureOptions
 from benchmarks.harness.timing import interleave, summarise
 from pipelines.terminal import require
 
@@ -26,14 +27,11 @@ STEPS = 6
 
 
 @dataclass(frozen=True)
-class CheckpointOptions:
+class CheckpointOptions(MeasureOptions):
     """The time that writing a checkpoint takes, and the time that it stalls training."""
 
     batch_size: int = 32
     rounds: int = 5
-    device: str = "auto"
-    json: Path | None = None
-    """Write the result here too."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1 and self.rounds >= 1, "--batch-size and --rounds start at 1")

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from pipelines import DataError
 from pipelines.sharding.processes import WorkerPool
-from pipelines.terminal import require, run_command
+from pipelines.terminal import in_range, require, run_command
 
 PHOTOGRAPHS = {
     "skimage": (
@@ -50,9 +50,9 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(self.images >= 10 * CLASSES, f"--images is {self.images}, it starts at {10 * CLASSES}")
-        require(self.copies >= 1, f"--copies is {self.copies}, it starts at 1")
-        require(1 <= self.quality <= 100, f"--quality is {self.quality}, it goes from 1 to 100")
+        in_range("images", self.images, 10 * CLASSES)
+        in_range("copies", self.copies, 1)
+        in_range("quality", self.quality, 1, 100)
         require(min(self.width, self.height) >= 16, "--width and --height start at 16")
 
 

@@ -24,9 +24,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.decoders import CPU_ONLY
+from benchmarks.harness.options import MeasureOptions
 from pipelines import DataError
 from pipelines.images.picture import read_picture
-from pipelines.terminal import require
+from pipelines.terminal import in_range, require
 
 ROOT = Path(__file__).parents[1]
 PLAIN = "plain"
@@ -34,7 +35,7 @@ BATCH_SIZE, THREADS = 8, 2
 
 
 @dataclass(frozen=True)
-class RunsOptions:
+class RunsOptions(MeasureOptions):
     """Decoders and odd JPEGs, each pair in a process of its own."""
 
     decoders: tuple[Literal["image", "image_crop", "image_random_crop", "nvimgcodec", "torchvision"], ...] = (
@@ -50,13 +51,9 @@ class RunsOptions:
     """Processes that run at a time."""
     patience: float = 60
     """Seconds that each process may take."""
-    device: str = "auto"
-    """auto (a GPU if there is one), cpu or cuda."""
-    json: Path | None = None
-    """Write the result here too."""
 
     def __post_init__(self) -> None:
-        require(self.workers >= 1, f"--workers is {self.workers}, it starts at 1")
+        in_range("workers", self.workers, 1)
         unknown = set(self.pictures) - set(PICTURES)
         require(not unknown, f"--pictures has {', '.join(unknown)}, known: {', '.join(PICTURES)}")
 

@@ -4,21 +4,21 @@ python -m benchmarks kernels --variant paper --compile on
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from torch.profiler import ProfilerActivity, profile
 
 from alexnet import AlexNetError
 from alexnet.engine import find_device
+from benchmarks.harness.options import MeasureOptions
 from benchmarks.step import GPU, Candidate, Compiling, Precision, Variant, prepare
-from pipelines.terminal import require
+from pipelines.terminal import in_range
 
 WARM_STEPS = 5
 
 
 @dataclass(frozen=True)
-class KernelsOptions:
+class KernelsOptions(MeasureOptions):
     """The kernels of a training step, the longest first."""
 
     variant: Variant = "paper"
@@ -29,14 +29,10 @@ class KernelsOptions:
     steps: int = 5
     kernels: int = 30
     """Number of kernels to list."""
-    device: str = "auto"
-    """auto (a GPU if there is one), cpu or cuda."""
-    json: Path | None = None
-    """Write the result here too."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "steps", "kernels"):
-            require(getattr(self, name) >= 1, f"--{name.replace('_', '-')} is {getattr(self, name)}, it starts at 1")
+            in_range(name, getattr(self, name), 1)
 
 
 def run_kernels(options: KernelsOptions) -> dict:

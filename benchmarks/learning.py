@@ -24,7 +24,7 @@ from alexnet.engine import TrainStep, find_device, forward
 from alexnet.optim import Schedule, make_optimizer
 from alexnet.recipes import RecipeName
 from pipelines.files import write_atomically
-from pipelines.terminal import require, run_command
+from pipelines.terminal import in_range, require, run_command
 
 PHOTOGRAPHS = 32
 CHECK_STEPS = 20
@@ -42,7 +42,7 @@ class Options:
     picture: Path = Path("docs/learning.png")
 
     def __post_init__(self) -> None:
-        require(self.steps >= 1, f"--steps is {self.steps}, it starts at 1")
+        in_range("steps", self.steps, 1)
         unknown = set(self.variants) - set(RECIPE_OF)
         require(not unknown, f"--variants has {', '.join(unknown)}, known: {', '.join(RECIPE_OF)}")
 

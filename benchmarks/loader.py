@@ -18,10 +18,11 @@ from typing import Any, Literal
 
 from benchmarks.harness.children import ROOT, Child
 from benchmarks.harness.diagnosis import diagnose
+from benchmarks.harness.options import MeasureOptions
 from benchmarks.harness.peer_data import extract_images
 from benchmarks.harness.timing import interleave, summarise
 from pipelines import AUGMENTS, DataError, Manifest, load_manifest
-from pipelines.terminal import require
+from pipelines.terminal import in_range, require
 from pipelines.turbo.native import has_native
 
 REFERENCE = "reference: decoding whole images"
@@ -30,7 +31,7 @@ LOCK = "turbo without decoding"  # what is left is Python, which runs one thread
 
 
 @dataclass(frozen=True)
-class LoaderOptions:
+class LoaderOptions(MeasureOptions):
     """Images a second of each backend and crop, and their ratio to decoding whole images."""
 
     data: Path = Path("data/demo/shards")
@@ -45,16 +46,12 @@ class LoaderOptions:
     rounds: int = 5
     threads: tuple[int, ...] = (os.cpu_count() or 1,)
     """Host threads; several numbers show how the rate grows."""
-    device: str = "auto"
-    """auto (a GPU if there is one), cpu or cuda."""
     peers: bool = False
     """Measure other loaders too, if they are installed."""
     peer_python: tuple[str, ...] = ()
     """NAME=PYTHON: the interpreter of a peer that has an environment of its own."""
     work: Path = Path("data/benchmark")
     """Folder for the images in the peers' own formats."""
-    json: Path | None = None
-    """Write the result here too."""
     picture: Path | None = None
     """Draw the rates here, a PNG."""
 
@@ -62,7 +59,7 @@ class LoaderOptions:
         unknown = set(self.augments) - set(AUGMENTS)
         require(not unknown, f"--augments has {', '.join(unknown)}, known: {', '.join(AUGMENTS)}")
         for name in ("batch_size", "batches", "rounds"):
-            require(getattr(self, name) >= 1, f"--{name.replace('_', '-')} is {getattr(self, name)}, it starts at 1")
+            in_range(name, getattr(self, name), 1)
         require(min(self.threads, default=0) >= 1, "--threads takes one number or several, from 1")
         require(all("=" in pair for pair in self.peer_python), "--peer-python takes NAME=PYTHON")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.harness.timing import interleave, summarise
 from pipelines import DataError
-from pipelines.terminal import require
+from pipelines.terminal import in_range
 
 STATISTICS_SHARE = 4096 / 1_281_167
 ROOT = Path(__file__).parents[1]
@@ -39,7 +39,7 @@ class ShardOptions:
 
     def __post_init__(self) -> None:
         for name in ("workers", "rounds"):
-            require(getattr(self, name) >= 1, f"--{name} is {getattr(self, name)}, it starts at 1")
+            in_range(name, getattr(self, name), 1)
 
 
 def run_shard(options: ShardOptions) -> dict:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from pipelines import Augment, open_loader
 from pipelines.files import write_atomically
-from pipelines.terminal import require, run_command
+from pipelines.terminal import in_range, require, run_command
 from tools import shard_imagenet
 
 CLASSES = 100
@@ -41,7 +41,7 @@ class Options:
     """Write the figures here too."""
 
     def __post_init__(self) -> None:
-        require(self.images >= 1000, f"--images is {self.images}, it starts at 1000")
+        in_range("images", self.images, 1000)
         require(2 <= self.batch_size <= self.images // 4, "--batch-size goes from 2 to a quarter of --images")
 
 

@@ -21,9 +21,10 @@ from torch import nn
 from alexnet import RECIPES, AlexNet
 from alexnet.engine import HALVES, TrainStep, compile_model, find_device
 from alexnet.optim import make_optimizer
+from benchmarks.harness.options import MeasureOptions
 from benchmarks.harness.roofline import Layer, Limits, layers, matmul, measure_limits, train_flops, wait
 from benchmarks.harness.timing import interleave, summarise
-from pipelines.terminal import require
+from pipelines.terminal import in_range, require
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Variant = Literal["paper", "ungrouped", "source2012", "one_weird_trick", "bn"]
@@ -32,7 +33,7 @@ GPU = torch.cuda.is_available()
 
 
 @dataclass(frozen=True)
-class StepOptions:
+class StepOptions(MeasureOptions):
     """Training steps of each network, compiled and not, beside torchvision's alexnet; and each layer's limits."""
 
     batch_sizes: tuple[int, ...] = (256, 1024) if GPU else (32,)
@@ -47,19 +48,15 @@ class StepOptions:
     steps: int = 30 if GPU else 1
     """Steps of each candidate in a round."""
     rounds: int = 5
-    device: str = "auto"
-    """auto (a GPU if there is one), cpu or cuda."""
-    json: Path | None = None
-    """Write the result here too."""
     picture: Path | None = None
     """Draw the result here, as PNG."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "rounds"):
-            require(getattr(self, name) >= 1, f"--{name} is {getattr(self, name)}, it starts at 1")
+            in_range(name, getattr(self, name), 1)
         for name in ("batch_sizes", "variants", "precisions", "compile", "conv1"):
             require(bool(getattr(self, name)), f"--{name.replace('_', '-')} is empty")
-        require(min(self.batch_sizes) >= 1, f"--batch-sizes has {min(self.batch_sizes)}, it starts at 1")
+        in_range("batch_sizes", min(self.batch_sizes), 1)
 
 
 @dataclass(frozen=True)

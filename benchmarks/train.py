@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from alexnet.engine import TrainStep, find_device
 from alexnet.log import Interval
+from benchmarks.harness.options import MeasureOptions
 from benchmarks.harness.peer_data import extract_images
 from benchmarks.harness.timing import interleave, summarise
 from benchmarks.our_loaders import WARM_BATCHES
@@ -35,7 +36,7 @@ SYNTHETIC = "reference: synthetic batches"
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(MeasureOptions):
     """Images a second of training from shards, and their ratio to training on synthetic batches."""
 
     data: tuple[Path, ...] = (Path("data/demo/shards"),)
@@ -56,10 +57,6 @@ class TrainOptions:
     """Measure torchvision's too: its alexnet under autocast, eager, fed by ImageFolder and a DataLoader."""
     work: Path = Path("data/benchmark/train")
     """Folder for the peer's images."""
-    device: str = "auto"
-    """auto (a GPU if there is one), cpu or cuda."""
-    json: Path | None = None
-    """Write the result here too."""
 
     def __post_init__(self) -> None:
         require(self.augment in AUGMENTS, f"--augment is {self.augment!r}, known: {', '.join(AUGMENTS)}")

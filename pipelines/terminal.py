@@ -100,6 +100,13 @@ def fail(message: str, code: int = 1) -> NoReturn:
     raise SystemExit(code)
 
 
+def in_range(field: str, value: float, low: float, high: float | None = None) -> None:
+    """Raise ValueError, which ends the command with 2, if an option's value is below ``low`` or above ``high``."""
+    if not value >= low or (high is not None and value > high):
+        bounds = f"starts at {low}" if high is None else f"goes from {low} to {high}"
+        raise ValueError(f"--{field.replace('_', '-')} is {value}, it {bounds}")
+
+
 def require(right: bool, message: str) -> None:
     """For ``__post_init__``: a value out of range ends the command with 2."""
     if not right:

@@ -1,0 +1,14 @@
+"""The options that benchmarks have in common."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """Where to measure, and where to write the result."""
+
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu or cuda."""
+    json: Path | None = None
+    """Write the result here too."""
