@@ -116,7 +116,7 @@ def one(path: str, samples: int = 1, length: int = 10240) -> dict:
         ({"classes": [{"wnid": "n1", "name": "x"}] * 100_001}, "100001 classes"),
         ({"image": {"encoding": "jpeg", "resize": "square", "size": 10**9, "quality": 90}}, "1000000000 pixels a side"),
         ({"statistics": STATISTICS | {"eigenvalues": [-1.0, 0.0, 0.0]}}, "cannot be those of a covariance"),
-        ({"statistics": STATISTICS | {"mean_image": "../mean.npy"}}, "no mean image's name"),
+        ({"statistics": STATISTICS | {"mean_image": "../mean.npy"}}, r"called '\.\./mean\.npy' instead of 'mean\.npy'"),
         ({"statistics": STATISTICS | {"mean_rgb": [1e300, 0.0, 0.0]}}, "cannot be those of RGB pixels"),
         ({"repaired": [{"split": "train"}]}, "without their split or source"),
         ({"extra": 1}, "has the unknown field 'extra'"),

@@ -109,7 +109,7 @@ class Worker:
         return samples
 
     def parts(self, samples: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield index in ``samples`` and pixels, H,W,4 uint8, of each crop that is yet to be resized; flips are done."""
+        """Yield index in ``samples`` and pixels, H,W,4 uint8, of crops that are yet to be resized; flips are done."""
         start = self._library.worker_parts(self._worker)
         columns = (samples[name].tolist() for name in ("done", "height", "width", "at"))
         for place, (done, height, width, at) in enumerate(zip(*columns, strict=True)):
