@@ -51,10 +51,10 @@ struct entropy {
     struct codes dc[NUM_HUFF_TBLS], ac[NUM_HUFF_TBLS];
     const uint8_t *coded, *coded_end; /* the rest of the scan, with stuffed bytes and restart markers */
     int32_t top, bottom, left, right; /* the crop, in MCUs; bottom and right are exclusive */
-    int32_t mcu;                /* index of the next MCU that libjpeg asks for */
-    int32_t intervals;              /* number of restart intervals begun */
-    int32_t left_in_interval;       /* MCUs left in the current interval */
-    int32_t skipped;         /* true if no MCU of the current interval lies in the crop */
+    int32_t mcu;                 /* index of the next MCU that libjpeg asks for */
+    int32_t intervals;           /* number of restart intervals begun */
+    int32_t left_in_interval;    /* MCUs left in the current interval */
+    int32_t skipped;             /* true if no MCU of the current interval lies in the crop */
     int32_t last[MAX_COMPS_IN_SCAN]; /* each component's last DC value: PRED of F.2.1.3.1 */
     struct reader reader;
     uint8_t *bytes, *bytes_end;  /* the current interval without stuffed bytes; LONGEST + 8 zero bytes follow it */

@@ -9,12 +9,14 @@
 #include <jpeglib.h>
 
 struct errors {
-    struct jpeg_error_mgr manager; /* first, so that libjpeg's functions find the rest */
-    jmp_buf failed;
+    struct jpeg_error_mgr manager; /* first, so that a pointer to it is one to this struct */
+    jmp_buf failed;                /* the place that fail jumps to */
 };
 
+/* Abandon the JPEG. libjpeg calls this as error_exit. */
 static void fail(j_common_ptr info) { longjmp(((struct errors *)info->err)->failed, 1); }
 
+/* Treat warnings, which libjpeg gives for damaged data, as errors. libjpeg calls this as emit_message. */
 static void fail_on_warning(j_common_ptr info, int level) {
     if (level < 0) fail(info);
 }
