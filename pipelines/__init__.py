@@ -1,4 +1,4 @@
-"""From shards to batches. Knows nothing of networks."""
+"""Data: sharding images, and loading shards as batches. Nothing here depends on a network."""
 
 from pipelines.augment import AUGMENTS, Augment
 from pipelines.errors import DataError

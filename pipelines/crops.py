@@ -1,4 +1,4 @@
-"""Where crops lie: numbers in, boxes of pixels out."""
+"""Boxes of the crops, computed from sizes and random draws; no pixels are touched."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Box(NamedTuple):
-    """A part of an image, in pixels."""
+    """A rectangle of an image, in pixels."""
 
     top: int
     left: int
@@ -15,7 +15,7 @@ class Box(NamedTuple):
 
 
 def shorter_sides(height: int, width: int, size: int) -> tuple[int, int]:
-    """Height and width once the shorter side is ``size``; as ``pipelines.images.picture.shorter``."""
+    """Return height and width after the shorter side is resized to ``size``, as ``images.resize.shorter`` does."""
     if min(height, width) == size:
         return height, width
     scale = size / min(height, width)
@@ -23,16 +23,16 @@ def shorter_sides(height: int, width: int, size: int) -> tuple[int, int]:
 
 
 def random_box(down: float, across: float, height: int, width: int, size: int) -> Box:
-    """``size`` x ``size`` anywhere, evenly. ``down`` and ``across`` are draws from 0 to 1."""
+    """Return a uniformly placed box of ``size`` x ``size``. ``down`` and ``across`` are draws in [0, 1)."""
     return Box(int(down * (height - size + 1)), int(across * (width - size + 1)), size, size)
 
 
 def resized_box(
     draws: Sequence[float], height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Box:
-    """A part of the area and the ratio asked for; the first of ten attempts that fits, else one in the centre.
+    """Return a box with a random area and ratio: the first of ten attempts that fits, else one in the centre.
 
-    Area is drawn evenly, the logarithm of the ratio too (Szegedy 2014, as torchvision's RandomResizedCrop).
+    The area and the logarithm of the ratio are uniform (Szegedy 2014, as torchvision's RandomResizedCrop).
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for i in range(0, len(draws), 4):
@@ -46,19 +46,19 @@ def resized_box(
 
 
 def center_box(height: int, width: int, size: int) -> Box:
-    """A half pixel is rounded up, as by DALI; torchvision's center_crop rounds to an even number."""
+    """Return the centre box. Half pixels are rounded up, as by DALI; torchvision's center_crop rounds half to even."""
     return Box((height - size + 1) // 2, (width - size + 1) // 2, size, size)
 
 
 def ten_boxes(height: int, width: int, size: int) -> list[Box]:
-    """Top left, top right, bottom left, bottom right, centre; then these again, to be mirrored."""
+    """Return top left, top right, bottom left, bottom right and centre; then the same five again, to be mirrored."""
     bottom, right = height - size, width - size
     corners = [Box(top, left, size, size) for top in (0, bottom) for left in (0, right)]
     return [*corners, center_box(height, width, size)] * 2
 
 
 def in_source(box: Box, height: int, width: int, resized_height: int, resized_width: int) -> Box:
-    """The part of an image of height x width whose place ``box`` has once it is resized, to whole pixels."""
+    """Map ``box``, in the resized image, back to the image of height x width. Return whole pixels."""
     top, left = box.top * height / resized_height, box.left * width / resized_width
     h = min(height, max(1, round(box.height * height / resized_height)))
     w = min(width, max(1, round(box.width * width / resized_width)))
@@ -66,5 +66,5 @@ def in_source(box: Box, height: int, width: int, resized_height: int, resized_wi
 
 
 def shrink_to(box: Box, least: int) -> int:
-    """1, 2, 4 or 8: by how much a JPEG can be shrunk while it is decoded, so that ``least`` pixels a side remain."""
+    """Return 8, 4, 2 or 1: the most that a JPEG can shrink in decoding and keep ``least`` pixels a side of the box."""
     return next((times for times in (8, 4, 2) if min(box.height, box.width) >= times * least), 1)

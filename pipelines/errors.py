@@ -1,5 +1,5 @@
-"""What the person at the terminal can mend."""
+"""Errors that the person at the terminal can fix."""
 
 
 class DataError(Exception):
-    """Something is wrong with the data: the message says what, where and what to do."""
+    """An error in the data; its message says what is wrong, where, and what to do."""

@@ -1,4 +1,4 @@
-"""``open_loader``, the one door: arguments checked, a backend chosen, a loader made."""
+"""``open_loader``, the only way to make a loader: it checks the arguments and chooses a backend."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def open_loader(
     threads: int | None = None,
     on_error: OnError = "raise",
 ) -> Loader:
-    """Batches of a split of a shard folder, as ``Batch`` describes them.
+    """Return a loader of ``Batch`` for a split of a shard folder.
 
-    ``training`` (by default for the split train) shuffles, augments and drops the remainder of an epoch; otherwise the
-    images come in order, the centre of each, and the last batch is padded: over all ranks each image counts once.
-    ``augment`` is a name in ``AUGMENTS`` or an ``Augment``. ``threads`` decode; by default one a core.
-    ``backend``: ``auto`` is DALI on a GPU where it is installed, else turbo. ``on_error``: ``skip`` takes the next
-    sample for one that cannot be decoded and says so (turbo alone can); ``raise`` makes it an error.
+    ``training`` (the default for the split train) shuffles, augments and drops the remainder of an epoch. Otherwise
+    images come in order, center crops, and the last batch is padded: over all ranks each image counts once.
+    ``augment`` is a name in ``AUGMENTS`` or an ``Augment``. ``threads`` decode; by default one per core.
+    ``backend``: ``auto`` is DALI on a GPU if it is installed, else turbo. ``on_error``: ``raise`` ends with an error
+    if a sample cannot be decoded; ``skip``, for turbo only, takes the next sample instead and reports it.
 
-    Raises DataError when the folder is not whole, the backend is missing, or there is less than a batch to train on;
+    Raises DataError if the folder is incomplete, the backend is missing, or there is less than a batch to train on;
     ValueError for an unknown augment or backend.
     """
     import torch
@@ -64,7 +64,7 @@ def open_loader(
 
 
 def _resolved(backend: BackendName, device: torch.device, on_error: OnError) -> BackendName:
-    """``auto`` by its own name. Raises ValueError for an unknown backend, and where it has no such ``on_error``."""
+    """Return the backend that ``auto`` stands for. Raises ValueError if it is unknown or lacks this ``on_error``."""
     if backend not in BACKENDS:
         raise ValueError(f"no backend {backend!r}, only {', '.join(BACKENDS)}")
     if backend == "auto":
@@ -75,7 +75,7 @@ def _resolved(backend: BackendName, device: torch.device, on_error: OnError) -> 
 
 
 def _check_sizes(manifest: Manifest, split: str, plan: Plan, augment: Augment) -> None:
-    """Raises DataError where the images are too small, or too few."""
+    """Raise DataError if the images are too small for the crop, or too few for a batch."""
     folder, size = manifest.folder, manifest.image.size
     if augment.size > size:
         raise DataError(f"{folder} has images of {size} pixels, too small for crops of {augment.size}")
@@ -87,13 +87,13 @@ def _check_sizes(manifest: Manifest, split: str, plan: Plan, augment: Augment) -
 
 
 def _cores_of_this_rank() -> int:
-    """Its share of those that this process may use; torchrun tells how many ranks there are."""
+    """Return this rank's share of the cores that the process may use; torchrun sets the number of ranks."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 class _Arguments(NamedTuple):
-    """What ``open_loader`` has made of its arguments."""
+    """Arguments of ``open_loader``, checked and with defaults filled in."""
 
     manifest: Manifest
     split: str
@@ -134,7 +134,7 @@ def _dali(o: _Arguments) -> Loader:
     require_dali()
 
     def open_backend(start: Start) -> Backend:
-        """DALI's pipeline is endless; another one begins only where an epoch was left early or chosen."""
+        """Open DALI's endless pipeline. Another is opened only if an epoch was left early or set by the caller."""
         seed = o.seed * 65536 + start.opened_at
         return DaliBatches(o.manifest, o.split, o.plan, o.augment, o.device, seed, o.threads, start.checkpoint)
 

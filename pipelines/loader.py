@@ -1,4 +1,4 @@
-"""What a loader is, whatever makes its batches: epochs, a position that can be kept, a list of what was skipped."""
+"""The loader around every backend: epochs, a position that can be saved and resumed, a list of skipped samples."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ MAX_SKIPPED = 1000  # samples that are listed and reported
 
 
 class Batch(NamedTuple):
-    """``images`` N,3,H,W, channels-last, normalised, float16 on a GPU and float32 on a CPU; ``labels`` N int64 on the
-    same device; ``valid``, how many leading rows count (the others pad the batch)."""
+    """A batch: ``images`` N,3,H,W, channels-last, normalised, float16 on a GPU and float32 on a CPU; ``labels`` N int64
+    on the same device; ``valid``, the number of leading rows that count (the others are padding)."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -29,22 +29,22 @@ class Batch(NamedTuple):
 
 
 class Backend(Protocol):
-    """What makes batches, epoch after epoch without end."""
+    """An endless source of batches, epoch after epoch."""
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images N,3,H,W, channels-last, on the device; labels N int64, on the CPU. Raises DataError."""
+        """Return images N,3,H,W, channels-last, on the device, and labels N int64, on the CPU. Raises DataError."""
 
     def checkpoint(self) -> bytes:
-        """The position after the last batch given out."""
+        """Return the position after the last batch that ``next`` returned."""
 
     def close(self) -> None:
-        """Nothing more is asked of it: let threads go."""
+        """End the threads; no other method is called afterwards."""
 
 
 class Start(NamedTuple):
-    """Where a backend is to begin: ``taken`` samples into ``epoch``, counted over all ranks.
+    """The position at which a backend starts: ``taken`` samples into ``epoch``, counted over all ranks.
 
-    ``checkpoint`` is a backend's own, which began with ``opened_at`` as its epoch.
+    ``checkpoint`` comes from ``Backend.checkpoint`` of a backend that was opened at the epoch ``opened_at``.
     """
 
     epoch: int
@@ -54,10 +54,10 @@ class Start(NamedTuple):
 
 
 class Loader:
-    """One iteration is one epoch; the next one is the next epoch, shuffled anew. Made by ``open_loader``.
+    """An iterable of batches: each iteration is one epoch, shuffled differently. ``open_loader`` makes it.
 
-    ``epoch`` is the one that the next iteration gives, or the one under way; it may be set before an iteration.
-    ``skipped`` are the first samples that could not be used (``on_error="skip"``): shard, key and reason.
+    ``epoch`` is the current epoch, or between iterations the next one; it may be set before an iteration. ``skipped``
+    lists the first ``MAX_SKIPPED`` samples that ``on_error="skip"`` left out: shard, key and reason.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Loader:
         backend: str,
         surplus: int = 0,
     ) -> None:
-        """``surplus`` batches at the end of an epoch are the backend's remainder, which training leaves out."""
+        """Wrap a backend. It makes ``surplus`` more batches per epoch than training uses; these are discarded."""
         self.manifest, self.plan, self.device, self.backend = manifest, plan, device, backend
         self.epoch = 0
         self.skipped: list[tuple[str, str, str]] = []
@@ -82,15 +82,15 @@ class Loader:
         self._resumed = False
 
     def __len__(self) -> int:
-        """Batches a whole epoch, equal on every rank."""
+        """Return the number of batches in a whole epoch, equal on every rank."""
         return self.plan.batches
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches to the end of the epoch. Raises DataError."""
+        """Yield the batches up to the end of the epoch. Raises DataError."""
         if self._taken and not self._resumed:  # the last epoch was left early
             self.close()
             self._taken = 0
-            self.epoch += self.epoch == self._source_epoch  # unless another one was asked for
+            self.epoch += self.epoch == self._source_epoch  # unless the caller set another one
         self._resumed = False
         if self._source is None or self.epoch != self._source_epoch:
             self.close()
@@ -114,7 +114,7 @@ class Loader:
         try:
             return self._source.next()
         except DataError:
-            self.close()  # the next iteration begins with another one
+            self.close()  # the next iteration opens a new one
             raise
 
     def _open(self, start: Start) -> None:
@@ -124,13 +124,13 @@ class Loader:
         self._opened_at, self._source_epoch = start.opened_at, start.epoch
 
     def close(self) -> None:
-        """Let the backend's threads and memory go. Iterating opens it again."""
+        """Release the backend's threads and memory. Iterating opens it again."""
         source, self._source = self._source, None
         if source:
             source.close()
 
     def note_lost(self, error: SampleError) -> None:
-        """A backend gives out a batch that lacks this sample."""
+        """Record a sample that the current batch lacks. The backend calls it."""
         self._lost += 1
         if (error.shard, error.key) in self._reported or len(self.skipped) >= MAX_SKIPPED:
             return
@@ -139,7 +139,7 @@ class Loader:
         LOG.warning(printable(f"skipped: {error.shard}: {error.key} {error.reason}"))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands; holds only numbers, text and bytes."""
+        """Return the loader's position, made of numbers, text and bytes only."""
         return {
             "backend": self.backend,
             "epoch": self.epoch,
@@ -150,15 +150,18 @@ class Loader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``: the next batch is the one that would have come. Same data and seed.
+        """Resume from ``state``: the next batch is the one that would have followed, given the same data and seed.
 
-        The backend turbo goes on in training with any batch size and number of ranks: those samples of the epoch
-        follow that nobody has had yet. The others need the same ones. Raises DataError.
+        In training the backend turbo can resume with another batch size and number of ranks: the samples that no
+        rank has had in this epoch follow. Everything else needs the same ones. Raises DataError.
         """
         if state["backend"] != self.backend:
-            raise DataError(f"this run was begun with the backend {state['backend']}: go on with that one")
+            raise DataError(f"this run was started with the backend {state['backend']}: resume it with that one")
         if state["step"] != self.plan.step and not (self.backend == "turbo" and self.plan.training):
-            raise DataError(f"this run had {state['step']} images a step over all ranks, now it is {self.plan.step}")
+            raise DataError(
+                f"this run had {state['step']} images per step over all ranks, now there are {self.plan.step}: resume "
+                "it with the same batch size and number of ranks"
+            )
         self.close()
         self.epoch, self._taken = state["epoch"], state["taken"]
         if state["source"] is not None:

@@ -1,9 +1,9 @@
-"""How the samples of a split fall into batches, over ranks: numbers only.
+"""The division of a split's samples into batches, over ranks: arithmetic only.
 
-``taken`` counts the samples of an epoch that all ranks together have taken. In training the ranks cut the epoch's
-order batch by batch: of every ``step`` samples in it each rank has a batch. So what is left of an epoch is a number,
-and other ranks and batch sizes can go on from there. In evaluation each rank has a contiguous range. (DALI's reader
-shuffles within such ranges in training, too.)
+``taken`` counts the samples of an epoch that all ranks together have taken. In training every ``step`` consecutive
+samples of the epoch's order are divided into one batch for each rank. So one number says what is left of an epoch,
+and it can be resumed with another batch size and number of ranks. In evaluation each rank has a contiguous range.
+(DALI's reader shuffles within such ranges in training, too.)
 """
 
 import math
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Plan:
-    """How ``samples`` fall into the batches of one rank."""
+    """The division of ``samples`` into the batches of one rank."""
 
     samples: int
     batch_size: int
@@ -22,7 +22,7 @@ class Plan:
 
     @property
     def step(self) -> int:
-        """Rows of a batch on all ranks together."""
+        """Rows of a batch over all ranks."""
         return self.batch_size * self.world_size
 
     @property
@@ -36,28 +36,28 @@ class Plan:
 
     @property
     def padded_batches(self) -> int:
-        """Batches that hold the largest rank's samples; every rank makes as many."""
+        """Number of batches that hold the samples of the rank with most; every rank makes as many."""
         return math.ceil(self.samples / self.step)
 
     @property
     def batches(self) -> int:
-        """Batches given out in an epoch, equal on every rank: only full ones in training, all in evaluation."""
+        """Number of batches in an epoch, equal on every rank: only full ones in training, all in evaluation."""
         return self.batches_after(0)
 
     def batches_after(self, taken: int) -> int:
-        """Batches left of an epoch."""
+        """Return the number of batches left in the epoch after ``taken`` samples."""
         if self.training:
             return (self.samples - taken) // self.step
         return self.padded_batches - taken // self.step
 
     def first(self, taken: int) -> int:
-        """The place in the epoch's order of the first row of the batch that follows ``taken`` samples."""
+        """Return the position in the epoch's order of the first row of the batch that follows ``taken`` samples."""
         if self.training:
             return taken + self.rank * self.batch_size
         return self.own_start + taken // self.step * self.batch_size
 
     def valid(self, batch: int) -> int:
-        """How many rows of this batch are samples that no other batch holds."""
+        """Return the number of leading rows of this batch that are samples; the others are padding."""
         if self.training:
             return self.batch_size
         return max(0, min(self.batch_size, self.own_samples - batch * self.batch_size))

@@ -1,4 +1,4 @@
-"""One picture, prepared as the loaders prepare the images of a shard folder for evaluation."""
+"""Preprocessing of a single picture, the same as the loaders' for evaluation."""
 
 from typing import Any
 
@@ -14,20 +14,20 @@ from pipelines.untrusted import coerce, shown
 
 
 class Preparation:
-    """What a checkpoint says about its input: ``augment``, a name in AUGMENTS, ``image_size`` and ``statistics``, and
-    ``mean_image``, size,size,3, which an augment may subtract. Raises DataError where that is missing or
-    cannot be.
+    """The preprocessing that a checkpoint's network expects: ``augment``, a name in AUGMENTS, ``image_size``,
+    ``statistics``, and ``mean_image``, size,size,3, which an augment may subtract. Raises DataError if one of them is
+    missing or impossible.
 
-    An image becomes (view - ``mean``) / ``std``: float32 of 3, or of the view's size.
+    An image becomes (crop - ``mean``) / ``std``; both are float32, of shape 3 or of the crop's shape.
     """
 
     def __init__(self, augment: Any, image_size: Any, statistics: Any, mean_image: Any) -> None:
-        """As a checkpoint has them, of whatever types."""
+        """Check the entries of a checkpoint, which may have any type. Raises DataError."""
         if not isinstance(augment, str) or augment not in AUGMENTS:
             raise DataError(f"the checkpoint's augment is {shown(augment)}; known are {', '.join(AUGMENTS)}")
         self._augment = AUGMENTS[augment].for_evaluation()
         if type(image_size) is not int or not self._augment.size <= image_size <= MAX_SIZE:
-            sizes = f"it goes from {self._augment.size} to {MAX_SIZE}"
+            sizes = f"it must be from {self._augment.size} to {MAX_SIZE}"
             raise DataError(f"the checkpoint's image_size is {shown(image_size)}; {sizes}")
         self._image_size = image_size
         try:
@@ -40,7 +40,7 @@ class Preparation:
 
     @classmethod
     def of(cls, checkpoint: dict[str, Any]) -> "Preparation":
-        """As the network of the checkpoint was trained. Older ones have no mean image."""
+        """Return the preprocessing that the checkpoint was trained with. Older checkpoints have no mean image."""
         return cls(*(checkpoint.get(name) for name in ("augment", "image_size", "statistics", "mean_image")))
 
     def _checked(self, mean_image: Any) -> np.ndarray:
@@ -48,23 +48,23 @@ class Preparation:
         if mean_image is None:
             raise DataError("the checkpoint lacks the mean image that its augment subtracts")
         if not isinstance(mean_image, torch.Tensor) or mean_image.shape != (size, size, 3):
-            raise DataError(f"the checkpoint's mean image is no tensor of {size},{size},3")
+            raise DataError(f"the checkpoint's mean image is not a tensor of {size},{size},3")
         pixels = mean_image.float().numpy()
         if not ((pixels >= 0) & (pixels <= 255)).all():
-            raise DataError("the checkpoint's mean image holds other values than 0 to 255")
+            raise DataError("the checkpoint's mean image holds values outside 0 to 255")
         return pixels
 
     def view(self, pixels: np.ndarray) -> np.ndarray:
-        """The part of an H,W,3 uint8 image that the network sees, size,size,3."""
+        """Return the center crop, size,size,3, of an H,W,3 uint8 image after resizing it."""
         return self._centre(square(pixels, self._image_size))
 
     def tensor(self, view: np.ndarray) -> torch.Tensor:
-        """What the network is given: 3,size,size float32, normalised, channels-last."""
+        """Return the network's input: 3,size,size float32, normalised, channels-last."""
         return torch.from_numpy((view - self.mean) / self.std).permute(2, 0, 1)
 
     @property
     def box(self) -> tuple[int, int, int]:
-        """Where the view lies in the square image: top, left and size."""
+        """Top, left and size of the crop in the square image."""
         box = center_box(self._image_size, self._image_size, self._augment.size)
         return box.top, box.left, box.height
 

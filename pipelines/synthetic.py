@@ -1,4 +1,4 @@
-"""Batches from nowhere, with the contract of every loader: what the trainer does when it never waits for data."""
+"""Synthetic batches, with every loader's contract: they show the trainer's speed when it never waits for data."""
 
 import torch
 
@@ -8,26 +8,26 @@ from pipelines.shards.manifest import Manifest
 
 
 class SyntheticBatches:
-    """The same batch again and again: noise, and random labels of the manifest's classes."""
+    """A backend that repeats one batch: noise, and random labels of the manifest's classes."""
 
     def __init__(self, manifest: Manifest, plan: Plan, augment: Augment, device: torch.device, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed * 4096 + plan.rank)
         shape = (plan.batch_size * augment.crops, 3, augment.size, augment.size)
         if augment.normalise == "none":
             images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-        else:  # of unit deviation
+        else:  # standard normal, about as normalised images are
             dtype = torch.float16 if device.type == "cuda" else torch.float32
             images = torch.randn(shape, generator=generator).to(dtype)
         self._images = images.to(device, memory_format=torch.channels_last)
         self._labels = torch.randint(len(manifest.classes), (plan.batch_size,), generator=generator)
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images N,3,H,W, channels-last, on the device; labels N int64, on the CPU."""
+        """Return images N,3,H,W, channels-last, on the device, and labels N int64, on the CPU."""
         return self._images, self._labels
 
     def checkpoint(self) -> bytes:
-        """There is no position; but torch's safe loading takes no empty bytes."""
+        """Return a constant: there is no position, and torch's safe loading rejects empty bytes."""
         return b"synthetic"
 
     def close(self) -> None:
-        """There is nothing to let go."""
+        """Do nothing: no threads were started."""

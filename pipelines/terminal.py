@@ -1,4 +1,4 @@
-"""What every command shares: options from a dataclass, one clear message when something is wrong, exit codes.
+"""The frame of every command: options from a dataclass, one clear message per error, and exit codes.
 
 0: done. 1: the work could not be done. 2: the command line was wrong. 130: stopped by Ctrl-C, SIGTERM or SIGHUP.
 """
@@ -20,7 +20,7 @@ from pipelines.untrusted import printable
 
 Options = TypeVar("Options")
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-SAME_SECONDS = 1.0  # a terminal that closes sends SIGHUP, and its shell once more
+SAME_SECONDS = 1.0  # within it a second signal is part of the first stop: terminal and shell both send SIGHUP
 
 
 def run_command(
@@ -31,10 +31,10 @@ def run_command(
     arguments: Sequence[str] | None = None,
     errors: tuple[type[Exception], ...] = (DataError,),
 ) -> None:
-    """Parse the command line into ``options``, call ``main`` with it and leave the process with its exit code.
+    """Parse the command line into ``options`` and call ``main`` with them. An error ends the process with its code.
 
     ``options`` is a dataclass; a ``ValueError`` from its ``__post_init__`` is a value out of range. ``errors`` are the
-    kinds whose message is for the person at the terminal.
+    types whose message is printed without a traceback.
     """
     try:
         try:
@@ -46,7 +46,7 @@ def run_command(
         fail("stopped", code=130)
     except errors as error:
         fail(str(error))
-    except BrokenPipeError:  # who read the output has enough of it, as head has
+    except BrokenPipeError:  # the reader of the output, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as error:
@@ -58,7 +58,7 @@ def run_command(
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Raise KeyboardInterrupt for SIGTERM and SIGHUP too. A second signal, a second later, ends the process at once."""
+    """Raise KeyboardInterrupt for SIGTERM and SIGHUP too. A second signal, if later than ``SAME_SECONDS``, exits."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -87,14 +87,14 @@ def _chosen(
 ) -> Options:
     try:
         start: dict[str, Any] = {} if default is None else {"default": default}
-        no_pairs = (tyro.conf.FlagCreatePairsOff,)  # --resume without a --no-resume
+        no_pairs = (tyro.conf.FlagCreatePairsOff,)  # --resume has no counterpart --no-resume
         return tyro.cli(options, description=description, args=arguments, config=no_pairs, **start)
     except ValueError as error:
         fail(f"{error}. Try --help.", code=2)
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
-    """End the process with one message on standard error; what names in it would tell the terminal to do is escaped."""
+    """End the process with one message on standard error, in which terminal escape sequences are escaped."""
     with suppress(OSError):  # the terminal may be gone
         print("error:", "\n".join(map(printable, message.split("\n"))), file=sys.stderr)
     raise SystemExit(code)
@@ -108,6 +108,6 @@ def in_range(field: str, value: float, low: float, high: float | None = None) ->
 
 
 def require(right: bool, message: str) -> None:
-    """For ``__post_init__``: a value out of range ends the command with 2."""
+    """Raise ValueError with ``message`` unless ``right``. In ``__post_init__`` of options it is exit code 2."""
     if not right:
         raise ValueError(message)

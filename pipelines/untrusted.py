@@ -1,4 +1,4 @@
-"""JSON from outside: read within limits, and made what its place says, or refused with that place named."""
+"""Untrusted JSON: read within limits and converted to a declared type, or refused with the name of the bad field."""
 
 import json
 import math
@@ -11,23 +11,23 @@ import msgspec
 
 from pipelines.errors import DataError
 
-# All of ImageNet, each image listed as repaired: 1.3 million entries of three values, some 150 bytes each. A value
-# takes up to 200 bytes of memory, so that a hostile file costs 1.7 GB at most, whatever it holds.
+# The limits allow all of ImageNet with each image listed as repaired: 1.3 million entries of three values, some 150
+# bytes each. A value takes up to 200 bytes of memory, so a hostile file costs 1.7 GB at most, whatever it holds.
 MAX_FILE_BYTES = 1 << 28  # of an image, or of JSON
 MAX_VALUES = 1 << 23
 MAX_DEPTH = 32
-MAX_DIGITS = 40  # of a number; reading one takes the square of its length
-# What commands a terminal, or turns the text around it: controls, line ends, lone surrogates, changes of direction.
+MAX_DIGITS = 40  # of a number; parsing takes time quadratic in its length
+# Characters that control a terminal or reorder text: controls, line ends, lone surrogates, changes of direction.
 COMMANDS = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """The text with what is not to be printed written as Python escapes it."""
+    """Return the text with each character of ``COMMANDS`` escaped as in Python."""
     return COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def read_limited(path: Path, most: int) -> bytes:
-    """Raises ValueError for more than ``most`` bytes and for what is no plain file, OSError where it cannot be read."""
+    """Return the bytes of a file. Raises ValueError unless it is a regular file of ``most`` bytes or less; OSError."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise ValueError("it is no plain file")
@@ -37,7 +37,7 @@ def read_limited(path: Path, most: int) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """Raises DataError for what is too large or no JSON, OSError where it cannot be read."""
+    """Return the value in a JSON file. Raises DataError if it is too large or no JSON, OSError if it is unreadable."""
     try:
         return parse_json(read_limited(path, MAX_FILE_BYTES))
     except ValueError as error:
@@ -45,8 +45,8 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(data: bytes) -> Any:
-    """Raises ValueError, also for more values or depth than any file of ours has, for numbers that are none (NaN), and
-    for endless ones. What is too large is refused before memory is taken for it."""
+    """Parse JSON. Raises ValueError if it is damaged, has more values, depth or digits than any file of ours, or
+    numbers that are NaN or infinite. Values are counted before memory is allocated for them."""
     if sum(map(data.count, (b",", b"[", b"{"))) > MAX_VALUES:
         raise ValueError(f"it has more than {MAX_VALUES} values")
     try:
@@ -78,16 +78,16 @@ def _finite(digits: str) -> float:
 
 
 def coerce(value: Any, kind: Any, where: str) -> Any:
-    """Return ``value``, from JSON, as ``kind``: a dataclass with its fields and no others, or what it is made of.
+    """Convert ``value``, from JSON, to ``kind``: a dataclass, with exactly its fields, or the type of a field.
 
-    Raises ValueError that names the place, which begins with ``where``.
+    Raises ValueError: ``where``, then what is wrong and in which field.
     """
     try:
         found = msgspec.convert(value, kind, dec_hook=lambda kind, value: kind(value))
     except msgspec.ValidationError as error:
         raise ValueError(f"{where}: {error}") from error
     if unknown := _unknown(value, msgspec.to_builtins(found, enc_hook=str)):
-        raise ValueError(f"{where} has {unknown[:40]!r}, which nothing knows")
+        raise ValueError(f"{where} has the unknown field {unknown[:40]!r}")
     return found
 
 
@@ -105,5 +105,5 @@ def _unknown(value: Any, known: Any) -> str | None:
 
 
 def shown(value: Any) -> str:
-    """For a message: short, whatever it is."""
+    """Return a short text of any value, for a message."""
     return f"a {type(value).__name__}" if isinstance(value, dict | list) else repr(value)[:60]

@@ -105,21 +105,21 @@ def one(path: str, samples: int = 1, length: int = 10240) -> dict:
     ("changes", "words"),
     [
         *(
-            ({"splits": one(path)}, "is no shard's name")
+            ({"splits": one(path)}, "is not a shard's name")
             for path in ("../a-000000.tar", "/a-000000.tar", "C:\\a-000000.tar", "a-000000.tar\n", "a-000000\0.tar")
         ),
-        ({"splits": {"a/b": one("train-000000.tar")["train"]}}, "'a/b' is no split's name"),
+        ({"splits": {"a/b": one("train-000000.tar")["train"]}}, "'a/b' is not a split's name"),
         ({"splits": {"train": {"samples": "5", "shards": []}}}, r"Expected `int`, got `str` - at .*\.samples"),
         ({"splits": one("train-000000.tar", 10**9)}, "cannot hold 1000000000 samples"),
-        ({"classes": [{"wnid": "n1", "name": "\x1b]0;owned\x07"}]}, "holds what is not to be printed"),
-        ({"classes": [{"wnid": "n1", "name": "\ud800"}]}, "holds what is not to be printed"),
+        ({"classes": [{"wnid": "n1", "name": "\x1b]0;owned\x07"}]}, "has control characters"),
+        ({"classes": [{"wnid": "n1", "name": "\ud800"}]}, "has control characters"),
         ({"classes": [{"wnid": "n1", "name": "x"}] * 100_001}, "100001 classes"),
         ({"image": {"encoding": "jpeg", "resize": "square", "size": 10**9, "quality": 90}}, "1000000000 pixels a side"),
-        ({"statistics": STATISTICS | {"eigenvalues": [-1.0, 0.0, 0.0]}}, "none of a covariance"),
-        ({"statistics": STATISTICS | {"mean_image": "../mean.npy"}}, "no mean image's name"),
-        ({"statistics": STATISTICS | {"mean_rgb": [1e300, 0.0, 0.0]}}, "none of RGB pixels"),
+        ({"statistics": STATISTICS | {"eigenvalues": [-1.0, 0.0, 0.0]}}, "cannot be those of a covariance"),
+        ({"statistics": STATISTICS | {"mean_image": "../mean.npy"}}, r"called '\.\./mean\.npy' instead of 'mean\.npy'"),
+        ({"statistics": STATISTICS | {"mean_rgb": [1e300, 0.0, 0.0]}}, "cannot be those of RGB pixels"),
         ({"repaired": [{"split": "train"}]}, "without their split or source"),
-        ({"extra": 1}, "has 'extra', which nothing knows"),
+        ({"extra": 1}, "has the unknown field 'extra'"),
     ],
 )
 def test_a_manifest_that_leads_astray_is_refused(
@@ -316,11 +316,11 @@ def test_a_devkit_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:
         ({"image_size": 10**9}, "image_size is 1000000000"),
         ({"image_size": "256"}, "image_size is '256'"),
         ({"statistics": {}}, "statistics are damaged: statistics: Object missing required field `mean_rgb`"),
-        ({"statistics": STATISTICS | {"mean_rgb": [float("nan"), 0.0, 0.0]}}, "none of RGB pixels"),
-        ({"statistics": STATISTICS | {"std_rgb": [0.0, 0.0, 0.0]}, "augment": "crop_flip"}, "deviate by"),
+        ({"statistics": STATISTICS | {"mean_rgb": [float("nan"), 0.0, 0.0]}}, "cannot be those of RGB pixels"),
+        ({"statistics": STATISTICS | {"std_rgb": [0.0, 0.0, 0.0]}, "augment": "crop_flip"}, "standard deviation"),
         ({"mean_image": None}, "lacks the mean image"),
-        ({"mean_image": torch.zeros(10, 10, 3)}, "no tensor of 256,256,3"),
-        ({"mean_image": torch.full((256, 256, 3), float("nan"))}, "other values than 0 to 255"),
+        ({"mean_image": torch.zeros(10, 10, 3)}, "not a tensor of 256,256,3"),
+        ({"mean_image": torch.full((256, 256, 3), float("nan"))}, "values outside 0 to 255"),
     ],
 )
 def test_what_a_checkpoint_says_of_its_input_is_checked(changes: dict, words: str) -> None:

@@ -1,4 +1,4 @@
-"""Running the DALI graph: shards in, normalised batches out, on a GPU or with the same graph on the CPU.
+"""The DALI backend: it runs the DALI graph from shards to normalised batches, on a GPU or on the CPU.
 
 https://docs.nvidia.com/deeplearning/dali/user-guide/docs/
 """
@@ -19,11 +19,11 @@ from pipelines.shards.manifest import Manifest
 if TYPE_CHECKING:
     from nvidia.dali import Pipeline
 
-COUNT_BYTES = 8  # of a checkpoint: the batches before it, then what DALI keeps
+COUNT_BYTES = 8  # a checkpoint begins with the number of batches before it; DALI's own checkpoint follows
 
 
 def require_dali() -> None:
-    """Raises DataError that names the wheel where DALI is missing."""
+    """Raise DataError that names the wheel if DALI is missing."""
     try:
         importlib.import_module("nvidia.dali")
     except ImportError as error:
@@ -34,12 +34,12 @@ def require_dali() -> None:
 
 
 class DaliBatches:
-    """An endless run of batches, epoch after epoch; each epoch is padded to whole batches with its last sample.
+    """An endless source of batches, epoch after epoch; each epoch is padded to whole batches with its last sample.
 
-    ``checkpoint`` is what an earlier ``DaliBatches`` with the same arguments gave: the next batch is the one that
-    would have come there. ``seed`` must be the same on every rank. What an epoch's order is, follows from the seed and
-    the epochs since the first batch: an order by the number of the epoch alone DALI's reader cannot give without
-    reading all before. Raises DataError.
+    ``checkpoint`` comes from an earlier ``DaliBatches`` with the same arguments: the next batch is the one that would
+    have followed there. ``seed`` must be the same on every rank. The order of an epoch depends on the seed and on the
+    number of epochs since the first batch; DALI's reader cannot give the order of a later epoch without reading all
+    before it. Raises DataError.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class DaliBatches:
             num_threads=threads,
             device_id=self._device_index,
             seed=self._graph.rank_seed,
-            exec_dynamic=True,  # its outputs are ours: torch uses their memory, nothing is copied
+            exec_dynamic=True,  # we own the outputs, so torch uses their memory without a copy
             enable_checkpointing=True,
             checkpoint=checkpoint,
         )
@@ -85,9 +85,9 @@ class DaliBatches:
         return pipeline
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images N,3,H,W, channels-last, on the device; labels N int64, on the CPU. Ten crops are 10*N images.
+        """Return images N,3,H,W, channels-last, on the device, and labels N int64, on the CPU; ten crops: 10*N images.
 
-        Raises DataError, and again at each further call: a pipeline that failed gives nothing more.
+        Raises DataError, and again at each further call, as a pipeline that failed cannot continue.
         """
         if self._failure:
             raise self._failure
@@ -100,11 +100,11 @@ class DaliBatches:
         return images, digits
 
     def checkpoint(self) -> bytes:
-        """The position after the last batch given out."""
+        """Return the position after the last batch that ``next`` returned."""
         return self._batches.to_bytes(COUNT_BYTES, "little") + self._pipeline.checkpoint()
 
     def close(self) -> None:
-        """DALI's threads end with the last reference to the pipeline."""
+        """Do nothing: DALI's threads end with the last reference to the pipeline."""
 
     def _run(self) -> tuple[torch.Tensor, torch.Tensor]:
         try:
@@ -118,7 +118,7 @@ class DaliBatches:
         return pixels.flatten(0, -4).permute(0, 3, 1, 2), self._labels(digits)
 
     def _labels(self, digits: Any) -> torch.Tensor:
-        """N int64. Raises DataError that names the image whose label is none."""
+        """Return N int64. Raises DataError that names an image whose label is no class."""
         values = torch.from_dlpack(digits.as_tensor()).long() - ord("0")  # N,width
         labels = values @ self._place_values
         wrong = (labels >= self._classes) | ((values < 0) | (values > 9)).any(1)

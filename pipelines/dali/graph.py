@@ -1,7 +1,7 @@
-"""The DALI graph: what happens to an image, in the order in which it happens; on a GPU, or the same on the CPU.
+"""The DALI graph: the steps from a shard to an image, in their order. The same graph runs on a GPU and on the CPU.
 
-Deterministic paths give the same pixels as any other backend; the windows, flips and colours that are drawn have the
-same distributions, but not the same values. ``resized`` crops are resized by DALI's default, linear and antialiased
+Deterministic paths give the same pixels as any other backend. Random crops, flips and colours have the same
+distributions, but not the same values. ``resized`` crops are resized by DALI's default, linear and antialiased
 (triangular), from the whole decoded image: on a GPU decoding only a region has crashed decoders
 (https://github.com/NVIDIA/nvImageCodec/issues/55), and on a CPU it gained nothing.
 """
@@ -16,15 +16,15 @@ from pipelines.images.limits import PILLOW_MAX_PIXELS, most_elongated
 from pipelines.plan import Plan
 from pipelines.shards.manifest import ImageFormat, Manifest
 
-SHUFFLE_BUFFER = 4096  # samples; the shards themselves are in a global permutation already
-DECODER_PADDING = 1 << 22  # bytes of memory set aside for an image, so that a large one does not stall the pipeline
+SHUFFLE_BUFFER = 4096  # samples; the shards already hold them in a global random permutation
+DECODER_PADDING = 1 << 22  # bytes reserved for an image, so that a large one does not stall the pipeline
 # The ten crops of the paper; torchvision's ten_crop gives the same, its last five mirrored before they are cut
 TEN = tuple((x, y, mirror) for mirror in (0, 1) for x, y in ((0, 0), (1, 0), (0, 1), (1, 1), (0.5, 0.5)))
 
 
 @dataclass(frozen=True)
 class Graph:
-    """From a split's shards to images and the digits of their labels. Its methods are called inside a Pipeline."""
+    """A graph from a split's shards to images and the digits of their labels. Call its methods inside a Pipeline."""
 
     manifest: Manifest
     split: str
@@ -34,10 +34,10 @@ class Graph:
     seed: int
 
     def read(self) -> tuple[Any, Any]:
-        """Encoded images and the digits of labels, as uint8.
+        """Return encoded images and the digits of labels, as uint8.
 
-        Training goes over the archives in another order each epoch, the same on every rank, and each rank over its
-        own range of that order; a buffer shuffles what lies near.
+        In training the archives are shuffled for each epoch, in the same order on every rank. Each rank reads its own
+        range of that order, and a buffer shuffles samples that are close to each other.
         """
         from nvidia.dali import fn
 
@@ -53,7 +53,7 @@ class Graph:
             seed=self.rank_seed,
             shuffle_after_epoch=training,
             shuffle_after_epoch_seed=self.seed if training else None,
-            stick_to_shard=not training,  # DALI does so by itself where it re-orders the archives
+            stick_to_shard=not training,  # implied by shuffle_after_epoch
             shard_id=self.plan.rank,
             num_shards=self.plan.world_size,
             pad_last_batch=True,
@@ -66,27 +66,27 @@ class Graph:
         return self.seed * 4096 + self.plan.rank
 
     def images(self, encoded: Any) -> Any:
-        """size,size,3 of each; 10,size,size,3 for ten crops."""
+        """Return the images, size,size,3 each; 10,size,size,3 for ten crops."""
         from nvidia.dali import fn, types
 
         image, augment = self.manifest.image, self.augment
         pixels = self._decoded(encoded)  # H,W,3
         if augment.crop == "resized":
             pixels = self._resized(pixels)
-        elif image.resize == "none":  # any size: the shorter side as in shards that were resized
+        elif image.resize == "none":  # images of any size: resize as sharding with ``shorter`` would have
             part = self._random_part(pixels) if augment.crop == "random" else {"resize_shorter": image.size}
             pixels = fn.resize(pixels, **part, interp_type=types.INTERP_CUBIC, antialias=True)
         if augment.jitter:
             pixels = _jittered(pixels, augment.jitter)
-        if augment.normalise == "mean_image":  # before the crop, which then is that of both
+        if augment.normalise == "mean_image":  # before the crop, so that the mean image is cropped with the image
             device = "gpu" if self.gpu else "cpu"
             pixels = pixels - types.Constant(load_mean_image(self.manifest), device=device, layout="HWC")
         if augment.crop == "ten":
-            return fn.stack(*(self._view(pixels, *place) for place in TEN))
+            return fn.stack(*(self._crop(pixels, *place) for place in TEN))
         x = y = 0.5
-        if augment.crop == "random":  # a part that is of that size already has no room
+        if augment.crop == "random":  # no effect after ``_random_part``, whose result already has the crop's size
             x, y = (fn.random.uniform(range=(0, 1)) for _ in "xy")
-        return self._view(pixels, x, y, fn.random.coin_flip() if augment.flip else 0)
+        return self._crop(pixels, x, y, fn.random.coin_flip() if augment.flip else 0)
 
     def _decoded(self, encoded: Any) -> Any:
         from nvidia.dali import fn, types
@@ -103,10 +103,10 @@ class Graph:
         )
 
     def _resized(self, pixels: Any) -> Any:
-        """The inception crop."""
+        """Return the inception crop, resized."""
         from nvidia.dali import fn, types
 
-        height_width = pixels.shape(dtype=types.FLOAT)[:2]  # on the CPU, where windows are drawn
+        height_width = pixels.shape(dtype=types.FLOAT)[:2]  # on the CPU, where crops are drawn
         start, extent = fn.random_crop_generator(
             pixels.shape(), random_area=list(self.augment.scale), random_aspect_ratio=list(self.augment.ratio)
         )
@@ -119,7 +119,7 @@ class Graph:
         )
 
     def _random_part(self, pixels: Any) -> dict[str, Any]:
-        """For ``resize``: the part that a random crop of the resized image shows, and that alone."""
+        """Return arguments for ``resize`` that resize only the part which a random crop of the resized image shows."""
         from nvidia.dali import fn, types
 
         size = self.augment.size
@@ -128,8 +128,8 @@ class Graph:
         start = fn.random.uniform(range=(0, 1), shape=2) * (1 - extent)
         return {"size": (size, size), "roi_start": start, "roi_end": start + extent, "roi_relative": True}
 
-    def _view(self, pixels: Any, x: Any, y: Any, mirror: Any) -> Any:
-        """The window at ``x`` and ``y`` (0 to 1 of the room that it has), mirrored or not, and normalised."""
+    def _crop(self, pixels: Any, x: Any, y: Any, mirror: Any) -> Any:
+        """Crop at ``x`` and ``y`` (0 to 1: left to right, top to bottom), mirror if ``mirror`` is 1, and normalise."""
         from nvidia.dali import fn, types
 
         augment = self.augment
@@ -148,7 +148,7 @@ class Graph:
         )
 
     def _lit(self, mean: tuple[float, ...]) -> Any:
-        """The mean to subtract from one image: with its random light taken off, so that lighting costs nothing."""
+        """Return the mean minus an image's random light: subtracting it adds the light at no cost."""
         from nvidia.dali import fn, types
 
         factors = fn.random.normal(shape=(3,), stddev=self.augment.lighting)
@@ -158,11 +158,11 @@ class Graph:
 
 
 def _with_header(encoded: Any, image: ImageFormat) -> Any:
-    """The same bytes, once their header has been read: a damaged one, or one that claims too much, is an error then.
+    """Return the same bytes after checking the header. A damaged one, or one that claims too many pixels, is an error.
 
-    In the decoder of DALI 2.4 a damaged one is a crash of the process, wherever it stands in the last part of a batch;
-    and what a header claims is allocated. Nothing is copied, and the cost is small; as the decoder's input depends on
-    the header, it waits for it. One that claims too much asks for another size of the bytes, which reshape refuses.
+    The decoder of DALI 2.4 crashes the process if a damaged header is in the last part of a batch, and allocates what
+    a header claims. The check copies nothing and costs little. The decoder's input depends on the header, so it runs
+    after the check. For too many pixels the new shape is larger than the bytes, and reshape raises an error.
     """
     from nvidia.dali import fn, types
 

@@ -1,8 +1,8 @@
-"""Which image DALI could not use: often it raises without a name, and its pipeline is dead then.
+"""The search for the image that DALI could not use: its error often names none, and its pipeline cannot continue.
 
-Nothing of this runs while all is well. After a failure without a name the reader alone, with the same arguments and
-seed, goes over the same order again (some 100,000 samples a second from memory), this time telling where each sample
-comes from, and the images of the batch that failed go through the rest of the graph one by one.
+This runs only after an error that names no image. A reader alone, with the same arguments and seed, repeats the same
+order (some 100,000 samples a second from memory), this time with the source of each sample. The images of the batch
+that failed then pass through the rest of the graph one by one.
 """
 
 import re
@@ -20,36 +20,36 @@ from pipelines.shards.manifest import ImageFormat
 from pipelines.turbo.decode import read_member
 
 PATIENCE_SECONDS = 20.0
-READ_AHEAD = 3  # batches that DALI may have in hand when one fails
-SOURCE = re.compile(r"([a-z]+-\d{6}\.tar):\d+:(\S+)")  # DALI tells ARCHIVE:OFFSET:MEMBER
+READ_AHEAD = 3  # batches that DALI may be working on when one fails
+SOURCE = re.compile(r"([a-z]+-\d{6}\.tar):\d+:(\S+)")  # DALI's form is ARCHIVE:OFFSET:MEMBER
 
 
 def complaint(error: RuntimeError) -> str:
-    """What DALI says, without the trace of our own code that it repeats."""
+    """Return DALI's message without the traceback of our own code that it repeats."""
     text = str(error)
     return " ".join((text.rpartition("encountered:")[2] or text).split())[:500]
 
 
 def named(said: str) -> str | None:
-    """The shard and the image, where DALI's complaint names them."""
+    """Return the shard and the image that DALI's message names, or None."""
     found = SOURCE.search(said)
     return f"shard {found[1]}, image {found[2].partition('.')[0]}" if found else None
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Finds samples by the count of batches since the graph was first built. Gives up after ``patience_seconds``."""
+    """A search for samples by batch, counted since the graph was built; it gives up after ``patience_seconds``."""
 
     graph: Graph
     device_index: int | None
     patience_seconds: float = PATIENCE_SECONDS
 
     def place(self, batch: int, row: int) -> str | None:
-        """Where a row of a batch comes from; None where it was not found in time."""
+        """Return the shard and image of a row of a batch; None if they were not found in time."""
         return next((named(sources[row]) for _, sources in self._replay(batch, 1)), None)
 
     def unusable(self, batch: int) -> str | None:
-        """Which image of this batch, or of those read ahead, the graph refuses, and why; None where none was found."""
+        """Return which image of this batch, or of those read ahead, the graph refuses, and why; None if not found."""
         give_up = time.monotonic() + 2 * self.patience_seconds
         pipeline = self._one_by_one()
         for encoded, sources in self._replay(batch, READ_AHEAD):
@@ -61,7 +61,7 @@ class Trace:
         return None
 
     def _replay(self, first: int, count: int) -> Iterator[tuple[list[np.ndarray], list[str]]]:
-        """Encoded images and sources of ``count`` batches; ends early where the reader fails or it takes too long."""
+        """Yield encoded images and sources of ``count`` batches; end early if the reader fails or takes too long."""
         give_up = time.monotonic() + self.patience_seconds
         try:
             reader = self._reader()
@@ -73,7 +73,7 @@ class Trace:
                 encoded, sources = reader.run()
                 rows = range(self.graph.plan.batch_size)
                 yield [np.array(encoded[i]) for i in rows], [bytes(np.array(sources[i])).decode() for i in rows]
-        except RuntimeError:  # what is wrong is not an image, and DALI's first message says it
+        except RuntimeError:  # the error is not in an image; DALI's first message describes it
             return
 
     def _reader(self) -> Any:
@@ -107,7 +107,7 @@ def _refused(pipeline: Any, data: np.ndarray) -> str | None:
 
 
 def _reason(data: np.ndarray, image: ImageFormat) -> str | None:
-    """In our own decoder's words; None where it can read what DALI cannot."""
+    """Return our own decoder's reason for refusing an image; None if it can read what DALI cannot."""
     try:
         height, width = read_member(data.tobytes(), image).shape[:2]
         check_shape(height, width, image)

@@ -1,6 +1,6 @@
-"""The drawings of the demo: ten things that differ in shape and texture, in palettes that all of them share.
+"""The drawings of the demo: ten classes that differ in shape and texture and share all palettes.
 
-``CLASSES`` names them; ``draw_image`` draws one, different for every state of the random generator.
+``CLASSES`` maps their wnids to functions; ``draw_image`` draws one, different for every state of the generator.
 """
 
 import math
@@ -12,9 +12,9 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
 Array = npt.NDArray[np.floating]
-Layers = list[tuple[Array, int]]  # masks of 0 to 1, bottom first, each with its tone: an index into a palette
+Layers = list[tuple[Array, int]]  # masks of 0 to 1, bottom first, each with its tone, an index into a palette
 
-# Each from dark to light, so that tones far apart also differ in a grey image.
+# Each palette runs from dark to light, so that tones far apart also differ in a grey image.
 PALETTES = [
     ["#1d3557", "#457b9d", "#e76f51", "#a8dadc", "#f1faee"],
     ["#264653", "#2a9d8f", "#e09f3e", "#e9c46a", "#fdf0d5"],
@@ -30,7 +30,7 @@ GROUND, SHADE, MIDDLE, ACCENT, INK = range(5)
 
 @dataclass(frozen=True)
 class Patch:
-    """A rectangle of pixels seen in the coordinates of what is drawn there."""
+    """A rectangle of pixels, with the coordinates u and v of the drawing at each pixel."""
 
     rng: np.random.Generator
     u: Array  # height,width
@@ -38,11 +38,11 @@ class Patch:
     pixel: float  # one pixel's size in units of u and v
 
     def inside(self, distance: Array) -> Array:
-        """Mask of where ``distance`` is negative, its edge one pixel soft."""
+        """Return a mask, 1 if ``distance`` is negative and else 0, with an edge one pixel soft."""
         return np.clip(0.5 - distance / self.pixel, 0, 1)
 
     def polar(self) -> tuple[Array, Array]:
-        """Radius and angle of each pixel."""
+        """Return radius and angle of each pixel."""
         return np.hypot(self.u, self.v), np.arctan2(self.v, self.u)
 
 
@@ -143,7 +143,7 @@ CLASSES = {f"n9000000{label}": draw for label, draw in enumerate(TEXTURES + OBJE
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], cells: int) -> Array:
-    """height,width of smooth noise of about -1 to 1, ``cells`` hills across."""
+    """Return height,width of smooth noise, about -1 to 1, with ``cells`` random values a side, interpolated."""
     coarse = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
     return np.asarray(coarse.resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
 
@@ -151,7 +151,7 @@ def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], cells: int) -
 def patch_at(
     rng: np.random.Generator, shape: tuple[int, int], centre: tuple[float, float], radius: float, tilt: float = 0
 ) -> Patch:
-    """Pixels of a rectangle, turned at random about ``centre`` (x, y) and scaled by ``radius``, both in pixels."""
+    """Return a patch rotated at random about ``centre`` (x, y) and scaled by ``radius``, both in pixels."""
     angle = rng.uniform(0, 2 * np.pi)
     cosine, sine = math.cos(angle), math.sin(angle)
     down, across = np.ogrid[: shape[0], : shape[1]]
@@ -192,7 +192,7 @@ def add_object(image: Image.Image, draw: Draw, tones: list[str], rng: np.random.
 
 
 def add_clutter(image: Image.Image, tones: list[str], rng: np.random.Generator) -> None:
-    """Pebbles and twigs, which say nothing of the class."""
+    """Draw pebbles and twigs, which are independent of the class."""
     pen = ImageDraw.Draw(image)
     short = min(image.size)
     for _ in range(rng.integers(0, 12)):
@@ -207,7 +207,7 @@ def add_clutter(image: Image.Image, tones: list[str], rng: np.random.Generator) 
 
 
 def expose(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Uneven and tinted light, haze, and the sensor's noise."""
+    """Apply uneven and tinted light, haze, and a sensor's noise."""
     shape = (image.height, image.width)
     slope_x, slope_y = rng.uniform(-0.25, 0.25, 2)
     light = 1 + slope_x * np.linspace(-1, 1, shape[1]) + slope_y * np.linspace(-1, 1, shape[0])[:, None]
@@ -219,7 +219,7 @@ def expose(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def draw_image(draw: Draw, rng: np.random.Generator) -> Image.Image:
-    """One RGB image of the class, of a photograph's size."""
+    """Return an RGB image of the class, of a photograph's size."""
     short = rng.choice([375, 333, 300, 200, 500], p=[0.6, 0.15, 0.1, 0.1, 0.05])
     long = int(short * rng.choice([4 / 3, 3 / 2, 1.2, 1]))
     size = (long, int(short)) if rng.random() < 0.7 else (int(short), long)

@@ -1,4 +1,4 @@
-"""Which way up a picture is: the one entry of an EXIF block that changes what a person sees."""
+"""The orientation of a picture: the one entry of an EXIF block that changes what a person sees."""
 
 import struct
 
@@ -7,10 +7,10 @@ SHORT, LONG = 3, 4
 
 
 def orientation(block: bytes) -> int:
-    """1 (upright, or not said) to 8, from a block as JPEG, PNG and WebP hold it, with or without ``Exif\\0\\0``.
+    """Return the orientation, 1 (upright, or none given) to 8, from an EXIF block of a JPEG, PNG or WebP file.
 
-    Only the first directory is read. Raises ValueError where it is broken up to and including that entry.
-    Source: Exif 2.32, sections 4.5 and 4.6.4; TIFF 6.0, section 2.
+    The block may begin with ``Exif\\0\\0``. Only the first directory is read, up to the orientation. Raises ValueError
+    if that part is damaged. Source: Exif 2.32, sections 4.5 and 4.6.4; TIFF 6.0, section 2.
     """
     tiff = block[6:] if block.startswith(b"Exif\0\0") else block
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
@@ -31,4 +31,4 @@ def orientation(block: bytes) -> int:
 def _value(found: int, kind: int) -> int:
     if kind not in (SHORT, LONG) or found > 8:
         raise ValueError(f"it has no orientation {found}")
-    return found or 1  # 0 is how some cameras say that they do not know
+    return found or 1  # some cameras write 0 if they do not know

@@ -1,4 +1,4 @@
-"""The segments of a JPEG file up to its scan, and whether each can be what it says."""
+"""The segments of a JPEG file up to its scan, read and checked (ITU-T T.81, annex B)."""
 
 import struct
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2
 FRAMES = frozenset(range(0xC0, 0xD0)) - {DHT, 0xC8, 0xCC}
 KNOWN = FRAMES | {SOS, DQT, DHT, DRI, COM, *range(APP0, APP15 + 1)}
 
-# Sampling factors of the first component where the two others have 1x1: 4:4:4, 4:2:2, 4:4:0, 4:2:0, 4:1:1.
+# Sampling factors of the first component if the two others have 1x1: 4:4:4, 4:2:2, 4:4:0, 4:2:0, 4:1:1.
 COMMON_SAMPLINGS = frozenset({(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)})
 
 BROKEN_EXIF = "broken EXIF ignored"
@@ -20,12 +20,12 @@ FIRST_PICTURE = "the first of its pictures kept"
 
 
 class Damaged(Exception):
-    """What is wrong with the file, in words."""
+    """An error in the file; its message says what is wrong."""
 
 
 @dataclass(slots=True)
 class Header:
-    """What the segments before the scan say. ``components`` are (identifier, h, v, quantization table)."""
+    """The contents of the segments before the scan. ``components`` are (identifier, h, v, quantisation table)."""
 
     frame: int = 0
     precision: int = 0
@@ -40,11 +40,11 @@ class Header:
     several_pictures: bool = False
     turned: bool = False
     cuts: list[tuple[int, int, str]] = field(default_factory=list)
-    scan: int = 0  # where the SOS segment's contents begin
+    scan: int = 0  # offset of the SOS segment's contents
 
     @property
     def common_sampling(self) -> bool:
-        """True for grey and for ``COMMON_SAMPLINGS``, on whose pixels decoders agree. native.c has the same rule."""
+        """True for grey and ``COMMON_SAMPLINGS``, on whose pixels decoders agree. native.c has the same rule."""
         if len(self.components) != 3:
             return len(self.components) == 1
         first, *others = (component[1:3] for component in self.components)
@@ -57,7 +57,7 @@ class Header:
 
 
 def read_header(data: bytes, header: Header) -> None:
-    """All segments up to the scan."""
+    """Fill ``header`` from all segments up to the scan. Raises Damaged, IndexError or struct.error."""
     if data[:2] != b"\xff\xd8":
         raise Damaged("it does not begin as a JPEG")
     place = 2
@@ -65,7 +65,7 @@ def read_header(data: bytes, header: Header) -> None:
         if data[place] != 0xFF:
             raise Damaged(f"no marker at byte {place}")
         begin = place
-        while data[place] == 0xFF:  # a marker may be preceded by any number of these
+        while data[place] == 0xFF:  # B.1.1.2: any number of fill bytes may precede a marker
             place += 1
         marker = data[place]
         if marker not in KNOWN:
@@ -111,7 +111,7 @@ def _read_segment(data: bytes, marker: int, begin: int, start: int, stop: int, h
 
 @lru_cache(64)  # most files have the same four, of annex K
 def _check_huffman(table: bytes) -> None:
-    """``table``: class and identifier, how many codes have 1 to 16 bits, the symbols."""
+    """Raise Damaged unless ``table`` is possible: class and identifier, numbers of codes of 1 to 16 bits, symbols."""
     counts, symbols = table[1:17], table[17:]
     codes = sum(count << (16 - bits) for bits, count in enumerate(counts, start=1))
     if table[0] & ~0x13 or codes > 1 << 16 or len(symbols) > 256 or (table[0] < 16 and max(symbols, default=0) > 15):
@@ -125,7 +125,7 @@ def _read_frame(data: bytes, marker: int, start: int, stop: int, header: Header)
     packed = [data[place : place + 3] for place in range(start + 6, start + 6 + 3 * count, 3)]
     header.frame = marker
     header.components = [(identifier, hv >> 4, hv & 15, table) for identifier, hv, table in packed]
-    for axis in (1, 2):  # a decoder wants whole ratios
+    for axis in (1, 2):  # decoders need integer ratios
         factors = [component[axis] for component in header.components]
         if not all(1 <= factor <= 4 and max(factors) % factor == 0 for factor in factors):
             raise Damaged(f"sampling factors {factors}")

@@ -1,13 +1,13 @@
-"""A picture from outside, as plain RGB pixels: the one place where image files that nobody checked are opened.
+"""Untrusted image files decoded to RGB pixels: the only place that opens files which were not checked before.
 
-A healthy baseline JPEG goes straight to libjpeg-turbo, in a tenth less time and with the same pixels; Pillow has the
-rest. What decoders disagree on, and what is done here:
+A healthy baseline JPEG is decoded by libjpeg-turbo directly, in a tenth less time and with the same pixels; Pillow
+decodes the rest. Decoders disagree on these points, which are handled here as follows:
 
-- Grey, palettes and single bits are expanded; transparency is laid on white; 16 bits are scaled to 8.
+- Grey, palettes and single bits are expanded; transparent pixels are composed on white; 16 bits are scaled to 8.
 - CMYK and YCCK are taken as inverted, as Adobe writes them and Pillow, TensorFlow and libvips read them.
 - Colour profiles (ICC) are ignored, as torchvision, TensorFlow and DALI do: the numbers are taken as sRGB.
-- The picture is turned as its EXIF block says; an EXIF block that cannot be read says nothing.
-- Of several pictures in a file (MPO, animations) the first counts.
+- The picture is turned as its EXIF block says; a damaged EXIF block is ignored.
+- If a file holds several pictures (MPO, animations), the first is decoded.
 """
 
 import io
@@ -43,7 +43,7 @@ TURNS = {
 
 @dataclass(frozen=True)
 class Picture:
-    """``pixels`` H,W,3 uint8, the format the file had, and what had to be repaired to make it a plain one."""
+    """A decoded picture: ``pixels`` H,W,3 uint8, the file's ``format``, and the ``repairs`` that were needed."""
 
     pixels: np.ndarray
     format: str
@@ -53,9 +53,9 @@ class Picture:
 def read_picture(data: bytes, suffix: str, max_pixels: int = MAX_PIXELS) -> Picture:
     """Decode a whole image file to RGB, turned as its EXIF block says.
 
-    ``suffix`` is the one of its name (``.JPEG``), to notice what is called otherwise than it is. ``repairs`` has that
-    and what changes how the picture looks. Raises DataError with the reason when it cannot be decoded, or when its
-    header claims more than ``max_pixels``; nothing is allocated for it then.
+    ``suffix`` of the file's name (``.JPEG``) is compared with the format found. ``repairs`` lists a wrong suffix and
+    each step that changes how the picture looks. Raises DataError with the reason if it cannot be decoded, or if its
+    header claims more than ``max_pixels``; then nothing is allocated for it.
     """
     if not data:
         raise DataError("it is empty")
@@ -79,7 +79,7 @@ def read_picture(data: bytes, suffix: str, max_pixels: int = MAX_PIXELS) -> Pict
 
 
 def read_file(path: Path) -> Picture:
-    """``read_picture`` of a file. Raises DataError with the reason, OSError where it cannot be read."""
+    """Read and decode an image file. Raises DataError with the reason, OSError if it cannot be read."""
     try:
         data = read_limited(path, MAX_FILE_BYTES)
     except ValueError as error:
@@ -88,7 +88,7 @@ def read_file(path: Path) -> Picture:
 
 
 def misnamed(found: str, suffix: str) -> tuple[str, ...]:
-    """What to say of a file of the format ``found``, where its name says another."""
+    """Return a repair that says so if a file of the format ``found`` has another format's ``suffix``, else nothing."""
     return () if found == SUFFIXES.get(suffix.lower()) else (f"{found} named {suffix}",)
 
 
@@ -97,7 +97,7 @@ def too_large(pixels: int, max_pixels: int) -> DataError:
 
 
 def _decode_healthy(data: bytes, max_pixels: int) -> np.ndarray | None:
-    """H,W,3 uint8; None where the structure of the file gives any reason to look closer."""
+    """Return H,W,3 uint8, or None if the file is not a healthy plain JPEG; Pillow must decode it then."""
     jpeg = inspect(data)
     if jpeg.obstacles or jpeg.cuts or jpeg.width * jpeg.height > max_pixels:
         return None
@@ -141,7 +141,7 @@ def _to_rgb(image: Image.Image, repairs: list[str]) -> Image.Image:
         values = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise DataError(f"its pixels are of mode {image.mode}, of which nobody knows what is white")
+        raise DataError(f"its pixels are of mode {image.mode}, in which no value is defined as white")
     if image.has_transparency_data:
         return _on_white(image.convert("RGBA"), repairs)
     if image.mode not in ("RGB", "L", "1", "P"):

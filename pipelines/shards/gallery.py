@@ -1,4 +1,4 @@
-"""The images of a split as the network sees them, one at a time: to be shown."""
+"""Single images of a split, cropped as the network sees them, for pictures and reports."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from pipelines.turbo.decode import read_member
 
 
 class Gallery:
-    """``len`` images, by their number in the split's order. Raises DataError."""
+    """A sequence of a split's images, in the split's order. Raises DataError."""
 
     def __init__(self, data: Path, split: str, preparation: Preparation) -> None:
         self.manifest: Manifest = load_manifest(data)
@@ -21,7 +21,7 @@ class Gallery:
         return len(self._records)
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, int]:
-        """size,size,3 uint8, and the class."""
+        """Return the image, size,size,3 uint8, and its label."""
         record = self._records.read(number)
         return self._preparation.view(read_member(bytes(record.data), self.manifest.image)), record.label
 
@@ -29,7 +29,7 @@ class Gallery:
         return self.manifest.classes[label].name
 
     def various(self, count: int) -> list[int]:
-        """The same random numbers of images each time: where there are enough classes, each of another one."""
+        """Return the numbers of ``count`` random images, the same each time, of as many classes as possible."""
         drawn = np.random.default_rng(0).permutation(len(self)).tolist()[: 100 * count]
         labels = [self._records.read(number).label for number in drawn]
         rounds = [labels[:i].count(label) for i, label in enumerate(labels)]  # 0: the first of its class

@@ -1,4 +1,4 @@
-"""Images of a split in groups, by what the shards tell of them without opening one."""
+"""Groups of a split's images, by properties that index and manifest tell without reading a shard."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
@@ -15,8 +15,9 @@ def groups_of(
 ) -> dict[str, Groups]:
     """Return the groups of N images by each property, from their keys, sizes (N int64) and labels (N int64).
 
-    ``file size``: quarters by the bytes of the image in the shard, which grow with its detail. ``repair``: whether the
-    manifest lists the image as repaired. ``class size``: classes of fewer and of more images than the median one.
+    ``file size``: quarters by the bytes of the image in the shard, which grow with its detail. ``repair``: images that
+    the manifest lists as repaired, and the others. ``class size``: classes with fewer images than the median class,
+    and the others.
     """
     return {
         "file size": list(_quarters(image_bytes)),

@@ -1,7 +1,7 @@
-"""A shard folder: the manifest, what there is, loud when it is wrong.
+"""The manifest of a shard folder: what the folder holds, and errors if it does not.
 
-``manifest.json`` is written last, so a folder that has one is whole. ``load_manifest`` checks what can be checked
-without reading the shards; ``python tools/shard_imagenet.py --verify FOLDER`` reads everything.
+``manifest.json`` is written last, so a folder that has one is complete. ``load_manifest`` checks everything that can
+be checked without reading the shards; ``python tools/shard_imagenet.py --verify FOLDER`` reads everything.
 """
 
 import dataclasses
@@ -24,10 +24,10 @@ RESIZES = ("square", "shorter", "none")
 SPLIT_NAME = re.compile(r"[a-z]{1,40}")
 SHARD_NAME = re.compile(r"[a-z]+-[0-9]{6}\.tar")
 MEAN_IMAGE = "mean.npy"
-MAX_SIZE = 4096  # pixels of a side that shards are resized to
+MAX_SIZE = 4096  # pixels of the side that images are resized to
 MAX_CLASSES = 100_000  # a network's last layer has 4096 weights for each
-SAMPLE_BYTES = 2048  # that a sample takes in a tar at least: two headers, an image and a label
-NEVER_ALIKE = 16  # samples; so many in a random order stand sorted once in 10**13 times
+SAMPLE_BYTES = 2048  # a sample's least size in a tar: two headers, an image and a label
+NEVER_ALIKE = 16  # samples; a random order of so many is sorted once in 10**13 times
 INDEX_LINE_BYTES = 300  # at most: two names of 100 bytes, four numbers
 
 
@@ -55,13 +55,13 @@ class ImageClass:
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """How the images were written.
+    """The format in which the images were written.
 
     ``encoding``: ``jpeg``, or ``raw`` for ``.npy`` members of H,W,3 uint8 (only with ``square``: one shape for all).
-    ``resize`` and ``size``, in pixels: ``square``, all are size x size; ``shorter``, their shorter side is size and
-    the other at least that; ``none``, they are as they came, and size is what loaders make of the shorter side.
-    ``quality`` is that of the JPEGs that were encoded: all of them, or under ``none`` the repaired; 0 for ``raw``.
-    ``restarts``: the JPEGs have restart markers, for turbo.
+    ``resize`` and ``size``, in pixels: ``square``, images are size x size; ``shorter``, their shorter side is size;
+    ``none``, they keep the size of the source, and loaders resize the shorter side to size.
+    ``quality`` is that of the JPEGs that were encoded: all of them, or under ``none`` the repaired ones; 0 for
+    ``raw``. ``restarts``: the JPEGs have restart markers, which let turbo skip parts of an image.
     """
 
     encoding: str
@@ -72,31 +72,31 @@ class ImageFormat:
 
     def __post_init__(self) -> None:
         if self.encoding not in ENCODINGS or self.resize not in RESIZES:
-            raise ValueError(f"{self.encoding} images resized {self.resize} are none that this version reads")
+            raise ValueError(f"this version does not read {self.encoding} images resized {self.resize}")
         if self.encoding == "raw" and self.resize != "square":
             raise ValueError("raw images must be square, so that all have one shape")
         if not 1 <= self.size <= MAX_SIZE:
-            raise ValueError(f"images of {self.size} pixels a side; they go from 1 to {MAX_SIZE}")
+            raise ValueError(f"images of {self.size} pixels a side; the size must be from 1 to {MAX_SIZE}")
 
     @property
     def extension(self) -> str:
-        """Of the members."""
+        """File name extension of the image members, without a dot."""
         return "npy" if self.encoding == "raw" else "jpg"
 
     @property
     def mean_image_size(self) -> int | None:
-        """Width and height of the mean image; None where there is none, as sizes differ."""
+        """Width and height of the mean image; None if there is none because the images differ in size."""
         return self.size if self.resize == "square" else None
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Over every pixel of ``images`` train images, before encoding, on the 0..255 scale.
+    """Statistics over every pixel of ``images`` train images, before encoding, on the 0..255 scale.
 
-    Those are all train images, but for ``resize`` none, which decodes only a random few of them.
+    These are all train images, except under ``resize`` none, which decodes only a random few of them.
 
     ``eigenvalues`` (descending) and ``eigenvectors[channel][component]`` are those of the RGB covariance;
-    ``mean_image`` names the file with the per-pixel mean (size,size,3 float32), where images are square.
+    ``mean_image`` names the file with the per-pixel mean (size,size,3 float32), if images are square.
     """
 
     mean_rgb: tuple[float, ...]
@@ -104,27 +104,27 @@ class Statistics:
     eigenvalues: tuple[float, ...]
     eigenvectors: tuple[tuple[float, ...], ...]
     mean_image: str | None
-    images: int = 0  # 0: not noted
+    images: int = 0  # 0: an earlier version did not record it
 
     def __post_init__(self) -> None:
         colours = (*self.mean_rgb, *self.std_rgb)
         if len(self.mean_rgb) != 3 or len(self.std_rgb) != 3 or not all(0 <= value <= 255 for value in colours):
-            raise ValueError(f"mean {self.mean_rgb} and deviation {self.std_rgb} are none of RGB pixels")
+            raise ValueError(f"mean {self.mean_rgb} and deviation {self.std_rgb} cannot be those of RGB pixels")
         if len(self.eigenvalues) != 3 or not all(0 <= value < math.inf for value in self.eigenvalues):
-            raise ValueError(f"eigenvalues {self.eigenvalues} are none of a covariance")
+            raise ValueError(f"eigenvalues {self.eigenvalues} cannot be those of a covariance")
         if [len(row) for row in self.eigenvectors] != [3] * 3 or not all(
             -2 < v < 2 for r in self.eigenvectors for v in r
         ):
-            raise ValueError("eigenvectors that are not three by three numbers from -1 to 1")
+            raise ValueError("the eigenvectors are not three by three numbers from -1 to 1")
         if self.mean_image not in (None, MEAN_IMAGE):
-            raise ValueError(f"{self.mean_image!r} is no mean image's name")
+            raise ValueError(f"the mean image is called {self.mean_image!r} instead of {MEAN_IMAGE!r}")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a shard folder holds. ``repaired`` and ``quarantined`` list source images by split, source and reason.
+    """A shard folder's contents. ``repaired`` and ``quarantined`` list source images by split, source and reason.
 
-    ``checksums``: the header of each image in a tar holds the CRC-32 of the sample.
+    ``checksums``: each image's tar header holds the CRC-32 of the sample.
     """
 
     folder: Path
@@ -139,7 +139,7 @@ class Manifest:
 
     @property
     def label_width(self) -> int:
-        """Digits of every ``.cls`` member."""
+        """Number of digits in every ``.cls`` member."""
         return len(str(len(self.classes) - 1))
 
     def split(self, name: str) -> Split:
@@ -155,10 +155,7 @@ class Manifest:
 
 
 def load_manifest(folder: str | Path, check_shards: bool = True) -> Manifest:
-    """Read FOLDER/manifest.json and check that each shard is there in full length with its index.
-
-    Raises DataError.
-    """
+    """Read FOLDER/manifest.json and check that each shard has its full length and an index. Raises DataError."""
     folder = Path(folder)
     path = folder / "manifest.json"
     if not path.is_file():
@@ -179,16 +176,16 @@ def load_manifest(folder: str | Path, check_shards: bool = True) -> Manifest:
 
 
 def _parse(folder: Path, content: Any) -> Manifest:
-    """Raises ValueError."""
+    """Convert the manifest's JSON and check it. Raises ValueError."""
     found = content.pop("format", None) if isinstance(content, dict) else None
     if found != FORMAT or found is True:
         raise ValueError(f"format is {shown(found)}, this version reads {FORMAT}")
     manifest: Manifest = coerce(content | {"folder": str(folder)}, Manifest, "manifest")
     if not 1 <= len(manifest.classes) <= MAX_CLASSES:
-        raise ValueError(f"it lists {len(manifest.classes) or 'no'} classes; 1 to {MAX_CLASSES} can be told apart")
+        raise ValueError(f"it lists {len(manifest.classes) or 'no'} classes; from 1 to {MAX_CLASSES} are allowed")
     odd = next((name for entry in manifest.classes for name in vars(entry).values() if COMMANDS.search(name)), None)
     if odd is not None:
-        raise ValueError(f"the class name {odd[:40]!r} holds what is not to be printed")
+        raise ValueError(f"the class name {odd[:40]!r} has control characters, which would reach a terminal")
     if not all({"split", "source"} <= entry.keys() for entry in (*manifest.repaired, *manifest.quarantined)):
         raise ValueError("it lists repaired or quarantined images without their split or source")
     wnids = [entry.wnid for entry in manifest.classes]
@@ -207,8 +204,8 @@ def _first_repeated(values: Sequence[str]) -> str | None:
 def _check_distinct(splits: dict[str, Split]) -> None:
     """Raise ValueError for a shard that is listed twice, under one name or as a copy.
 
-    The keys of a split are distinct, so two of its shards differ. Two splits may hold the same few images; of many,
-    the random order of train makes another shard.
+    The keys within a split are distinct, so two of its shards differ. Two splits may hold the same few images. If
+    there are many, the random order of train makes their shards differ.
     """
     shards = [shard for split in splits.values() for shard in split.shards]
     if twice := _first_repeated([shard.path for shard in shards]):
@@ -221,12 +218,12 @@ def _check_distinct(splits: dict[str, Split]) -> None:
 
 
 def _check_split(name: str, split: Split) -> None:
-    """Raises ValueError for names that are paths, and for counts that cannot be."""
+    """Raise ValueError for names that are paths, and for impossible counts."""
     if not SPLIT_NAME.fullmatch(name):
-        raise ValueError(f"{name[:80]!r} is no split's name")
+        raise ValueError(f"{name[:80]!r} is not a split's name")
     for shard in split.shards:
         if not SHARD_NAME.fullmatch(shard.path):
-            raise ValueError(f"{shard.path[:80]!r} is no shard's name")
+            raise ValueError(f"{shard.path[:80]!r} is not a shard's name")
     if split.samples < 1 or split.samples != sum(shard.samples for shard in split.shards):
         raise ValueError(f"{name} does not have the {split.samples} samples it claims")
     for shard in split.shards:
@@ -235,7 +232,7 @@ def _check_split(name: str, split: Split) -> None:
 
 
 def check_shard(folder: Path, shard: Shard) -> None:
-    """Raises DataError unless the shard is there in full length with an index of as many samples."""
+    """Raise DataError unless the shard has its full length and an index of as many samples."""
     remedy = "restore it, or write it again with tools/shard_imagenet.py --repair"
     path = folder / shard.path
     if not path.is_file():

@@ -1,4 +1,7 @@
-"""The two arrays of a shard folder, .npy files of one shape and type each: anything else in them is refused unread."""
+"""The .npy files of a shard folder: raw images and the mean image, each of one known shape and type.
+
+A file with another header is refused before its contents are read.
+"""
 
 import io
 
@@ -8,7 +11,7 @@ from pipelines.shards.manifest import ImageFormat
 
 
 def npy_header(shape: tuple[int, ...], dtype: type) -> bytes:
-    """How numpy's format 1.0 begins; without it the file is ``shape``'s pixels and nothing else."""
+    """Return the header of numpy's format 1.0; the rest of such a file is the values of ``shape``."""
     buffer = io.BytesIO()
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(buffer, header)
@@ -16,14 +19,14 @@ def npy_header(shape: tuple[int, ...], dtype: type) -> bytes:
 
 
 def raw_header_of(image: ImageFormat) -> bytes:
-    """What each member of raw shards begins with; nothing for JPEGs."""
+    """Return the header that each image of raw shards begins with; empty for JPEGs."""
     return npy_header((image.size, image.size, 3), np.uint8) if image.encoding == "raw" else b""
 
 
 def read_npy(data: bytes, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """Raises ValueError for any other array.
+    """Return an array of exactly this shape and type. Raises ValueError for any other array.
 
-    ``numpy.load`` would take memory for whatever its header claims, and evaluate that header.
+    ``numpy.load`` would allocate memory for whatever the header claims, and evaluate that header.
     """
     header = npy_header(shape, dtype)
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize

@@ -1,4 +1,4 @@
-"""The samples of a split, one at a time and in any order: a read of a few kilobytes, checked against the index."""
+"""Random access to the samples of a split: one read of a few kilobytes for each, checked against the index."""
 
 import errno
 import os
@@ -17,13 +17,13 @@ from pipelines.shards.manifest import Manifest
 from pipelines.untrusted import MAX_FILE_BYTES
 
 BLOCK = 512  # of a tar file
-# Where the header of an image, in bytes that USTAR does not use, holds the checksum of what follows it.
+# The place of the sample's checksum in the image's tar header: bytes that USTAR does not use.
 CHECKSUM = slice(500, 508)
-MAX_OPEN_SHARDS = 512  # the usual limit of a process is 1024 files; shards beyond these are opened for each read
+MAX_OPEN_SHARDS = 512  # a process may usually open 1024 files; further shards are opened for each read
 
 
 class SampleError(DataError):
-    """One sample cannot be used: ``shard``, ``key`` and ``reason`` say which and why."""
+    """An error in one sample: ``shard`` and ``key`` name it, ``reason`` says why it cannot be used."""
 
     def __init__(self, folder: Path, shard: str, key: str, reason: str) -> None:
         super().__init__(
@@ -47,7 +47,7 @@ class Record(NamedTuple):
 
 
 class Records:
-    """Any sample of a split by its number. Shared by threads. Files are closed when nobody holds this any more."""
+    """A split's samples, by number. Threads may share it. Files are closed when it is garbage-collected."""
 
     def __init__(self, manifest: Manifest, split: str) -> None:
         self._manifest = manifest
@@ -63,7 +63,7 @@ class Records:
         return self._ends[-1]
 
     def locate(self, sample: int) -> tuple[int, int, int]:
-        """For native.c: the open shard, or -1; where in memory the sample's line of the index is, and its length.
+        """Return for native.c the shard's file descriptor, or -1, and the address and length of the index line.
 
         Raises DataError for a damaged index and a shard that cannot be opened.
         """
@@ -76,7 +76,7 @@ class Records:
         return file, address + ends[row] + 1, ends[row + 1] - ends[row] - 1
 
     def read(self, sample: int) -> Record:
-        """Raises SampleError for a damaged sample, DataError for a damaged shard or index."""
+        """Read and check one sample. Raises SampleError if it is damaged, DataError if the shard or index is."""
         number = bisect_right(self._ends, sample)
         shard = self._shards[number]
         row = sample - self._ends[number] + shard.samples
@@ -99,16 +99,16 @@ class Records:
         ):
             raise error("has a damaged line in the index")
         if label_start != start + _blocks(size) + BLOCK or label_size != self._manifest.label_width:
-            raise error("is not where the index says, or its label is not")
+            raise error("is not where the index says, or its label is elsewhere")
         try:
             span = self._read(number, start - BLOCK, label_start + label_size)
-        except OSError as failed:  # a bad sector; whatever else fails, fails for the whole shard
+        except OSError as failed:  # EIO is a bad sector; any other error concerns the whole shard
             if failed.errno == errno.EIO:
                 raise error(f"cannot be read: {failed.strerror}") from failed
             raise self._unreadable(number, failed) from failed
-        label_header = label_start - start  # BLOCK before the label, as the image is BLOCK behind the start of the span
+        label_header = label_start - start  # the span begins BLOCK before the image, the header BLOCK before the label
         if not _is_header(span[:BLOCK], name, size) or label_name != name[: -len(extension)] + b"cls":
-            raise error(f"has another name or size than the index says, or one that no shard has: {name[:80]!r}")
+            raise error(f"has another name or size than the index says, or a forbidden name: {name[:80]!r}")
         if not _is_header(span[label_header : label_header + BLOCK], label_name, label_size):
             raise error("has no label where the index says")
         if self._checked and span[CHECKSUM] != checksum(span[BLOCK:]):
@@ -118,7 +118,7 @@ class Records:
 
     @staticmethod
     def _entry(entry: list[bytes]):
-        """EXT offset size name cls offset size name."""
+        """Parse the fields EXT offset size name cls offset size name. Raises ValueError."""
         extension, start, size, name, cls, label_start, label_size, label_name = entry
         if cls != b"cls":
             raise ValueError
@@ -131,9 +131,9 @@ class Records:
         return int(digits)
 
     def _indexed(self, number: int) -> tuple[bytes, memoryview, int]:
-        """The index of a shard: its text, where its lines end, and the text's address.
+        """Return the index of a shard: its text, the offsets of its line ends, and the text's address.
 
-        It is read at the first call for a shard, by whichever thread that is, and stays where it is.
+        The first call for a shard, in any thread, reads it; afterwards it stays at that address.
         """
         found = self._lines.get(number)
         return found or self._lines.setdefault(number, self._index(number))
@@ -147,12 +147,12 @@ class Records:
         letters = np.frombuffer(text, np.uint8)
         ends = np.flatnonzero(letters == ord("\n"))
         lines = self._shards[number].samples + 1
-        if len(ends) != lines or text[-1:] != b"\n" or len(set(text.split(b"\n"))) != lines + 1:  # none stands twice
+        if len(ends) != lines or text[-1:] != b"\n" or len(set(text.split(b"\n"))) != lines + 1:  # no line twice
             raise DataError(
                 f"index {path} does not list the {self._shards[number].samples} samples of its shard: restore it, or "
                 "write it again with tools/shard_imagenet.py --repair"
             )
-        return text, memoryview(ends.data), letters.ctypes.data  # whose numbers are quicker than numpy's
+        return text, memoryview(ends.data), letters.ctypes.data  # a memoryview is indexed faster than an array
 
     def _read(self, number: int, start: int, end: int) -> bytes:
         """Read the bytes from start to end. Raises OSError if that fails, DataError if the shard is missing or cut."""
@@ -181,7 +181,10 @@ class Records:
         return DataError(f"shard {self._path(number)} cannot be read: {error.strerror}")
 
     def _keep(self, number: int) -> bool:
-        """Open the shard for good, if there is room. In a random order no other choice would hit more often."""
+        """Keep the shard open if fewer than ``MAX_OPEN_SHARDS`` are. Return true if it is kept open.
+
+        In a random order no other choice of shards would be hit more often.
+        """
         with self._opening:
             if number not in self._files and len(self._files) < MAX_OPEN_SHARDS:
                 self._files[number] = self._open(number)
@@ -192,23 +195,23 @@ class Records:
 
 
 def checked_while_read(manifest: Manifest) -> bool:
-    """Return true if each sample that is read is compared with its checksum.
+    """Return true if the checksum of each sample is compared when it is read.
 
-    That costs 1 % of decoding a JPEG. Of raw pixels, of which a crop is copied, it would cost a third; there --verify
-    alone compares.
+    That costs 1 % of decoding a JPEG. For raw pixels, of which only a crop is copied, it would cost a third; only
+    --verify compares theirs.
     """
     return manifest.checksums and manifest.image.encoding == "jpeg"
 
 
 def checksum(rest: bytes) -> bytes:
-    """Return eight hexadecimal digits: the CRC-32 of a sample from behind its image's header to its label's end."""
+    """Return eight hexadecimal digits: the CRC-32 of a sample from the end of the image's header to the label's end."""
     return b"%08x" % zlib.crc32(rest)
 
 
 def read_at(file: int, size: int, offset: int) -> bytes:
     """Read ``size`` bytes at ``offset`` of an open file; fewer only at its end. Raises OSError.
 
-    One call may read less: Linux gives 2 GB at most, network drives and signals what they like.
+    One call of ``pread`` may return less: Linux reads 2 GB at most, and network drives and signals shorten it too.
     """
     data = os.pread(file, size, offset)
     while len(data) < size and (more := os.pread(file, size - len(data), offset + len(data))):
@@ -217,13 +220,13 @@ def read_at(file: int, size: int, offset: int) -> bytes:
 
 
 def _is_header(block: bytes, name: bytes, size: int) -> bool:
-    """Of a regular file, as the sharding tool writes it."""
+    """Return true if ``block`` is the tar header of a regular file with this name and size, as sharding writes it."""
     safe = b"/" not in name and not name.startswith(b".")
     return safe and block[:100] == name.ljust(100, b"\0") and block[124:136] == b"%011o\0" % size
 
 
 def _blocks(size: int) -> int:
-    """Bytes that contents take in a tar file."""
+    """Return the bytes that contents of this size take in a tar file: whole blocks."""
     return (size + BLOCK - 1) // BLOCK * BLOCK
 
 

@@ -1,9 +1,9 @@
-"""The CPU loader: libjpeg-turbo on host threads that write pixels straight into the batch.
+"""The turbo backend: libjpeg-turbo on host threads that write pixels straight into the batch.
 
-Where there is no DALI, or no GPU. Each epoch is a full permutation of all samples, a function of (seed, epoch) alone,
-and what happens to a sample is one of (seed, epoch, its place in it): two numbers are all that is needed to go on.
-Threads take a few samples of a batch at a time, for ``AHEAD`` batches. On a GPU pixels are normalised there; on a CPU
-by the thread that decoded them, while they are in its cache.
+It is used without DALI or without a GPU. Each epoch is a full permutation of all samples, a function of (seed, epoch)
+alone, and the augmentation of a sample is one of (seed, epoch, position in the epoch). So two numbers, epoch and
+position, are enough to resume. Threads take a few samples of a batch at a time, up to ``AHEAD`` batches ahead. For a
+GPU pixels are normalised there; for a CPU by the thread that decoded them, while they are in its cache.
 """
 
 import importlib
@@ -29,11 +29,11 @@ from pipelines.turbo.renderer import Renderer, prepare_opencv
 
 AHEAD = 3  # batches
 CHUNK = 16  # samples that a thread takes at a time
-MAX_REPLACEMENTS = 16  # for a sample that cannot be used; if none of them can be, something else is wrong
+MAX_REPLACEMENTS = 16  # tried for a sample that cannot be used; if all fail, the fault is not in single samples
 
 
 def require_turbo() -> None:
-    """Raises DataError that names the wheels where they are missing."""
+    """Raise DataError that names the wheels if one is missing."""
     for module in ("simplejpeg", "cv2"):
         try:
             importlib.import_module(module)
@@ -45,26 +45,27 @@ def require_turbo() -> None:
 
 @dataclass
 class _Work:
-    """A batch in the making. ``samples`` has a few more than its rows, to take the place of damaged ones."""
+    """A batch that threads are filling. ``samples`` has a few more than its rows, which replace damaged ones."""
 
     epoch: int
-    valid: int  # leading rows; the others are padding, left black
+    valid: int  # leading rows that are samples; the others are padding, left black
     samples: list[int]
     draws: Draws
     images: np.ndarray  # N,H,W,3
     tensor: torch.Tensor  # the same memory
     labels: np.ndarray  # N int64
-    views: np.ndarray  # N,3 int64
+    crops: np.ndarray  # N,3 int64: top and left of each crop, and if it is flipped
     colours: np.ndarray  # N,3 float32
     parts: list[Future] = field(default_factory=list)
     lost: list[tuple[int, SampleError]] = field(default_factory=list)
 
 
 class TurboBatches:
-    """An endless run of batches, from ``taken`` samples into ``epoch`` on. Dropping or closing it ends its threads.
+    """An endless source of batches, starting ``taken`` samples into ``epoch``. Its threads end when it is closed or
+    garbage-collected.
 
-    ``skip`` is told of each sample that cannot be used, when the batch is given out that has another one in its
-    place: the next in the order, or in evaluation padding at the end. Without ``skip`` the first one is raised.
+    A sample that cannot be used is replaced by the next in the order, or in evaluation by padding at the end; ``skip``
+    is called with its error when ``next`` returns that batch. Without ``skip`` the first such error is raised.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class TurboBatches:
     ) -> None:
         self._manifest, self._records, self._plan, self._augment = manifest, records, plan, augment
         self._device, self._seed, self._skip = device, seed, skip
-        self._normalise, self._views = Normalise(manifest, augment, device), Renderer(manifest, augment)
+        self._normalise, self._renderer = Normalise(manifest, augment, device), Renderer(manifest, augment)
         self._native = renders_natively(manifest, augment)
         self._buffers = LentBuffers(pinned=device.type == "cuda")
         self._batches = _endless(plan, epoch, taken)
@@ -93,7 +94,7 @@ class TurboBatches:
         self._threads = ThreadPoolExecutor(threads, "turbo", prepare_opencv)
 
     def next(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images N,3,H,W, channels-last, on the device; labels N int64, on the CPU. Raises DataError."""
+        """Return images N,3,H,W, channels-last, on the device, and labels N int64, on the CPU. Raises DataError."""
         self._begin_more()
         work = self._made.popleft()
         try:
@@ -105,24 +106,24 @@ class TurboBatches:
         self._settle(work)
         images = work.tensor.to(self._device, non_blocking=True)
         if self._on_device:
-            images = self._normalise.batch(images, work.views, work.colours)
+            images = self._normalise.batch(images, work.crops, work.colours)
         return images.permute(0, 3, 1, 2), torch.from_numpy(work.labels)
 
     def checkpoint(self) -> bytes:
-        """The Loader knows the epoch and the samples taken, and that is all."""
+        """Return a constant: the position is the epoch and the samples taken, which the Loader saves."""
         return b"turbo"
 
     def close(self) -> None:
-        """The threads end after the few samples that they are at."""
+        """Let each thread end after the few samples it is working on."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     @property
     def _on_device(self) -> bool:
-        """Whether the device normalises."""
+        """True if the device normalises the batch."""
         return self._device.type == "cuda" and self._normalise.normalises
 
     def _begin_more(self) -> None:
-        """In training without end; an evaluation waits at the end of an epoch, as there may be no other one."""
+        """Queue batches up to ``AHEAD``. Evaluation stops at the end of the epoch, as another may never be wanted."""
         while len(self._made) <= AHEAD:
             epoch, taken = self._upcoming
             if self._made and not self._plan.training and epoch != self._made[0].epoch:
@@ -131,16 +132,16 @@ class TurboBatches:
             self._upcoming = next(self._batches)
 
     def _begin(self, epoch: int, taken: int) -> _Work:
-        rows, crops, size = self._plan.batch_size, self._augment.crops, self._augment.size
+        rows, per_image, size = self._plan.batch_size, self._augment.crops, self._augment.size
         first = self._plan.first(taken)
         draws = draw(self._seed, epoch, self._augment, first, rows)
         dtype = np.uint8 if self._device.type == "cuda" or not self._normalise.normalises else np.float32
-        images, tensor = self._buffers.take((rows * crops, size, size, 3), dtype)
-        views = np.zeros((rows * crops, 3), np.int64)
-        colours = self._normalise.colours(draws.lights).repeat(crops, axis=0)
+        images, tensor = self._buffers.take((rows * per_image, size, size, 3), dtype)
+        crops = np.zeros((rows * per_image, 3), np.int64)
+        colours = self._normalise.colours(draws.lights).repeat(per_image, axis=0)
         samples = self._samples(epoch, first)
         valid = self._plan.valid(taken // self._plan.step)
-        work = _Work(epoch, valid, samples, draws, images, tensor, np.zeros(rows, np.int64), views, colours)
+        work = _Work(epoch, valid, samples, draws, images, tensor, np.zeros(rows, np.int64), crops, colours)
         for start in range(0, rows, CHUNK):
             chunk = range(start, min(start + CHUNK, rows))
             work.parts.append(self._threads.submit(self._make, work, chunk))
@@ -167,11 +168,12 @@ class TurboBatches:
                 self._replace(work, row, error)
 
     def _make_natively(self, work: _Work, rows: range) -> list[int]:
-        """Fill the rows whose samples are as they should be. Which are left?"""
+        """Fill the rows that the compiled part can render. Return the others, which are left to Python."""
         left, pixels, some = [], self._pixels(work, rows), slice(rows.start, rows.stop)
         draws = work.draws.of(some)
-        rendered = self._views.render_natively(self._worker(), work.samples[some], draws, pixels)
-        work.views[some, :2], work.views[some, 2], work.labels[some] = rendered["view"], draws.flips, rendered["label"]
+        rendered = self._renderer.render_natively(self._worker(), work.samples[some], draws, pixels)
+        work.crops[some, :2], work.crops[some, 2] = rendered["crop_at"], draws.flips
+        work.labels[some] = rendered["label"]
         for row, image, done in zip(rows, pixels, rendered["done"].tolist(), strict=True):
             if done:
                 self._normalise_place(work, row, image)
@@ -180,7 +182,7 @@ class TurboBatches:
         return left
 
     def _replace(self, work: _Work, row: int, error: SampleError) -> None:
-        """In training by the next sample in the order that is whole."""
+        """Fill the row with the next usable sample in the order, or in evaluation with black. Raises DataError."""
         if not self._plan.training:
             work.images[self._places(range(row, row + 1))] = 0
             return None
@@ -194,18 +196,18 @@ class TurboBatches:
     def _fill(self, work: _Work, row: int, sample: int) -> None:
         rows, record = range(row, row + 1), self._records.read(sample)
         pixels = self._pixels(work, rows)
-        work.views[self._places(rows)] = self._views.render(record, work.draws.at(row), pixels)
+        work.crops[self._places(rows)] = self._renderer.render(record, work.draws.at(row), pixels)
         work.labels[row] = record.label
         for place, image in enumerate(pixels, self._places(rows).start):
             self._normalise_place(work, place, image)
 
     def _normalise_place(self, work: _Work, place: int, pixels: np.ndarray) -> None:
-        """Normalise, where that is this thread's work."""
+        """Normalise ``pixels`` into the batch, unless the batch is uint8: the device normalises it, or nothing does."""
         if work.images.dtype != np.uint8:
-            self._normalise.one(pixels, work.views[place], work.colours[place], work.images[place])
+            self._normalise.one(pixels, work.crops[place], work.colours[place], work.images[place])
 
     def _pixels(self, work: _Work, rows: range) -> np.ndarray:
-        """Where views of the rows are rendered, N,size,size,3 uint8: in the batch, if it is of that type."""
+        """Return N,size,size,3 uint8 to render the rows' crops into: the batch itself if it is uint8."""
         out = work.images[self._places(rows)]
         if out.dtype == np.uint8:
             return out
@@ -214,17 +216,17 @@ class TurboBatches:
         return self._own.pixels[: len(out)]
 
     def _places(self, rows: range) -> slice:
-        """Of their views among the images."""
+        """Return the slice of ``images`` that holds the crops of these rows."""
         return slice(rows.start * self._augment.crops, rows.stop * self._augment.crops)
 
     def _worker(self) -> Worker:
-        """This thread's."""
+        """Return this thread's worker; make it at the first call."""
         if not hasattr(self._own, "worker"):
             self._own.worker = Worker(self._records, self._manifest, self._augment, CHUNK)
         return self._own.worker
 
     def _settle(self, work: _Work) -> None:
-        """Report what was lost; in an evaluation these rows become padding, at the end."""
+        """Report the samples that were lost. In evaluation move their rows to the end, where they are padding."""
         if not work.lost or self._skip is None:
             return
         work.lost.sort(key=lambda entry: entry[0])
@@ -234,13 +236,13 @@ class TurboBatches:
             lost = {row for row, _ in work.lost}
             rows = sorted(range(self._plan.batch_size), key=lambda row: row in lost)
             work.labels = work.labels[rows]
-            for array in (work.images, work.views, work.colours):
+            for array in (work.images, work.crops, work.colours):
                 by_row = array.reshape(len(rows), -1)
                 by_row[:] = by_row[rows]
 
 
 def _endless(plan: Plan, epoch: int, taken: int) -> Iterator[tuple[int, int]]:
-    """(epoch, samples taken before) of each batch."""
+    """Yield (epoch, samples of it taken before) for each batch, without end."""
     while True:
         while plan.batches_after(taken) > 0:
             yield epoch, taken

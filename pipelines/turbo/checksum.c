@@ -1,14 +1,15 @@
-/* CRC-32 of IEEE 802.3 with its bits reversed, 64 bytes at a time where the processor multiplies without carries, else 8.
+/* CRC-32 of IEEE 802.3, bits reversed: 64 bytes at a time if the processor has carry-less multiplication, else 8.
  *
- * Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ Instruction", Intel 2009: 64 bytes are folded
- * into the next 64, those into 16, and the rest is reduced modulo the polynomial by Barrett's method. The constants are
- * powers of x modulo the polynomial, bits reversed, from the end of that paper.
+ * Source: Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ Instruction", Intel 2009. 64 bytes
+ * are folded into the next 64, the last 64 into 16, and the result is reduced modulo the polynomial by Barrett's method.
+ * The constants are powers of x modulo the polynomial, bits reversed, from the end of that paper.
  */
 
 #include "checksum.h"
 
-static uint32_t tables[8][256]; /* what a byte becomes when 0 to 7 bytes follow it */
+static uint32_t tables[8][256]; /* the contribution of a byte to the CRC if 0 to 7 bytes follow it */
 
+/* Fill the tables when the library is loaded, before any thread can read them. */
 __attribute__((constructor)) static void fill_tables(void) {
     for (uint32_t byte = 0; byte < 256; byte++) {
         uint32_t crc = byte;
@@ -20,7 +21,7 @@ __attribute__((constructor)) static void fill_tables(void) {
             tables[i][byte] = tables[i - 1][byte] >> 8 ^ tables[0][tables[i - 1][byte] & 255];
 }
 
-/* Go on with any number of bytes, eight at a time. */
+/* Update crc with any number of bytes, eight at a time, by table look-ups. */
 static uint32_t looked_up(uint32_t crc, const uint8_t *bytes, size_t length) {
     for (; length >= 8; bytes += 8, length -= 8) {
         crc = tables[7][(crc ^ bytes[0]) & 255] ^ tables[6][(crc >> 8 ^ bytes[1]) & 255]
@@ -38,13 +39,13 @@ static uint32_t looked_up(uint32_t crc, const uint8_t *bytes, size_t length) {
 
 TARGET static inline __m128i load(const uint8_t *bytes) { return _mm_loadu_si128((const __m128i *)bytes); }
 
-/* Move 16 bytes ahead over as many as the factors stand for, and add those that lie there. */
+/* Multiply 16 bytes by the power of x that the factors stand for, which moves them ahead, and add the bytes there. */
 TARGET static inline __m128i fold(__m128i bytes, __m128i factors, __m128i there) {
     __m128i low = _mm_clmulepi64_si128(bytes, factors, 0x00), high = _mm_clmulepi64_si128(bytes, factors, 0x11);
     return _mm_xor_si128(_mm_xor_si128(low, high), there);
 }
 
-/* Go on with a multiple of 16 bytes, 64 or more. */
+/* Update crc with a multiple of 16 bytes, at least 64. */
 TARGET static uint32_t folded(uint32_t crc, const uint8_t *bytes, size_t length) {
     const __m128i over_64 = _mm_set_epi64x(0x1c6e41596, 0x154442bd4), over_16 = _mm_set_epi64x(0xccaa009e, 0x1751997d0);
     const __m128i over_4 = _mm_set_epi64x(0, 0x163cd6124), barrett = _mm_set_epi64x(0x1f7011641, 0x1db710641);
@@ -57,13 +58,14 @@ TARGET static uint32_t folded(uint32_t crc, const uint8_t *bytes, size_t length)
     for (int i = 1; i < 4; i++) x[0] = fold(x[0], over_16, x[i]);
     for (; length >= 16; bytes += 16, length -= 16) x[0] = fold(x[0], over_16, load(bytes));
 
-    __m128i rest = _mm_xor_si128(_mm_srli_si128(x[0], 8), _mm_clmulepi64_si128(x[0], over_16, 0x10)); /* 64 bits and 32 */
+    __m128i rest = _mm_xor_si128(_mm_srli_si128(x[0], 8), _mm_clmulepi64_si128(x[0], over_16, 0x10)); /* to 96 bits, then 64 */
     rest = _mm_xor_si128(_mm_srli_si128(rest, 4), _mm_clmulepi64_si128(_mm_and_si128(rest, low_halves), over_4, 0x00));
     __m128i quotient = _mm_clmulepi64_si128(_mm_and_si128(rest, low_halves), barrett, 0x10);
     __m128i multiple = _mm_clmulepi64_si128(_mm_and_si128(quotient, low_halves), barrett, 0x00);
     return (uint32_t)_mm_extract_epi32(_mm_xor_si128(rest, multiple), 1);
 }
 
+/* Return true if the processor has the instructions that folded needs. */
 static int folds(void) { return __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("sse4.1"); }
 #else
 static uint32_t folded(uint32_t crc, const uint8_t *bytes, size_t length) { return crc; }

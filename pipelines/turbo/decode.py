@@ -1,6 +1,6 @@
-"""A JPEG to pixels, by simplejpeg (libjpeg-turbo): at 1/2, 1/4 or 1/8 of its size where that is enough.
+"""Decoding of JPEGs by simplejpeg (libjpeg-turbo), at 1/2, 1/4 or 1/8 of the size if that is enough for the crop.
 
-Python's lock is not held meanwhile. native.py decodes parts of images in less time, where it was built.
+Python's lock is released meanwhile. If the compiled part was built, native.py decodes crops in less time.
 """
 
 import threading
@@ -17,16 +17,16 @@ from pipelines.turbo.native import has_native, is_whole
 
 
 class Decoder:
-    """Shared by threads; each has its own buffer. Methods raise ValueError for what is not a whole JPEG."""
+    """A decoder that threads may share; each has its own buffer. Methods raise ValueError unless a JPEG is whole."""
 
     def __init__(self) -> None:
         self._own = threading.local()
 
     @staticmethod
     def size(jpeg: bytes | memoryview, image: ImageFormat) -> tuple[int, int]:
-        """Return the height and width of a shard's JPEG, once it is safe to decode.
+        """Return the height and width of a shard's JPEG after checking that it is safe to decode.
 
-        Raises ValueError where it is too large, has too many scans, is not of the shards' size, or where decoders would
+        Raises ValueError if it is too large, has too many scans, is not of the shards' size, or if decoders would
         disagree on its pixels.
         """
         import simplejpeg
@@ -42,10 +42,9 @@ class Decoder:
         return height, width
 
     def part(self, jpeg: memoryview, height: int, width: int, box: Box, least: int) -> np.ndarray:
-        """What is in ``box`` of an image of height x width pixels: H,W,3 or H,W,4 uint8, good until this thread's next
-        call.
+        """Return the pixels in ``box`` of an image of height x width: H,W,4 uint8, valid until this thread's next call.
 
-        As it is, or at a half, a quarter or an eighth of its size where ``least`` pixels a side still remain.
+        They are at full size, or at 1/2, 1/4 or 1/8 of it if at least ``least`` pixels a side remain.
         """
         shrink = shrink_to(box, least)
         whole = self.whole(jpeg, -(-height // shrink), -(-width // shrink))
@@ -53,19 +52,19 @@ class Decoder:
         return whole[top : top + box_height, left : left + box_width]
 
     def whole(self, jpeg: bytes | memoryview, height: int, width: int) -> np.ndarray:
-        """height,width,4 uint8, RGB and nothing: its own size, or that divided by 2, 4 or 8. Good as long as a part."""
+        """Return height,width,4 uint8, RGB and padding, at full size or at 1/2, 1/4 or 1/8. Valid as long as a part."""
         import simplejpeg
 
         wanted = height * width * 4
         if getattr(self._own, "buffer", None) is None or len(self._own.buffer) < wanted:
             self._own.buffer = _cached_memory(wanted)
-        exact = {"fastdct": False, "fastupsample": False}  # Pillow's and DALI's pixels, in no more time
+        exact = {"fastdct": False, "fastupsample": False}  # the same pixels as Pillow and DALI, in no more time
         least = {"min_height": height, "min_width": width}
         return simplejpeg.decode_jpeg(jpeg, "RGBX", **least, buffer=self._own.buffer, **exact)
 
 
 def read_member(data: bytes, image: ImageFormat) -> np.ndarray:
-    """Decode an image of a shard to H,W,3 uint8, as the loaders do. Raises DataError where they would refuse it."""
+    """Decode an image of a shard to H,W,3 uint8, as the loaders do. Raises DataError if they would refuse it."""
     try:
         if image.encoding == "raw":
             return read_npy(data, (image.size, image.size, 3), np.uint8)
@@ -76,8 +75,7 @@ def read_member(data: bytes, image: ImageFormat) -> np.ndarray:
 
 
 def check_data(jpeg: bytes) -> None:
-    """Check that a plain JPEG is decoded without a warning, in a third of the time of that where native.py's library is
-    there. Raises ValueError."""
+    """Raise ValueError unless a plain JPEG decodes without a warning. The compiled part takes a third of the time."""
     import simplejpeg
 
     if not (has_native() and is_whole(jpeg)):
@@ -85,10 +83,10 @@ def check_data(jpeg: bytes) -> None:
 
 
 def _cached_memory(size: int) -> np.ndarray:
-    """``size`` uint8, begun half way between two multiples of 32 bytes.
+    """Return ``size`` uint8 whose address is half way between two multiples of 32 bytes.
 
-    To an aligned address libjpeg-turbo writes around the cache (vmovntdq), and the crop that is read next comes from
-    main memory: a tenth of the time of a 256 x 256 image.
+    To an aligned address libjpeg-turbo writes around the cache (vmovntdq), and the crop that is read next would come
+    from main memory, which takes a tenth of the time of a 256 x 256 image.
     """
     memory = np.empty(size + 32, np.uint8)
     return memory[(16 - memory.ctypes.data) % 32 :][:size]

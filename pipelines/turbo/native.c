@@ -1,8 +1,9 @@
-/* What turbo does to most samples, without Python: found in their shard, checked, and the part that is wanted decoded, or of
- * raw pixels copied, to where it belongs. Of a JPEG no rows below that part are decoded, and few columns beside it.
+/* Rendering of samples without Python: find a sample in its shard, check it, and decode its crop into the batch, or copy the
+ * crop of raw pixels. No rows of a JPEG below the crop are decoded, and few columns beside it.
  *
- * Whatever is not as the sharding tool writes it is left to the Python code, which says what is wrong with it; so nothing
- * here explains itself. native.py calls it through ctypes, which lets go of Python's lock.
+ * A sample that is not as the sharding tool writes it is left to the Python code, which reports what is wrong with it; so
+ * there are no error messages here. native.py calls this through ctypes, which releases Python's lock. README.md has the
+ * contract between the two.
  */
 
 #include <math.h>
@@ -18,67 +19,71 @@
 #include "checksum.h"
 #include "entropy.h"
 
-#define BLOCK 512              /* of a tar file */
-#define CHECKSUM 500           /* its place in an image's header */
-#define MAX_SPAN (16 << 20)    /* bytes of a sample in its shard */
-#define MAX_PIXELS (1 << 26)   /* of an image */
-#define ROWS 4                 /* decoded at a time */
-#define MARGIN 2               /* pixels around the part, from which its edges are interpolated */
+#define BLOCK 512              /* bytes of a block of a tar file */
+#define CHECKSUM 500           /* offset of the checksum in an image's tar header */
+#define MAX_SPAN (16 << 20)    /* bytes of an image; larger ones are left to Python */
+#define MAX_PIXELS (1 << 26)   /* of an image; larger ones are left to Python */
+#define ROWS 4                 /* rows decoded by one call of libjpeg */
+#define MARGIN 2               /* pixels around the crop that upsampling of chroma at its edges reads */
 
 enum { RANDOM, RESIZED, CENTER }; /* crops, in the order of native.py */
 
-struct settings { /* the same in native.py: of the shards, and what becomes of an image */
-    const char *extension;
-    const uint8_t *raw_header; /* of .npy files; the images are JPEGs where it has no bytes */
-    int32_t raw_header_bytes;
+struct settings { /* the format of the shards and the augmentation; NativeSettings in native.py has the same layout */
+    const char *extension;     /* of image members: "jpg" or "npy" */
+    const uint8_t *raw_header; /* header of each .npy image */
+    int32_t raw_header_bytes;  /* its length; 0 if the images are JPEGs */
     int32_t label_digits, classes;
-    int32_t checked;           /* headers of images hold a checksum */
-    int32_t square;            /* pixels a side, where all images are such; else 0 */
-    int32_t crop, size;        /* pixels a side */
-    int32_t shorter;           /* side of an image of which random and center crops are */
-    double most_elongated;     /* longer side / shorter side */
-    double scale[2], ratio[2], log_ratio[2]; /* of a resized crop: least and most */
+    int32_t checked;           /* true if the tar headers of images hold checksums to compare */
+    int32_t square;            /* side in pixels if all images are square and of one size, else 0 */
+    int32_t crop, size;        /* kind of the crop (the enum above) and its side in pixels */
+    int32_t shorter;           /* length of the shorter side after resizing, from which random and center crops are cut */
+    double most_elongated;     /* largest ratio of longer to shorter side */
+    double scale[2], ratio[2], log_ratio[2]; /* least and greatest values of a resized crop */
 };
 
-struct sample { /* the same in native.py */
-    const char *line;          /* of the index: EXT START SIZE NAME cls START SIZE NAME */
-    int32_t length;            /* of the line */
-    int32_t file;              /* the open shard */
-    int32_t flip;
-    /* what is found: */
-    int32_t done;              /* or left to Python */
-    int32_t label, view[2];    /* top and left of the crop */
-    int32_t height, width;     /* of a part that has to be resized; 0 where the pixels are in the batch */
-    int64_t at;                /* in the worker's parts: height, width, 4: RGB and nothing */
+struct sample { /* a sample to render and its result; SAMPLE in native.py has the same layout */
+    const char *line;          /* line of the index: EXT START SIZE NAME cls START SIZE NAME */
+    int32_t length;            /* length of the line */
+    int32_t file;              /* file descriptor of the shard, or -1 */
+    int32_t flip;              /* true if the image is to be mirrored left to right */
+    /* The result: */
+    int32_t done;              /* 1 if rendered, 0 if left to Python */
+    int32_t label, crop_at[2]; /* the label; top and left of the crop in the resized image */
+    int32_t height, width;     /* size of a crop that Python must still resize; 0 if the pixels are in the batch */
+    int64_t at;                /* offset of that crop in the worker's parts: height, width, 4 bytes: RGB and padding */
 };
 
 struct box { int32_t top, left, height, width; };
 
-/* What Python compares with its own, so that it takes no other version of this file. */
+/* Return a number for the layout of the two structs. native.py loads no library whose number differs from its own. */
 int layout(void) { return sizeof(struct settings) * 1000 + sizeof(struct sample); }
 
-struct worker {
-    struct jpeg_decompress_struct info; /* first, so that libjpeg's functions find the rest */
+struct worker { /* a thread's decoder and memory */
+    struct jpeg_decompress_struct info; /* first, so that a pointer to it is one to the worker */
     struct jpeg_error_mgr errors;
-    jmp_buf failed;
+    jmp_buf failed;                     /* the place that fail jumps to */
     struct entropy *entropy;
-    uint8_t *span, *rows, *parts;
-    size_t span_room, rows_room, parts_room;
+    uint8_t *span, *rows, *parts;       /* a sample's bytes in its shard; decoded rows; crops that Python must resize */
+    size_t span_room, rows_room, parts_room; /* bytes allocated for each */
 };
 
+/* Abandon the current image: jump to the setjmp of its function. libjpeg calls this as error_exit. */
 static void fail(j_common_ptr info) { longjmp(((struct worker *)info)->failed, 1); }
 
+/* Treat warnings, which libjpeg gives for damaged data, as errors. libjpeg calls this as emit_message. */
 static void fail_on_warning(j_common_ptr info, int level) {
     if (level < 0) fail(info);
 }
 
+/* Return a new worker, or NULL if memory is short or the libjpeg loaded is not the one this was compiled for. All tables
+ * are allocated, so that forget_tables can empty them. */
 struct worker *worker_new(void) {
     struct worker *worker = calloc(1, sizeof *worker);
     if (!worker || !(worker->entropy = entropy_new())) return NULL;
     worker->info.err = jpeg_std_error(&worker->errors);
     worker->errors.error_exit = fail;
     worker->errors.emit_message = fail_on_warning;
-    if (setjmp(worker->failed)) return NULL; /* another libjpeg than it was built for */
+    if (setjmp(worker->failed)) return NULL; /* jpeg_create_decompress compares versions and struct sizes */
     jpeg_create_decompress(&worker->info);
     j_common_ptr common = (j_common_ptr)&worker->info;
     for (int i = 0; i < NUM_QUANT_TBLS; i++) worker->info.quant_tbl_ptrs[i] = jpeg_alloc_quant_table(common);
@@ -98,8 +103,10 @@ void worker_free(struct worker *worker) {
     free(worker);
 }
 
+/* Return the crops that Python must resize. They may move in render_samples and stay valid until its next call. */
 uint8_t *worker_parts(struct worker *worker) { return worker->parts; }
 
+/* Make sure that wanted bytes are allocated. Return false if memory is short; the old memory stays then. */
 static int grow(uint8_t **memory, size_t *room, size_t wanted) {
     if (*room >= wanted) return 1;
     uint8_t *larger = realloc(*memory, wanted);
@@ -111,6 +118,7 @@ static int grow(uint8_t **memory, size_t *room, size_t wanted) {
 
 struct text { const char *at, *end; };
 
+/* Return the next field of a line, up to a space or the end, and advance the line behind it. */
 static struct text next_field(struct text *line) {
     const char *space = memchr(line->at, ' ', line->end - line->at);
     struct text field = {line->at, space ? space : line->end};
@@ -118,6 +126,7 @@ static struct text next_field(struct text *line) {
     return field;
 }
 
+/* Return the value of a field of 1 to 15 decimal digits; -1 for any other field. */
 static int64_t number(struct text field) {
     int64_t value = 0;
     if (field.at == field.end || field.end - field.at > 15) return -1;
@@ -128,35 +137,40 @@ static int64_t number(struct text field) {
     return value;
 }
 
+/* Return true if the field equals a string. */
 static int equals(struct text field, const char *other) {
     size_t length = strlen(other);
     return (size_t)(field.end - field.at) == length && !memcmp(field.at, other, length);
 }
 
-struct place { int64_t start, size, end; struct text name, label_name; }; /* from the image's first byte to the label's last */
+struct location { /* a sample's location in its shard, by the index */
+    int64_t start, size, end;     /* offset and length of the image; offset of the end of the label */
+    struct text name, label_name; /* names of both members */
+};
 
-/* Where the index says that a sample lies. */
-static int find(const struct settings *settings, const struct sample *sample, struct place *place) {
+/* Read the location of a sample from its line of the index. Return false if the line is damaged, or not one that sharding
+ * writes: image and label follow each other, with headers of one block, under one key. */
+static int find(const struct settings *settings, const struct sample *sample, struct location *location) {
     struct text line = {sample->line, sample->line + sample->length};
     struct text extension = next_field(&line);
-    place->start = number(next_field(&line));
-    place->size = number(next_field(&line));
-    place->name = next_field(&line);
+    location->start = number(next_field(&line));
+    location->size = number(next_field(&line));
+    location->name = next_field(&line);
     struct text cls = next_field(&line);
     int64_t label_start = number(next_field(&line));
     int64_t label_size = number(next_field(&line));
-    place->label_name = next_field(&line);
-    place->end = label_start + label_size;
-    int64_t stem = (place->name.end - place->name.at) - (extension.end - extension.at);
+    location->label_name = next_field(&line);
+    location->end = label_start + label_size;
+    int64_t stem = (location->name.end - location->name.at) - (extension.end - extension.at);
     return line.at == line.end && equals(extension, settings->extension) && equals(cls, "cls")
-        && place->start >= BLOCK && place->size >= 1 && place->size < MAX_SPAN
-        && label_start == place->start + (place->size + BLOCK - 1) / BLOCK * BLOCK + BLOCK
+        && location->start >= BLOCK && location->size >= 1 && location->size < MAX_SPAN
+        && label_start == location->start + (location->size + BLOCK - 1) / BLOCK * BLOCK + BLOCK
         && label_size == settings->label_digits
-        && stem > 0 && place->label_name.end - place->label_name.at == stem + 3
-        && !memcmp(place->label_name.at, place->name.at, stem) && !memcmp(place->label_name.at + stem, "cls", 3);
+        && stem > 0 && location->label_name.end - location->label_name.at == stem + 3
+        && !memcmp(location->label_name.at, location->name.at, stem) && !memcmp(location->label_name.at + stem, "cls", 3);
 }
 
-/* Whether a block of the shard is the header of a regular file of that name and size. */
+/* Return true if a block of the shard is the tar header of a regular file of that name and size. */
 static int is_header(const uint8_t *block, struct text name, int64_t size) {
     char digits[13];
     int64_t length = name.end - name.at;
@@ -174,18 +188,19 @@ static int has_checksum(const uint8_t *span, int64_t length) {
     return !memcmp(span + CHECKSUM, digits, 8);
 }
 
-/* The sample's span of its shard, and its label. */
+/* Read the sample's span of its shard, from the image's header to the label's end, and its label. Return false unless the
+ * headers agree with the index, the label is a class and the checksum, if there is one, is right. */
 static int read_sample(struct worker *worker, const struct settings *settings, struct sample *sample,
-                       const struct place *place) {
-    int64_t length = place->end - place->start + BLOCK;
+                       const struct location *location) {
+    int64_t length = location->end - location->start + BLOCK;
     if (!grow(&worker->span, &worker->span_room, length)) return 0;
-    if (pread(sample->file, worker->span, length, place->start - BLOCK) != length) return 0;
+    if (pread(sample->file, worker->span, length, location->start - BLOCK) != length) return 0;
     const char *digits = (const char *)worker->span + length - settings->label_digits;
     const uint8_t *label_header = (const uint8_t *)digits - BLOCK;
     int64_t label = number((struct text){digits, digits + settings->label_digits});
     sample->label = (int32_t)label;
-    return is_header(worker->span, place->name, place->size)
-        && is_header(label_header, place->label_name, settings->label_digits)
+    return is_header(worker->span, location->name, location->size)
+        && is_header(label_header, location->label_name, settings->label_digits)
         && label >= 0 && label < settings->classes
         && (!settings->checked || has_checksum(worker->span, length));
 }
@@ -193,7 +208,8 @@ static int read_sample(struct worker *worker, const struct settings *settings, s
 static int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 static int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
 
-/* From here to choose: crops.py, to the bit. */
+/* Return the box of a random resized crop. From here to choose all results are bit-identical to those of crops.py: the same
+ * operations in the same order in double precision, rint for Python's round, and no fused multiply-add (setup.py). */
 static struct box resized_box(const struct settings *settings, const double *draws, int32_t attempts, int32_t height,
                               int32_t width) {
     const double *scale = settings->scale, *ratio = settings->ratio, *log_ratio = settings->log_ratio;
@@ -208,23 +224,25 @@ static struct box resized_box(const struct settings *settings, const double *dra
     return (struct box){(height - h) / 2, (width - w) / 2, h, w};
 }
 
+/* Return the length of a side after the shortest side is resized to wanted: one side of shorter_sides in crops.py. */
 static int32_t resized_side(int32_t side, int32_t shortest, int32_t wanted) {
     return shortest == wanted ? side : larger(wanted, (int32_t)rint(side * ((double)wanted / shortest)));
 }
 
-/* One side of in_source. */
+/* Map one side of a box from the resized image back to the image: one side of in_source in crops.py. */
 static void in_source(int32_t *start, int32_t *length, int32_t side, int32_t resized) {
     *length = smaller(side, larger(1, (int32_t)rint((double)((int64_t)*length * side) / resized)));
     *start = smaller((int32_t)rint((double)((int64_t)*start * side) / resized), side - *length);
 }
 
-/* The part of an image that is seen; whether one part is all that is needed of it. */
+/* Choose the box of the image to decode, and note where the image is cropped. Return false if the whole image would be
+ * needed: a center crop of an image that must be resized first. */
 static int choose(const struct settings *settings, const double *draws, int32_t attempts, int32_t height, int32_t width,
                   struct sample *sample, struct box *box) {
     int32_t size = settings->size, shortest = smaller(height, width);
     if (settings->crop == RESIZED) {
         *box = resized_box(settings, draws, attempts, height, width);
-        sample->view[0] = sample->view[1] = 0;
+        sample->crop_at[0] = sample->crop_at[1] = 0;
         return 1;
     }
     int32_t h = resized_side(height, shortest, settings->shorter), w = resized_side(width, shortest, settings->shorter);
@@ -235,8 +253,8 @@ static int choose(const struct settings *settings, const double *draws, int32_t 
     } else {
         *box = (struct box){(int32_t)(draws[0] * (h - size + 1)), (int32_t)(draws[1] * (w - size + 1)), size, size};
     }
-    sample->view[0] = box->top;
-    sample->view[1] = box->left;
+    sample->crop_at[0] = box->top;
+    sample->crop_at[1] = box->left;
     if (!same) {
         in_source(&box->top, &box->height, height, h);
         in_source(&box->left, &box->width, width, w);
@@ -250,11 +268,11 @@ static int choose(const struct settings *settings, const double *draws, int32_t 
 #endif
 #endif
 
-#ifdef SHUFFLES /* a third of the time */
+#ifdef SHUFFLES /* vector instructions: a third of the time */
 typedef uint8_t pixels_t __attribute__((vector_size(16)));
 
-/* Four pixels at a time, each stored in three or four bytes, to three, for as long as there is room for a fourth; how many
- * were done? */
+/* Mirror four pixels at a time, from three or four stored bytes each to three. Return how many were mirrored. It stops at
+ * fewer than 6 pixels, because each step writes 16 bytes, 4 more than its pixels: they must lie within the row. */
 __attribute__((target_clones("ssse3", "default")))
 static int mirror_fours(uint8_t *out, const uint8_t *row, int width, int stored) {
     int done = 0;
@@ -271,16 +289,17 @@ static int mirror_fours(uint8_t *out, const uint8_t *row, int width, int stored)
 static int mirror_fours(uint8_t *out, const uint8_t *row, int width, int stored) { return 0; }
 #endif
 
-/* width pixels of stored bytes, the last one first; what is written too far is written over by the next. Up to four bytes
- * behind the row are read. */
+/* Mirror a row of width pixels, of stored bytes each, to pixels of channels bytes. Bytes written beyond a pixel are
+ * overwritten by the next one. Up to four bytes behind the row are read. */
 static void mirror(uint8_t *out, const uint8_t *row, int width, int stored, int channels) {
     int done = channels == 3 ? mirror_fours(out, row, width, stored) : 0;
     for (; done < width - 1; done++) memcpy(out + channels * done, row + stored * (width - 1 - done), 4);
     memcpy(out + channels * done, row, channels);
 }
 
-/* Empty all tables. libjpeg keeps them from image to image (for MJPEG streams), and a file that lacks one of its own would be
- * decoded with another file's. An empty Huffman table has no code, and a quantisation step is never 0. */
+/* Empty all tables. libjpeg keeps them from image to image (for MJPEG streams), so a file that lacks a table would be
+ * decoded with an earlier file's. In an empty Huffman table no code is valid; a quantisation step of 0 marks its table as
+ * undefined, which is_quantised checks. */
 static void forget_tables(struct jpeg_decompress_struct *info) {
     for (int i = 0; i < NUM_QUANT_TBLS; i++)
         memset(info->quant_tbl_ptrs[i]->quantval, 0, sizeof info->quant_tbl_ptrs[i]->quantval);
@@ -297,8 +316,8 @@ static int is_quantised(const struct jpeg_decompress_struct *info) {
     return 1;
 }
 
-/* Return true for grey and for 4:4:4, 4:2:2, 4:4:0, 4:2:0 and 4:1:1. Decoders disagree on the others: libjpeg-turbo itself
- * where it decodes a part of one. is_common_sampling in jpeg_header.py is the same. */
+/* Return true for grey and for 4:4:4, 4:2:2, 4:4:0, 4:2:0 and 4:1:1. Decoders disagree on the pixels of other samplings, even
+ * libjpeg-turbo with itself if it decodes a part of the image. common_sampling in jpeg_header.py is the same rule. */
 static int is_common_sampling(const struct jpeg_decompress_struct *info) {
     const jpeg_component_info *parts = info->comp_info;
     if (info->num_components != 3) return info->num_components == 1;
@@ -308,10 +327,11 @@ static int is_common_sampling(const struct jpeg_decompress_struct *info) {
     return (h <= 2 && v <= 2) || (h == 4 && v == 1);
 }
 
-/* The part of the image that libjpeg has begun to read, RGB or with a fourth byte. Fails as libjpeg does. */
+/* Decode a box of the image whose header libjpeg has read to out, with 3 channels, RGB, or 4, RGB and padding. The box is in
+ * pixels of the shrunk image; out has room for it and nothing more. Call fail for damaged data. */
 static void decode_part(struct worker *worker, struct box box, int flip, int channels, uint8_t *out) {
     struct jpeg_decompress_struct *info = &worker->info;
-    int stored = flip ? 4 : channels; /* four bytes are mirrored at once */
+    int stored = flip ? 4 : channels; /* bytes of a decoded pixel: a pixel of four is mirrored as one word */
     info->out_color_space = stored == 4 ? JCS_EXT_RGBX : JCS_EXT_RGB;
     jpeg_start_decompress(info);
     if (!is_quantised(info)) fail((j_common_ptr)info);
@@ -323,8 +343,8 @@ static void decode_part(struct worker *worker, struct box box, int flip, int cha
     if (first + columns > info->output_width) columns = info->output_width - first;
     jpeg_crop_scanline(info, &first, &columns);
 
-    /* Rows begin half way between two multiples of 32 bytes: to a multiple libjpeg-turbo writes around the cache, and they
-     * would come back from main memory, which takes a tenth of all the time. */
+    /* Let rows begin half way between two multiples of 32 bytes. To a multiple libjpeg-turbo writes around the cache, and
+     * reading the rows back from main memory would take a tenth of all the time. */
     size_t stride = ((size_t)stored * info->output_width + 31) / 32 * 32;
     if (!grow(&worker->rows, &worker->rows_room, ROWS * stride + 64)) fail((j_common_ptr)info);
     uint8_t *begin = worker->rows + (16 - (uintptr_t)worker->rows % 32 + 32) % 32;
@@ -344,9 +364,10 @@ static void decode_part(struct worker *worker, struct box box, int flip, int cha
     }
 }
 
-/* The image's part of the size that is wanted goes to out, another one, shrunk as far as may be, behind used parts. */
+/* Render a JPEG sample. A crop that needs no resizing goes to out. Any other is decoded at 1/2, 1/4 or 1/8 if that leaves
+ * size pixels a side, and goes behind the used bytes of the worker's parts. Set done, or leave the sample to Python. */
 static void render(struct worker *worker, const struct settings *settings, struct sample *sample,
-                  const struct place *place, const double *draws, int32_t attempts, size_t used, uint8_t *out) {
+                  const struct location *location, const double *draws, int32_t attempts, size_t used, uint8_t *out) {
     struct jpeg_decompress_struct *info = &worker->info;
     int32_t size = settings->size;
     struct box box;
@@ -355,7 +376,7 @@ static void render(struct worker *worker, const struct settings *settings, struc
         return;
     }
     forget_tables(info);
-    jpeg_mem_src(info, worker->span + BLOCK, place->size);
+    jpeg_mem_src(info, worker->span + BLOCK, location->size);
     jpeg_read_header(info, TRUE);
     int64_t height = info->image_height, width = info->image_width;
     int64_t shortest = height < width ? height : width, longest = height < width ? width : height;
@@ -384,7 +405,7 @@ static void render(struct worker *worker, const struct settings *settings, struc
     sample->done = 1;
 }
 
-/* The same of raw pixels, where the part is of the size that is wanted. */
+/* Copy the crop of a sample of raw pixels to out, if it needs no resizing, and set done. Else leave it to Python. */
 static void copy_part(const struct settings *settings, struct sample *sample, const uint8_t *image, int64_t bytes,
                       const double *draws, int32_t attempts, uint8_t *out) {
     int64_t side = settings->square, header = settings->raw_header_bytes;
@@ -400,20 +421,20 @@ static void copy_part(const struct settings *settings, struct sample *sample, co
     sample->done = 1;
 }
 
-/* Finds and renders samples. Each has attempts x 4 draws, a stride of doubles apart, and its place in out,
- * count, size, size, 3. */
+/* Find and render count samples. Each has 4 draws for each of the attempts; the draws of the next sample are stride doubles
+ * ahead. out has the shape count, size, size, 3. The worker's parts are filled from their beginning. */
 void render_samples(struct worker *worker, const struct settings *settings, struct sample *samples, int32_t count,
                    const double *draws, int64_t stride, int32_t attempts, uint8_t *out) {
-    struct place place;
+    struct location location;
     size_t used = 0;
     for (int32_t i = 0; i < count; i++, draws += stride, out += (size_t)3 * settings->size * settings->size) {
         struct sample *sample = &samples[i];
         sample->done = sample->height = sample->width = 0;
-        if (!find(settings, sample, &place) || !read_sample(worker, settings, sample, &place)) continue;
+        if (!find(settings, sample, &location) || !read_sample(worker, settings, sample, &location)) continue;
         if (settings->raw_header_bytes)
-            copy_part(settings, sample, worker->span + BLOCK, place.size, draws, attempts, out);
+            copy_part(settings, sample, worker->span + BLOCK, location.size, draws, attempts, out);
         else
-            render(worker, settings, sample, &place, draws, attempts, used, out);
+            render(worker, settings, sample, &location, draws, attempts, used, out);
         if (sample->done) used += (size_t)4 * sample->height * sample->width;
     }
 }

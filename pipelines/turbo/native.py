@@ -1,8 +1,8 @@
-"""native.c, where it was built: samples that are as they should be are read and decoded without Python's lock.
+"""The binding of the compiled part, native.c, by ctypes: it reads and decodes samples without Python's lock.
 
-The same pixels as decode.py's, in less time: no rows below the part that is wanted are decoded, and the part goes
-straight to where it belongs; what is wanted of raw pixels too. What is not done is left to records.py and decode.py,
-which say what is wrong with it.
+It gives the same pixels as decode.py, in less time: it decodes no rows below the crop, and writes the crop straight
+into the batch; crops of raw pixels too. It only handles samples that are as sharding writes them. All others are left
+to records.py and decode.py, which find out what is wrong. README.md has the contract with native.c.
 """
 
 import ctypes
@@ -23,14 +23,15 @@ from pipelines.shards.npy import raw_header_of
 from pipelines.shards.records import Records, checked_while_read
 
 POINTER = ctypes.c_void_p
-WRITE = 0x200  # CPython's PyBUF_WRITE
+WRITE = 0x200  # PyBUF_WRITE of CPython
 memory_view = ctypes.pythonapi.PyMemoryView_FromMemory
 memory_view.restype, memory_view.argtypes = ctypes.py_object, (POINTER, ctypes.c_ssize_t, ctypes.c_int)
-CROPS = ("random", "resized", "center")  # in the order of native.c, which says what the following are
+CROPS = ("random", "resized", "center")  # in the order of native.c's enum
+# The layout of native.c's struct sample, whose comments explain the fields.
 SAMPLE = np.dtype(
     [
         *(("line", np.uintp), ("length", np.int32), ("file", np.int32), ("flip", np.int32), ("done", np.int32)),
-        *(("label", np.int32), ("view", np.int32, 2), ("height", np.int32), ("width", np.int32), ("at", np.int64)),
+        *(("label", np.int32), ("crop_at", np.int32, 2), ("height", np.int32), ("width", np.int32), ("at", np.int64)),
     ],
     align=True,
 )
@@ -40,6 +41,8 @@ _own = threading.local()  # a worker for ``is_whole``
 
 
 class NativeSettings(ctypes.Structure):
+    """The layout of native.c's struct settings, whose comments explain the fields."""
+
     _fields_ = (
         *(("extension", ctypes.c_char_p), ("raw_header", ctypes.c_char_p), ("raw_header_bytes", ctypes.c_int32)),
         *(
@@ -72,10 +75,10 @@ class NativeSettings(ctypes.Structure):
 
 
 class Worker:
-    """One thread's decoder and memory."""
+    """A thread's decoder and memory."""
 
     def __init__(self, records: Records, manifest: Manifest, augment: Augment, at_once: int) -> None:
-        """``at_once``: samples of a call, at most."""
+        """Make a worker whose calls render at most ``at_once`` samples each."""
         self._library, self._records = native_library(), records
         self._worker = POINTER(self._library.worker_new())
         weakref.finalize(self, self._library.worker_free, self._worker)
@@ -83,10 +86,10 @@ class Worker:
         self._samples = np.zeros(at_once, SAMPLE)
 
     def render(self, numbers: Sequence[int], shapes: np.ndarray, flips: np.ndarray, out: np.ndarray) -> np.ndarray:
-        """SAMPLE of these samples of the split, until the next call; what is not ``done`` is left to Python.
+        """Render samples of the split. Return N SAMPLE, valid until the next call; those not ``done`` are for Python.
 
-        ``shapes`` N,40 float64 and ``flips`` N bool: their draws. ``out`` N,size,size,3 uint8: their pixels, but for
-        those that ``parts`` has. Raises DataError for a damaged index.
+        ``shapes`` N,40 float64 and ``flips`` N bool are their draws. ``out``, N,size,size,3 uint8, receives the pixels
+        except of samples that must still be resized, which ``parts`` yields. Raises DataError for a damaged index.
         """
         samples = self._samples[: len(numbers)]
         located = np.array([*map(self._records.locate, numbers)], np.int64).reshape(-1, 3)
@@ -106,7 +109,7 @@ class Worker:
         return samples
 
     def parts(self, samples: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """The place among ``samples``, and H,W,4 uint8 that is yet to be resized, mirrored already."""
+        """Yield index in ``samples`` and pixels, H,W,4 uint8, of crops that are yet to be resized; flips are done."""
         start = self._library.worker_parts(self._worker)
         columns = (samples[name].tolist() for name in ("done", "height", "width", "at"))
         for place, (done, height, width, at) in enumerate(zip(*columns, strict=True)):
@@ -116,7 +119,7 @@ class Worker:
 
 
 def is_whole(jpeg: bytes) -> bool:
-    """Return true for a plain JPEG that libjpeg decodes without a warning, false for any other. Needs the library."""
+    """Return true for a plain JPEG that decodes without a warning, false for any other. It needs the compiled part."""
     library = native_library()
     if not hasattr(_own, "checker"):
         _own.checker = POINTER(library.worker_new())
@@ -133,26 +136,29 @@ def has_native() -> bool:
 
 
 def renders_natively(manifest: Manifest, augment: Augment) -> bool:
-    """Whether it is for these images: not for several crops of one, nor for raw pixels that are then resized."""
+    """Return true if the compiled part was built and renders these images.
+
+    It does not make ten crops of an image, nor crops of raw pixels that must be resized.
+    """
     resized = manifest.image.encoding == "raw" and augment.crop == "resized"
     return has_native() and augment.crop in CROPS and not resized
 
 
 @cache
 def native_library() -> Any:
-    """Return the library, or None where it was not built."""
+    """Return the library, or None if it was not built."""
     found = util.find_spec("pipelines.turbo._native")
     return load_library(found.origin) if found and found.origin else None
 
 
 def load_library(path: str) -> Any:
-    """Return the library, or None where it is of another version, or does not fit the libjpeg that is installed."""
+    """Return the library, or None if it is of another version or does not fit the libjpeg that is installed."""
     try:
         library = ctypes.CDLL(path)
         fits = library.layout() == ctypes.sizeof(NativeSettings) * 1000 + SAMPLE.itemsize
         library.worker_new.restype = library.worker_parts.restype = POINTER
         library.with_restarts.restype = ctypes.c_int64
         _ = library.render_samples, library.is_whole
-    except (OSError, AttributeError):  # libjpeg is missing; an earlier version lacks a function
+    except (OSError, AttributeError):  # libjpeg is missing, or the library is an earlier version without a function
         return None
     return library if fits and library.worker_new() else None

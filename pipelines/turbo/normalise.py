@@ -1,4 +1,4 @@
-"""The last step, from uint8 pixels to what the network is given: on a GPU for a batch, on a CPU for an image."""
+"""Normalisation, the last step from uint8 pixels to the network's input: of a batch on a GPU, of an image on a CPU."""
 
 import numpy as np
 import torch
@@ -8,9 +8,9 @@ from pipelines.shards.manifest import Manifest
 
 
 class Normalise:
-    """(pixels - mean + light) / std, where mean is a colour or the same part of the mean image.
+    """The map (pixels - mean + light) / std, in which mean is a colour, or the mean image cropped as the image was.
 
-    A ``view`` is where an image was cropped: top, left, whether it is flipped. ``light`` is standard normal factors.
+    ``crop`` is where an image was cropped: top, left, and if it is flipped. ``light`` is the colour that lighting adds.
     """
 
     def __init__(self, manifest: Manifest, augment: Augment, device: torch.device) -> None:
@@ -28,48 +28,48 @@ class Normalise:
         self.batch = OnDevice(self._images, self._scale, device)
 
     def colours(self, lights: np.ndarray) -> np.ndarray:
-        """N,3 factors to N,3 float32: what is added to all pixels of an image, before they are divided."""
+        """Return N,3 float32, the colour to add to each image before the division, from N,3 standard normal factors."""
         added = np.broadcast_to(-self._mean, lights.shape)
         return (added + lights.astype(np.float32) @ self._lighting.T if self._lit else added).astype(np.float32)
 
-    def one(self, pixels: np.ndarray, view: tuple[int, int, bool], colour: np.ndarray, out: np.ndarray) -> None:
-        """``pixels`` H,W,3 uint8 to ``out``, of the same shape in float32. Rows are taken as W*3 numbers: quicker."""
+    def one(self, pixels: np.ndarray, crop: tuple[int, int, bool], colour: np.ndarray, out: np.ndarray) -> None:
+        """Normalise ``pixels``, H,W,3 uint8, into ``out``, H,W,3 float32. Rows of W*3 numbers are faster in numpy."""
         height, width, _ = pixels.shape
         flat, source = out.reshape(height, width * 3), pixels.reshape(height, width * 3)
         row = np.tile(colour, width)
         if self._images is None:
             np.add(source, row, out=flat)
         else:
-            np.subtract(pixels, self._part(self._images, view), out=out)
+            np.subtract(pixels, self._part(self._images, crop), out=out)
             if self._lit:
                 flat += row
         if (self._scale != 1).any():
             flat *= np.tile(self._scale, width)
 
-    def _part(self, images: tuple[np.ndarray, np.ndarray], view: tuple[int, int, bool]) -> np.ndarray:
-        (image, mirrored), (top, left, flipped) = images, view
+    def _part(self, images: tuple[np.ndarray, np.ndarray], crop: tuple[int, int, bool]) -> np.ndarray:
+        (image, mirrored), (top, left, flipped) = images, crop
         if flipped:
             image, left = mirrored, image.shape[1] - self._size - left
         return image[top : top + self._size, left : left + self._size]
 
 
 class OnDevice:
-    """The same for a batch in a few operations on its device: pixels N,H,W,3 uint8 to N,H,W,3 float16."""
+    """The same map for a whole batch, in a few operations on its device: N,H,W,3 uint8 to N,H,W,3 float16."""
 
     def __init__(self, images: tuple[np.ndarray, np.ndarray] | None, scale: np.ndarray, device: torch.device) -> None:
         self._image = None if images is None else torch.from_numpy(images[0]).to(device)
         self._scale = torch.from_numpy(scale).to(device)
         self._device = device
 
-    def __call__(self, pixels: torch.Tensor, views: np.ndarray, colours: np.ndarray) -> torch.Tensor:
+    def __call__(self, pixels: torch.Tensor, crops: np.ndarray, colours: np.ndarray) -> torch.Tensor:
         lit = pixels + torch.from_numpy(colours).to(self._device, non_blocking=True)[:, None, None]
         if self._image is not None:
-            lit -= self._parts(self._image, views, pixels.shape[1])
+            lit -= self._parts(self._image, crops, pixels.shape[1])
         return lit.mul_(self._scale).half()
 
-    def _parts(self, image: torch.Tensor, views: np.ndarray, size: int) -> torch.Tensor:
-        """N,size,size,3 of the mean image, where each image was cropped, flipped as it is."""
-        top, left, flipped = torch.from_numpy(views).to(self._device, non_blocking=True).unbind(1)
+    def _parts(self, image: torch.Tensor, crops: np.ndarray, size: int) -> torch.Tensor:
+        """Return N,size,size,3: the mean image cropped and flipped as each image was."""
+        top, left, flipped = torch.from_numpy(crops).to(self._device, non_blocking=True).unbind(1)
         steps = torch.arange(size, device=self._device)
         rows = top[:, None] + steps
         columns = left[:, None] + torch.where(flipped[:, None] > 0, size - 1 - steps, steps)

@@ -1,7 +1,7 @@
-"""Random numbers by place: those of any sample of an epoch can be drawn without those before it.
+"""Random numbers by position: the draws of any sample of an epoch can be made without those of earlier samples.
 
-Order and augmentation are functions of (seed, epoch, place in the order) alone, so that a loader can go on anywhere,
-on any number of ranks and threads. Philox counts (Salmon 2011): its state after any number of draws is known at once.
+Order and augmentation are functions of (seed, epoch, position in the order) alone, so a loader can resume anywhere,
+with any number of ranks and threads. Philox is counter-based (Salmon 2011): it can jump to any draw at once.
 """
 
 import math
@@ -11,14 +11,14 @@ import numpy as np
 
 from pipelines.augment import Augment, Jitter, colour_matrix
 
-ORDER, SHAPE, COLOUR = range(3)  # three streams of numbers that have nothing to do with each other
-ATTEMPTS = 10  # at a resized crop that fits into the image, as torchvision
+ORDER, SHAPE, COLOUR = range(3)  # three independent streams of random numbers
+ATTEMPTS = 10  # to find a resized crop that fits into the image, as torchvision
 SHAPE_DRAWS = 1 + 4 * ATTEMPTS  # flip; area, ratio, down, across
-COLOUR_DRAWS = 8  # four for three normal factors of light; brightness, contrast, saturation, hue
+COLOUR_DRAWS = 8  # four, which make three normal factors of light; brightness, contrast, saturation, hue
 
 
 class SampleDraws(NamedTuple):
-    """What it says of one sample's pixels."""
+    """A sample's draws for its crop, flip and jitter."""
 
     shape: list[float]
     flip: bool
@@ -26,15 +26,15 @@ class SampleDraws(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """What chance says of some samples in a row."""
+    """A table of the draws of consecutive samples."""
 
     flips: np.ndarray  # N bool
-    shapes: np.ndarray  # N,40 from 0 to 1, of which crops are made
+    shapes: np.ndarray  # N,40 in [0, 1), from which crops are computed
     lights: np.ndarray  # N,3 standard normal
     colours: np.ndarray | None  # N,3,4: pixels (R, G, B, 1) to jittered pixels
 
     def of(self, rows: slice) -> "Draws":
-        """Of these samples alone."""
+        """Return the draws of these samples alone."""
         colours = None if self.colours is None else self.colours[rows]
         return Draws(self.flips[rows], self.shapes[rows], self.lights[rows], colours)
 
@@ -44,12 +44,12 @@ class Draws(NamedTuple):
 
 
 def epoch_order(seed: int, epoch: int, samples: int) -> np.ndarray:
-    """samples int64: a permutation of all of them."""
+    """Return a permutation of the samples, int64."""
     return np.random.Generator(_philox(seed, epoch, ORDER)).permutation(samples)
 
 
 def draw(seed: int, epoch: int, augment: Augment, first: int, count: int) -> Draws:
-    """For the samples at ``first`` to ``first + count`` in the order of the epoch."""
+    """Draw for ``count`` samples from the position ``first`` in the epoch's order."""
     shapes = _uniform(seed, epoch, SHAPE, first, count, SHAPE_DRAWS)
     colours = _uniform(seed, epoch, COLOUR, first, count, COLOUR_DRAWS)
     flips = (shapes[:, 0] < 0.5) & augment.flip
@@ -65,14 +65,14 @@ def _jitter(uniform: np.ndarray, jitter: Jitter) -> np.ndarray:
 
 
 def _normal(uniform: np.ndarray) -> np.ndarray:
-    """N,4 uniform to N,3 standard normal (Box and Muller 1958)."""
+    """Transform N,4 uniform to N,3 standard normal numbers (Box and Muller 1958)."""
     radius, angle = np.sqrt(-2 * np.log1p(-uniform[:, [0, 0, 2]])), 2 * math.pi * uniform[:, [1, 1, 3]]
     return radius * np.stack([np.cos(angle[:, 0]), np.sin(angle[:, 1]), np.cos(angle[:, 2])], 1)
 
 
 def _uniform(seed: int, epoch: int, stream: int, first: int, count: int, columns: int) -> np.ndarray:
-    """count,columns float64 in [0, 1): the rows from ``first`` on of an endless table."""
-    blocks = -(-columns // 4)  # the counter goes up by one for four draws
+    """Return count,columns float64 in [0, 1): rows of an endless table, beginning with the row ``first``."""
+    blocks = -(-columns // 4)  # the counter increases by one for four draws
     table = np.random.Generator(_philox(seed, epoch, stream).advance(first * blocks))
     return table.random((count, 4 * blocks))[:, :columns]
 

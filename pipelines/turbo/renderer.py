@@ -1,4 +1,4 @@
-"""What the network sees of a sample, still uint8: decoded, cropped, resized, flipped and jittered, in this order."""
+"""Rendering of a sample to uint8 pixels: decode, crop, resize, flip and jitter, in this order."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,8 +16,8 @@ from pipelines.turbo.native import Worker
 from pipelines.turbo.randomness import Draws, SampleDraws
 
 
-class View(NamedTuple):
-    """Where an image was cropped (once its shorter side had the manifest's size), and whether it is flipped."""
+class Crop(NamedTuple):
+    """A record of where an image was cropped (after its shorter side had the manifest's size), and if it is flipped."""
 
     top: int
     left: int
@@ -25,11 +25,11 @@ class View(NamedTuple):
 
 
 class Renderer:
-    """Shared by threads.
+    """A renderer that threads may share.
 
-    Random crops, resized or not, are resized by OpenCV's linear filter, which looks at four pixels for each, after a
-    JPEG was decoded at the half, quarter or eighth that is still large enough: so it never leaves out more than every
-    other pixel. What is not random is resized by the antialiased bicubic filter that the shards are made with.
+    Random crops are resized by OpenCV's linear filter, which reads four pixels for each result. Before that a JPEG is
+    decoded at 1/2, 1/4 or 1/8 if that is still large enough, so the filter skips every other pixel at most. Other
+    crops are resized by the antialiased bicubic filter that the shards are made with.
     """
 
     def __init__(self, manifest: Manifest, augment: Augment) -> None:
@@ -37,27 +37,28 @@ class Renderer:
         self._decoder = Decoder()
         self._raw_header = raw_header_of(manifest.image)
 
-    def render(self, record: Record, chance: SampleDraws, out: np.ndarray) -> list[View]:
-        """Fill ``out``, crops,size,size,3 uint8. Raises SampleError."""
+    def render(self, record: Record, chance: SampleDraws, out: np.ndarray) -> list[Crop]:
+        """Fill ``out``, crops,size,size,3 uint8. Return where the image was cropped. Raises SampleError."""
         try:
             height, width = self._size(record)
             chosen = self._choose(height, width, chance)
             if chosen:
-                box, view = chosen
-                views = [view]
+                box, crop = chosen
+                crops = [crop]
                 self._put(self._part(record, height, width, box), chance.flip, out[0])
             else:
-                views = self._render_fixed(record, height, width, chance.flip, out)
+                crops = self._render_fixed(record, height, width, chance.flip, out)
         except ValueError as error:
             raise record.error(f"cannot be decoded: {error}") from error
         if chance.colour is not None:
             _recolour(out, chance.colour)
-        return views
+        return crops
 
     def render_natively(self, worker: Worker, numbers: Sequence[int], draws: Draws, out: np.ndarray) -> np.ndarray:
-        """The same for several samples at once, into ``out``, N,size,size,3 uint8; native.SAMPLE of each.
+        """Render several samples by the compiled part into ``out``, N,size,size,3 uint8. Return N native.SAMPLE.
 
-        What is not ``done`` is left to ``paint``, to do or to complain about. Raises DataError for a damaged index.
+        Those that are not ``done`` are left to ``render``, which may raise an error. Raises DataError for a damaged
+        index.
         """
         samples = worker.render(numbers, draws.shapes, draws.flips, out)
         for place, pixels in worker.parts(samples):
@@ -67,11 +68,11 @@ class Renderer:
                 _recolour(out[place], draws.colours[place])
         return samples
 
-    def _choose(self, height: int, width: int, chance: SampleDraws) -> tuple[Box, View] | None:
-        """The part of the image that is seen, where one part is all that is needed of it."""
+    def _choose(self, height: int, width: int, chance: SampleDraws) -> tuple[Box, Crop] | None:
+        """Return the box to decode, if one box is all that the crop needs; None if the whole image is needed."""
         augment = self._augment
         if augment.crop == "resized":
-            return resized_box(chance.shape, height, width, augment.scale, augment.ratio), View(0, 0, chance.flip)
+            return resized_box(chance.shape, height, width, augment.scale, augment.ratio), Crop(0, 0, chance.flip)
         resized = self._resized_size(height, width)
         if augment.crop == "random":
             box = random_box(chance.shape[0], chance.shape[1], *resized, augment.size)
@@ -79,20 +80,21 @@ class Renderer:
             box = center_box(*resized, augment.size)
         else:
             return None
-        view = View(box.top, box.left, chance.flip)
-        return (box if resized == (height, width) else in_source(box, height, width, *resized)), view
+        crop = Crop(box.top, box.left, chance.flip)
+        return (box if resized == (height, width) else in_source(box, height, width, *resized)), crop
 
-    def _render_fixed(self, record: Record, height: int, width: int, flip: bool, out: np.ndarray) -> list[View]:
+    def _render_fixed(self, record: Record, height: int, width: int, flip: bool, out: np.ndarray) -> list[Crop]:
+        """Render the center or ten crops of the whole image, resized. Return where it was cropped."""
         pixels = self._part(record, height, width, None)
         resized = self._resized_size(height, width)
         if resized != (height, width):
             pixels = resize(pixels, *resized)
         size = self._augment.size
         boxes = ten_boxes(*resized, size) if self._augment.crop == "ten" else [center_box(*resized, size)]
-        views = [View(box.top, box.left, flip != (number >= 5)) for number, box in enumerate(boxes)]
-        for box, view, place in zip(boxes, views, out, strict=True):
-            self._put(pixels[box.top : box.top + size, box.left : box.left + size], view.flipped, place)
-        return views
+        crops = [Crop(box.top, box.left, flip != (number >= 5)) for number, box in enumerate(boxes)]
+        for box, crop, place in zip(boxes, crops, out, strict=True):
+            self._put(pixels[box.top : box.top + size, box.left : box.left + size], crop.flipped, place)
+        return crops
 
     def _size(self, record: Record) -> tuple[int, int]:
         wanted = self._image.size
@@ -106,7 +108,7 @@ class Renderer:
         return shorter_sides(height, width, self._image.size)
 
     def _part(self, record: Record, height: int, width: int, box: Box | None) -> np.ndarray:
-        """H,W,3 or H,W,4 uint8: at least as many pixels of the box as are needed, or without a box the whole image."""
+        """Return H,W,3 or H,W,4 uint8: the box, at the crop's size or larger, or without a box the whole image."""
         if self._raw_header:
             pixels = np.frombuffer(record.data[len(self._raw_header) :], np.uint8).reshape(height, width, 3)
             return pixels[box.top : box.top + box.height, box.left : box.left + box.width] if box else pixels
@@ -115,7 +117,7 @@ class Renderer:
         return self._decoder.part(record.data, height, width, box, self._augment.size)
 
     def _put(self, pixels: np.ndarray, flip: bool, out: np.ndarray) -> None:
-        """Resize, flip and drop a fourth channel, where it is needed, into ``out``, which is in no cache."""
+        """Flip, resize and drop a fourth channel, if necessary, and write to ``out`` once: it is not in the cache."""
         import cv2
 
         if flip:
@@ -129,7 +131,7 @@ class Renderer:
 
 
 def _mirrored(pixels: np.ndarray) -> np.ndarray:
-    """H,W,4. OpenCV takes a sixth of the time to mirror four bytes a pixel, as one number, that it takes for three."""
+    """Return H,W,4, mirrored. OpenCV mirrors pixels of four bytes, as one int32, in a sixth of the time of three."""
     import cv2
 
     if pixels.shape[2] == 3:
@@ -138,7 +140,7 @@ def _mirrored(pixels: np.ndarray) -> np.ndarray:
 
 
 def prepare_opencv() -> None:
-    """For this thread: the quicker linear filter, which is nearer to the exact one too (0.51 off at most, not 0.76)."""
+    """Choose this thread's faster linear filter. It is also closer to the exact one (0.51 off at most, not 0.76)."""
     import cv2
 
     if hasattr(cv2, "ipp"):  # builds for x86
@@ -146,7 +148,7 @@ def prepare_opencv() -> None:
 
 
 def _recolour(images: np.ndarray, matrix: np.ndarray) -> None:
-    """In place; rounded to uint8 and cut off, as DALI's color_twist does."""
+    """Apply the jitter in place; results are rounded and clipped to uint8, as by DALI's color_twist."""
     import cv2
 
     flat = images.reshape(-1, images.shape[-2], 3)

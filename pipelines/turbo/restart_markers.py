@@ -1,6 +1,6 @@
-"""Restart markers, between which turbo passes over what a crop does not show (entropy.c).
+"""Restart markers, added to a JPEG so that turbo can skip the parts that a crop does not show (entropy.c).
 
-Each costs some four bytes, as what stands after it is coded without regard to what stood before.
+Each costs some four bytes, as the DC prediction restarts after it.
 """
 
 import ctypes
@@ -13,14 +13,14 @@ INTERVAL = 4  # MCUs: blocks of 16x16 pixels in most files
 
 
 def with_restarts(jpeg: bytes) -> bytes:
-    """The same coefficients with restart markers, without metadata.
+    """Return a JPEG of the same coefficients with restart markers, without metadata.
 
-    Raises ValueError where the data is damaged, OSError where native.py's library was not built.
+    Raises ValueError if the data is damaged, OSError if the compiled part was not built.
     """
     library = native_library()
     if library is None:
-        raise OSError("restart markers need turbo's compiled part, which this machine lacks")
-    out = np.empty(4 * len(jpeg) + (1 << 16), np.uint8)  # other Huffman tables may triple it
+        raise OSError("restart markers need turbo's compiled part, which was not built (pipelines/turbo/README.md)")
+    out = np.empty(4 * len(jpeg) + (1 << 16), np.uint8)  # other Huffman tables may triple the size
     length = library.with_restarts(
         jpeg, ctypes.c_int64(len(jpeg)), INTERVAL, ctypes.c_void_p(address_of(out)), ctypes.c_int64(len(out))
     )

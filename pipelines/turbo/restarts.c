@@ -1,4 +1,4 @@
-/* A JPEG written anew with restart markers: of the same coefficients, and so of the same pixels. */
+/* Restart markers for a JPEG: it is encoded again from the same coefficients, so its pixels stay bit-identical. */
 
 #include <setjmp.h>
 #include <stdint.h>
@@ -9,18 +9,20 @@
 #include <jpeglib.h>
 
 struct errors {
-    struct jpeg_error_mgr manager; /* first, so that libjpeg's functions find the rest */
-    jmp_buf failed;
+    struct jpeg_error_mgr manager; /* first, so that a pointer to it is one to this struct */
+    jmp_buf failed;                /* the place that fail jumps to */
 };
 
+/* Abandon the JPEG. libjpeg calls this as error_exit. */
 static void fail(j_common_ptr info) { longjmp(((struct errors *)info->err)->failed, 1); }
 
+/* Treat warnings, which libjpeg gives for damaged data, as errors. libjpeg calls this as emit_message. */
 static void fail_on_warning(j_common_ptr info, int level) {
     if (level < 0) fail(info);
 }
 
-/* Fail on a coefficient that the tables of T.81's annex K have no code for (sections F.1.2.1 and F.1.2.2: AC values of 10
- * bits, DC differences of 11). A damaged file may have some, of which libjpeg would write other values without a word. */
+/* Fail on a coefficient for which the tables of T.81's annex K have no code (sections F.1.2.1 and F.1.2.2: AC values have
+ * at most 10 bits, DC differences 11). A damaged file may have some, and libjpeg would silently write other values. */
 static void check_range(j_decompress_ptr info, jvirt_barray_ptr *coefficients) {
     for (int i = 0; i < info->num_components; i++) {
         const jpeg_component_info *component = &info->comp_info[i];
@@ -35,8 +37,8 @@ static void check_range(j_decompress_ptr info, jvirt_barray_ptr *coefficients) {
     }
 }
 
-/* Write the JPEG to out with a restart marker after each interval of MCUs, without other markers than it needs and with the
- * tables of T.81's annex K. Return its bytes; 0 where the JPEG is damaged, or there is no room. */
+/* Write the JPEG to out with a restart marker after each interval of MCUs (B.2.4.4), with the Huffman tables of T.81's
+ * annex K and without metadata. Return the number of bytes written; 0 if the JPEG is damaged, or room is too small. */
 int64_t with_restarts(const uint8_t *jpeg, int64_t size, int32_t interval, uint8_t *out, int64_t room) {
     struct errors errors;
     struct jpeg_decompress_struct from = {.err = jpeg_std_error(&errors.manager)};
@@ -59,7 +61,7 @@ int64_t with_restarts(const uint8_t *jpeg, int64_t size, int32_t interval, uint8
         jpeg_write_coefficients(&to, coefficients);
         jpeg_finish_compress(&to);
         if (written == out) length = bytes;
-        else free(written); /* libjpeg took more memory than there was room */
+        else free(written); /* the result is larger than room: jpeg_mem_dest allocated other memory for it */
     }
     jpeg_destroy_compress(&to);
     jpeg_destroy_decompress(&from);
