@@ -1,4 +1,4 @@
-"""The options of a training, but for its data: what each does, and where its value comes from by default."""
+"""The options of a training run, except for its data: what each does, and where its default comes from."""
 
 import dataclasses
 import json
