@@ -185,7 +185,7 @@ class _Totals:
         if isinstance(value, _Tensor):
             return 1, value.bytes, 0
         if not isinstance(value, dict | list | tuple) or isinstance(value, _Kind | _Storage):
-            raise ValueError("it holds something that is no tensor, number, text, list or dict")
+            raise ValueError("it holds something that is neither a tensor nor a number, text, list or dict")
         if id(value) not in self._seen:
             self._seen[id(value)] = self._of_parts(value, depth)
         if self._seen[id(value)][2] > depth:
