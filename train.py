@@ -77,7 +77,7 @@ def main(options: Options) -> None:
             ranks.barrier()
             ranks.print0(train(options, run, device))
     except torch.AcceleratorError as error:
-        raise AlexNetError(f"the GPU failed ({str(error).splitlines()[0]}): resume from last.pt with --resume") from error
+        raise AlexNetError(f"the GPU failed ({str(error).splitlines()[0]}): continue with --resume") from error
 
 
 def train(options: Options, run: Run, device: torch.device) -> str:

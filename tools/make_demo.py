@@ -67,7 +67,7 @@ def save_image(job: tuple[Path, str, list[int]]) -> None:
 
 @contextmanager
 def new_folder(out: Path, words: dict[str, str]) -> Iterator[Path]:
-    """Yield a folder to fill and rename it to ``out`` when done, so that an interrupted run leaves no folder ``out``."""
+    """Yield a folder to fill and rename it to ``out`` when done, so that a run cut short leaves no folder ``out``."""
     out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is not empty: choose another folder, or delete it first")

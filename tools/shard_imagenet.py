@@ -3,10 +3,10 @@
     python tools/shard_imagenet.py SOURCE OUT       # ImageNet as it ships: archives, folders, Kaggle or parquet
     python tools/shard_imagenet.py --verify OUT     # read everything again and compare
 
-Images become 256x256 JPEGs (shorter side resized, centre cropped) in one seeded global permutation, unless --resize or
---encoding says otherwise. An image that cannot be decoded is skipped and listed in OUT/manifest.json under
-"quarantined"; one that had to be altered to be a plain upright JPEG, under "repaired". After a stop, the same command
-continues where it was. The same source, options and seed give the same bytes whatever the number of workers.
+Images become 256x256 JPEGs (shorter side resized, centre cropped) in one seeded global permutation, unless options
+such as --resize say otherwise. An image that cannot be decoded is skipped and listed in OUT/manifest.json under
+its key "quarantined"; one that had to be altered to be a plain upright JPEG, under "repaired". After a stop, the same
+command continues where it was. The same source, options and seed give the same bytes with any number of workers.
 """
 
 import math
@@ -47,13 +47,13 @@ class Options:
     size: int = 256
     """Width and height of the images written, in pixels."""
     resize: Literal["square", "shorter", "none"] = "square"
-    """square: the shorter side to --size, the centre cropped; shorter: the same without the crop; none: keep the files
-    as they are if they are valid baseline JPEGs, checked without decoding them; loaders resize them to --size."""
+    """square: the shorter side to --size, the centre cropped; shorter: the same without the crop;
+    none: the files as they are, if valid baseline JPEGs (checked without decoding); loaders resize them to --size."""
     encoding: Literal["jpeg", "raw"] = "jpeg"
     """raw: pixels that need no decoding, about eight times the size; only with --resize square."""
     restarts: bool = False
-    """Write restart markers into the JPEGs: the same pixels in 1 % more bytes. The turbo backend then skips what lies
-    outside a crop. --resize none then rewrites the files, without loss and without metadata."""
+    """Write restart markers into the JPEGs: the same pixels in 1 % more bytes. They let turbo skip most of what
+    lies outside a crop. --resize none then rewrites the files, without loss and without metadata."""
     max_pixels: int = MAX_PIXELS
     """Images whose header claims more pixels are quarantined, not decoded."""
     statistics_images: int = 4096

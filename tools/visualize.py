@@ -2,14 +2,16 @@
 
     python tools/visualize.py runs/demo/best.pt --data data/demo/shards
 
-filters     the kernels of conv1 (figure 3 of the paper)
-activations the activations of each conv layer for an image
-answers     images with the five likeliest classes (figure 4, left)
-neighbours  train images with the nearest features to a val image's (figure 4, right)
-patches     the patches of val images that excite channels most
-saliency    what a prediction depends on: occlusion (Zeiler and Fergus 2014) and Grad-CAM
-features    val images on the plane of their features' first two principal components
-curves      the training: loss, accuracy, learning rate, images/s, data wait
+The files are called NAME.png:
+
+    filters      the kernels of conv1 (figure 3 of the paper)
+    activations  each conv layer's activations for an image
+    answers      images with the five likeliest classes (figure 4, left)
+    neighbours   train images with the nearest features to a val image's (figure 4, right)
+    patches      the patches of val images that excite channels most
+    saliency     what a prediction depends on: occlusion (Zeiler and Fergus 2014) and Grad-CAM
+    features     val images on the plane of their features' first two principal components
+    curves       the training: loss, accuracy, learning rate, images/s, data wait
 """
 
 from collections.abc import Iterator

@@ -13,7 +13,7 @@ STEP_FIELDS = ("loss", "rate", "images_per_second", "data_wait", "memory_gib")
 
 
 def training_curves(entries: Sequence[dict[str, Any]]) -> Figure:
-    """Plot loss, learning rate, validation metrics, throughput, data wait and memory from the lines of ``log.jsonl``."""
+    """Plot loss, learning rate, validation metrics, throughput, data wait and memory from ``log.jsonl``'s lines."""
     return compared_curves({"": entries})
 
 
