@@ -175,7 +175,7 @@ def progress_bar(run: Run, epochs: int) -> tqdm:
 
 
 def describe(options: Options, loader: Loader, ranks: Ranks) -> dict[str, Any]:
-    """Return what a checkpoint needs besides the weights to be used by itself, and what the run was made with."""
+    """Return what a checkpoint needs besides weights to be evaluated alone, and what the run was made with."""
     manifest, config = loader.manifest, options.configuration()
     content = (manifest.folder / "manifest.json").read_bytes()
     return {

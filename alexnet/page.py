@@ -50,7 +50,7 @@ def paragraph(text: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], mark_differences: bool = False) -> str:
-    """Return a table, which scrolls if wider than the page. Rows may be marked whose cells after the first differ."""
+    """Return a table, which scrolls if wider than the page. It may mark rows whose cells after the first differ."""
     cells = "".join(f"<th>{escape(name)}</th>" for name in head)
     lines = []
     for row in rows:
