@@ -52,7 +52,7 @@ class Options(TrainOptions):
     data: Path = DEMO_SHARDS
     """A shard folder; the demo's is made if it is missing."""
     backend: BackendName = "auto"
-    """The loader; synthetic: the same made-up batch again and again, to measure the network alone."""
+    """The loader; synthetic: the same synthetic batch again and again, to measure the network alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,7 +77,7 @@ def main(options: Options) -> None:
             ranks.barrier()
             ranks.print0(train(options, run, device))
     except torch.AcceleratorError as error:
-        raise AlexNetError(f"the GPU failed ({str(error).splitlines()[0]}): --resume goes on from last.pt") from error
+        raise AlexNetError(f"the GPU failed ({str(error).splitlines()[0]}): continue with --resume") from error
 
 
 def train(options: Options, run: Run, device: torch.device) -> str:
@@ -97,7 +97,7 @@ def train(options: Options, run: Run, device: torch.device) -> str:
                 run.loader = open_share(options, "train", augment, ranks, device)
                 run.loader.epoch = epoch
             if not train_epoch(options, run, log, stop, writer):
-                return f"stopped after step {state.step}; to go on: {ranks.command()} --out {options.out} --resume"
+                return f"stopped after step {state.step}; to resume: {ranks.command()} --out {options.out} --resume"
             ranks.broadcast_buffers(state.val_model)
             predictions = ranks.gather_predictions(predict(compiled_val_model, val_loader, device, recipe.precision))
             metrics = scores(predictions, len(val_loader.manifest.classes))
@@ -111,7 +111,7 @@ def train(options: Options, run: Run, device: torch.device) -> str:
 
 
 def build(options: Options, ranks: Ranks, device: torch.device, loader: Loader) -> tuple[TrainState, nn.Module]:
-    """Return the network and all that training changes, at the start, and the network to evaluate, ready to run."""
+    """Return the initial state of training, and the network to evaluate, compiled if the options say so."""
     recipe = options.settings
     torch.manual_seed(options.seed)
     model = AlexNet(recipe.variant, len(loader.manifest.classes), recipe.dropout, options.conv1)
@@ -149,16 +149,16 @@ def train_epoch(options: Options, run: Run, log: RunLog, stop: Stop, writer: Wri
             if stopping:
                 return False
             asked = time.perf_counter()
-    state.step = (state.epoch + 1) * len(loader)  # one more, where batches were of another size before
+    state.step = (state.epoch + 1) * len(loader)  # one more if the batch size was another before
     return True
 
 
 def open_share(options: Options, split: str, augment: str, ranks: Ranks, device: torch.device) -> Loader:
-    """Return a loader of this rank's share of a split; a recipe's batch is that of all ranks. Raises AlexNetError."""
+    """Return a loader of this rank's share of a split; a recipe's batch is split over ranks. Raises AlexNetError."""
     size, parts = options.settings.batch_size, ranks.world_size * options.accumulate
     if size % parts:
         raise AlexNetError(
-            f"--batch-size {size} does not fall into {parts} equal parts: {ranks.world_size} ranks, each "
+            f"--batch-size {size} cannot be split into {parts} equal parts: {ranks.world_size} ranks, each "
             f"--accumulate {options.accumulate}"
         )
     share = {"rank": ranks.rank, "world_size": ranks.world_size, "batch_size": size // ranks.world_size}
@@ -175,7 +175,7 @@ def progress_bar(run: Run, epochs: int) -> tqdm:
 
 
 def describe(options: Options, loader: Loader, ranks: Ranks) -> dict[str, Any]:
-    """Return what a checkpoint needs besides the weights to be used by itself, and what the run was made with."""
+    """Return what a checkpoint needs besides weights to be evaluated alone, and what the run was made with."""
     manifest, config = loader.manifest, options.configuration()
     content = (manifest.folder / "manifest.json").read_bytes()
     return {

@@ -1,4 +1,4 @@
-"""The network and how it learns. Knows nothing of files of images or of data sets."""
+"""The network and how it is trained. It knows nothing of image files or datasets."""
 
 from alexnet.errors import AlexNetError
 from alexnet.model import VARIANTS, AlexNet

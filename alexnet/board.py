@@ -1,4 +1,4 @@
-"""A run as TensorBoard shows it, live: ``tensorboard --logdir runs``."""
+"""The log of a run for TensorBoard, live: ``tensorboard --logdir runs``."""
 
 from pathlib import Path
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from alexnet.errors import AlexNetError
 from alexnet.log import RunLog
 
-EVENTS = "tensorboard"  # the folder in that of the run
+EVENTS = "tensorboard"  # a folder in the run folder
 
 
 class BoardLog(RunLog):
-    """A log whose numbers go to TensorBoard as well, by step, or by epoch. Raises AlexNetError without the wheel."""
+    """A log that also writes its numbers to TensorBoard, by step or by epoch. Raises AlexNetError without the wheel."""
 
     def __init__(self, path: Path, step: int = 0, epoch: int = 0) -> None:
         super().__init__(path, step, epoch)

@@ -1,7 +1,6 @@
-"""Checkpoints: written whole or not at all, checked when read, and read without pickle's powers.
+"""Checkpoints: written whole or not at all, checked when read, and read without running pickled code.
 
-The checksum is the CRC-32 that the zip inside a .pt file holds of each record. torch.load does not look at it, ``load``
-does.
+The checksum is the CRC-32 of each record in the zip inside a .pt file. torch.load does not check it; ``load`` does.
 """
 
 import errno
@@ -21,36 +20,36 @@ from alexnet.structure import MAX_STRUCTURE_BYTES, check_pickle
 
 LOG = logging.getLogger(__name__)
 FORMAT = 2
-# What commands a terminal, or turns the text around it, as in pipelines/untrusted.py.
+# Control characters, which command a terminal, bidirectional marks and surrogates, as in pipelines/untrusted.py.
 COMMANDS = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-NETWORK_FORMATS = (1, 2)  # whose networks are described alike; a run goes on from FORMAT alone
+NETWORK_FORMATS = (1, 2)  # both describe the network alike; a run resumes from FORMAT only
 
 
 def save(path: Path, state: dict[str, Any], keep: int = 1) -> None:
-    """Write ``state`` under a temporary name and rename it: a stop leaves the old file or the new one, whole.
+    """Write ``state`` under a temporary name and rename it, so that a stop leaves the old file or the new one, whole.
 
-    ``keep`` - 1 older ones stay as ``path`` with -1, -2, ... behind its stem. Raises AlexNetError when it cannot be
-    written.
+    ``keep`` - 1 older checkpoints are kept as ``path`` with -1, -2, ... after its stem. Raises AlexNetError if the file
+    cannot be written.
     """
     try:
         with replacing(path) as partial:
-            with partial.open("wb") as file:  # by its name torch would write it with Python's lock held
+            with partial.open("wb") as file:  # given a path, torch would hold Python's lock while it writes
                 torch.save({"format": FORMAT} | state, file)
                 file.flush()
-                os.fsync(file.fileno())  # before the older ones move on
+                os.fsync(file.fileno())  # before older checkpoints are renamed
             _make_room(path, keep)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as either
         full = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
-        advice = "free some space" if full else f"see to {path.parent}"
+        advice = "free some space" if full else f"check {path.parent}"
         raise AlexNetError(
-            f"cannot write {path} ({str(error).splitlines()[0]}): {advice}, then go on with --resume; "
-            "what was written before stands"
+            f"cannot write {path} ({str(error).splitlines()[0]}): {advice}, then continue with --resume; "
+            "earlier checkpoints are intact"
         ) from error
 
 
 def _make_room(path: Path, keep: int) -> None:
-    """Link the newest as the first of the older ones, which move on by one. ``path`` itself stays where it is."""
-    if not path.exists():  # ``newest`` has put it aside: those before it are all there is
+    """Delete surplus older checkpoints, number the others one higher, and link ``path`` as -1. ``path`` stays."""
+    if not path.exists():  # ``load_newest`` has renamed it as damaged: the older ones keep their numbers
         return
     older = older_than(path)
     kept = older[: max(keep - 2, 0)]
@@ -62,12 +61,12 @@ def _make_room(path: Path, keep: int) -> None:
         return
     try:
         os.link(path, _numbered(path, 1))
-    except OSError:  # a file system without links: for a moment there is no newest one, and ``newest`` takes this
+    except OSError:  # no hard links here: ``path`` is missing for a moment, and ``load_newest`` falls back to this one
         path.replace(_numbered(path, 1))
 
 
 def older_than(path: Path) -> list[Path]:
-    """Those that ``save`` kept, the newest first."""
+    """Return the older checkpoints that ``save`` kept, the newest first."""
     pattern = re.compile(re.escape(path.stem) + r"-(\d+)" + re.escape(path.suffix))
     found = {int(match[1]): file for file in path.parent.glob("*") if (match := pattern.fullmatch(file.name))}
     return [found[number] for number in sorted(found)]
@@ -78,14 +77,14 @@ def _numbered(path: Path, number: int) -> Path:
 
 
 def newest(path: Path) -> Path:
-    """Return where ``load_newest`` finds the newest whole checkpoint. Raises AlexNetError."""
+    """Return the path of the newest whole checkpoint, as ``load_newest`` does. Raises AlexNetError."""
     return load_newest(path)[0]
 
 
 def load_newest(path: Path) -> tuple[Path, dict[str, Any]]:
-    """Load ``path``, or where it is missing or damaged the newest whole one before it, and return that one's path too.
+    """Load ``path`` or, if it is missing or damaged, the newest whole checkpoint before it. Return path and content.
 
-    Says so, and renames the damaged ones. Raises AlexNetError where none is whole.
+    Warn about damaged checkpoints and rename them. Raises AlexNetError if none is whole.
     """
     first_error: AlexNetError | None = None
     damaged = []
@@ -106,9 +105,9 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Return what ``save`` wrote, on the CPU. Raises AlexNetError where it is missing, damaged or something else.
+    """Load what ``save`` wrote, onto the CPU. Raises AlexNetError if the file is missing, damaged or no checkpoint.
 
-    The file is opened once: what was checked is what is read, even if ``path`` is replaced meanwhile.
+    The file is opened once: the content that was checked is the content read, even if ``path`` is replaced meanwhile.
     """
     if not path.is_file():
         raise AlexNetError(f"no checkpoint {path}: train one with train.py --out {path.parent}")
@@ -135,14 +134,17 @@ def _check(file: BinaryIO) -> None:
             raise ValueError(f"its record {damaged} is damaged")
         sizes = {record.filename.partition("/")[2]: record.file_size for record in records}
         if sizes.get("data.pkl", 0) > MAX_STRUCTURE_BYTES:
-            raise ValueError(f"what is not a tensor in it takes more than {MAX_STRUCTURE_BYTES >> 20} MB")
+            raise ValueError(f"it holds more than {MAX_STRUCTURE_BYTES >> 20} MB besides its tensors")
         folder = records[0].filename.partition("/")[0]
         check_pickle(archive.read(f"{folder}/data.pkl"), sizes, file_bytes)
 
 
 def _check_records(records: list[zipfile.ZipInfo], file_bytes: int) -> None:
-    """Raise ValueError unless the archive is one of torch's: nothing unpacks to more than it is, and torch finds the
-    same records as zipfile does, as no name stands twice and nothing stands before the first."""
+    """Raise ValueError unless the archive is laid out as torch.save does.
+
+    Then nothing unpacks to more than the file's size, and torch finds the same records as zipfile: no name occurs
+    twice, and nothing stands before the first record.
+    """
     packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
     if packed or sum(record.file_size for record in records) > file_bytes:
         raise ValueError("its records are compressed, or larger than the file")
@@ -153,7 +155,7 @@ def _check_records(records: list[zipfile.ZipInfo], file_bytes: int) -> None:
 
 
 def load_model(path: Path, device: torch.device) -> tuple[AlexNet, dict[str, Any]]:
-    """The network of a checkpoint, channels-last on ``device`` and ready to evaluate, with the rest of the checkpoint.
+    """Return the network of a checkpoint, channels-last on ``device`` in evaluation mode, and the whole checkpoint.
 
     Raises AlexNetError.
     """
@@ -161,7 +163,7 @@ def load_model(path: Path, device: torch.device) -> tuple[AlexNet, dict[str, Any
     try:
         _check_names(state["classes"])
         if len(state["model"]["classifier.6.bias"]) != len(state["classes"]):
-            raise ValueError("its last layer has not as many outputs as it names classes")
+            raise ValueError("its last layer does not have one output per class")
         model = AlexNet(state["variant"], len(state["classes"]))
         model.load_state_dict(state["model"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -170,37 +172,37 @@ def load_model(path: Path, device: torch.device) -> tuple[AlexNet, dict[str, Any
 
 
 def _check_names(classes: Any) -> None:
-    """Of pairs of wnid and name, which are printed. Raises ValueError."""
+    """Raise ValueError unless ``classes`` are pairs of wnid and name that are safe to print."""
     pairs = isinstance(classes, list) and all(isinstance(entry, list) and len(entry) == 2 for entry in classes)
     if not pairs or not all(isinstance(name, str) and not COMMANDS.search(name) for entry in classes for name in entry):
-        raise ValueError("its classes are no pairs of wnid and name")
+        raise ValueError("its classes are not pairs of wnid and name")
 
 
 def check_format(state: dict[str, Any], path: Path) -> None:
-    """Raises AlexNetError unless a run can go on from the checkpoint."""
+    """Raise AlexNetError unless a run can resume from the checkpoint."""
     if state["format"] != FORMAT:
         raise AlexNetError(
-            f"{path} is of format {state['format']}, and runs go on from format {FORMAT}: evaluate it as it is, and "
-            "begin another run with another --out"
+            f"{path} has format {state['format']}, and a run resumes only from format {FORMAT}: you can still evaluate "
+            "it; start a new run with another --out"
         )
 
 
 def check_variant(state: dict[str, Any], path: Path, variant: str) -> None:
-    """Raises AlexNetError unless the checkpoint is of that variant."""
+    """Raise AlexNetError unless the checkpoint's network is of that variant."""
     if state["variant"] != variant:
         raise AlexNetError(
             f"{path} holds a network of variant {state['variant']}, this run is of {variant}: "
-            f"say --variant {state['variant']}, or begin another run with another --out"
+            f"use --variant {state['variant']}, or start a new run with another --out"
         )
 
 
 def check_classes(state: dict[str, Any], path: Path, wnids: list[str], data: Path) -> None:
-    """Raises AlexNetError unless the checkpoint was trained on the classes of the data."""
+    """Raise AlexNetError unless the checkpoint was trained on the classes of the data."""
     trained = [wnid for wnid, _ in state["classes"]]
     if len(trained) != len(wnids):
         raise AlexNetError(
-            f"{path} knows {len(trained)} classes and {data} has {len(wnids)}: name the data it learned from"
+            f"{path} was trained on {len(trained)} classes and {data} has {len(wnids)}: use the data it was trained on"
         )
     for i, (here, there) in enumerate(zip(trained, wnids, strict=True)):
         if here != there:
-            raise AlexNetError(f"{path} knows class {i} as {here}, and {data} has {there} there")
+            raise AlexNetError(f"class {i} is {here} in {path} and {there} in {data}: use the data it was trained on")

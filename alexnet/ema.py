@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights: steadier than the last of them, and usually a little better."""
+"""An exponential moving average (EMA) of the weights: steadier than the latest weights, usually a little better."""
 
 import copy
 
@@ -9,7 +9,7 @@ from alexnet.model import AlexNet
 
 
 class EMA:
-    """``model`` is the averaged copy, to evaluate; ``update`` after each step of the one it was made from.
+    """A copy of a network, ``model``, with averaged weights, to evaluate. Call ``update`` after each training step.
 
     The first steps are forgotten sooner: the decay rises as (1 + n) / (10 + n) until it reaches ``decay``. Running
     statistics of batch normalisation are averaged like weights; counters are copied.

@@ -1,4 +1,4 @@
-"""One training step and one evaluation pass: channels-last, autocast, compiled where that pays."""
+"""One training step and one evaluation pass: channels-last, with autocast and torch.compile."""
 
 import logging
 import shutil
@@ -20,7 +20,7 @@ HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name; auto is a GPU where there is one, else the CPU. Raises AlexNetError."""
+    """Return the device of that name; auto is a GPU if there is one, else the CPU. Raises AlexNetError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -32,7 +32,7 @@ def find_device(name: str) -> torch.device:
 
 
 def forward(model: nn.Module, images: Tensor, precision: str, device: torch.device) -> Tensor:
-    """Logits, float32, computed under the autocast that the recipe, or on "auto" the device, wants."""
+    """Return float32 logits, computed under autocast in ``precision``; auto is bf16 on a GPU, fp32 on a CPU."""
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" else "fp32"
     half = HALVES.get(precision)
@@ -41,10 +41,10 @@ def forward(model: nn.Module, images: Tensor, precision: str, device: torch.devi
 
 
 class TrainStep:
-    """Forward, backward and update. Gives the loss as a tensor on the device: nothing waits for the GPU.
+    """A training step: forward, backward and update. It returns the loss on the device and never waits for the GPU.
 
-    A batch goes through in ``parts`` equal parts, one after the other, whose gradients add up to the batch's: for
-    batches that do not fit into memory. Batch normalisation sees a part at a time. Ranks exchange gradients once.
+    A batch is processed in ``parts`` equal parts, one after the other, whose gradients are accumulated: for batches
+    that do not fit into memory. Batch normalisation sees one part at a time. Ranks exchange gradients once per batch.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """``images`` N,3,224,224 channels-last, ``labels`` N int64; the mean loss, a scalar."""
+        """Step once. Return the mean loss, a scalar. ``images`` N,3,224,224 channels-last, ``labels`` N int64."""
         *first, last = zip(images.chunk(self._parts), labels.chunk(self._parts), strict=True)
         with self._without_exchange():
             loss = sum(self._learn(*part) for part in first)
@@ -76,8 +76,8 @@ class TrainStep:
         return loss
 
     def _learn(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Add a part's gradients; gives its share of the batch's loss."""
-        torch.compiler.cudagraph_mark_step_begin()  # what the graph of the pass before left may be overwritten
+        """Accumulate a part's gradients. Return its share of the batch's loss."""
+        torch.compiler.cudagraph_mark_step_begin()  # outputs of the previous pass's CUDA graph may be overwritten
         logits = forward(self.model, images, self._recipe.precision, self._device)
         loss = F.cross_entropy(logits, labels, label_smoothing=self._recipe.label_smoothing) / self._parts
         self.scaler.scale(loss).backward()
@@ -86,27 +86,27 @@ class TrainStep:
 
 @torch.inference_mode()
 def predict(model: nn.Module, batches: Iterable, device: torch.device, precision: str = "auto") -> Predictions:
-    """What the network says of batches of images, labels and the number of leading labels that count.
+    """Return predictions for batches of images, labels and the number of leading labels that count.
 
-    Where a batch has more images than labels, each image has several views in consecutive rows (ten crops, say), over
-    which its probabilities are averaged. Raises AlexNetError where scores are not finite.
+    If a batch has more images than labels, each image has several views in consecutive rows (ten crops, say), over
+    which its probabilities are averaged. Raises AlexNetError if logits are not finite.
     """
     model.eval()
     scored = []
     for images, labels, valid in batches:
         logits = forward(model, images, precision, device)
         if len(images) > len(labels):
-            probabilities = logits.double().softmax(dim=1)  # in float32 the unlikely ones would all be 0
+            probabilities = logits.double().softmax(dim=1)  # float32 would round unlikely classes to 0
             logits = probabilities.unflatten(0, (len(labels), -1)).mean(dim=1).log()  # over N,views,num_classes
         scored.append(score_batch(logits[:valid], labels[:valid]))
     return collect(scored)  # waits for the GPU
 
 
 def compile_model(model: nn.Module, wanted: CompileMode, device: torch.device) -> nn.Module:
-    """``model`` under torch.compile, with static shapes: ``wanted`` is on, off, or auto, which compiles on a GPU.
+    """Return ``model`` under torch.compile, with static shapes, if ``wanted``: on, off, or auto, which means on a GPU.
 
-    graphs records CUDA graphs as well, which take the host's launches out of steps that are short. Says so and leaves
-    the model eager where the machine has no C compiler for the generated code.
+    graphs also records CUDA graphs, which spare short steps the host's kernel launches. If the machine has no C
+    compiler for the generated code, warn and return the model as it is, to run eagerly.
     """
     if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
         return model

@@ -1,5 +1,5 @@
-"""What the person at the terminal can mend."""
+"""The error that is shown to the user in one line, without a traceback."""
 
 
 class AlexNetError(Exception):
-    """Something about the network or a checkpoint is wrong: the message says what, where and what to do."""
+    """An error in the network, a run or a checkpoint that the user can mend: it says what, where and what to do."""

@@ -13,7 +13,7 @@ import msgspec
 
 from alexnet.errors import AlexNetError
 
-MAX_BYTES = 1 << 24  # of a file that is read whole; classes.csv of 100,000 classes has half of that
+MAX_BYTES = 1 << 24  # of a file that is read at once; classes.csv of 100,000 classes has half of that
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def read_limited(path: Path) -> bytes:
 
 
 def read_json(path: Path, kind: Any = dict[str, Any]) -> Any:
-    """Return the JSON of a file as ``kind``. Raises AlexNetError that names the value that is another."""
+    """Decode a JSON file as ``kind``. Raises AlexNetError, which names a value of another type."""
     try:
         return msgspec.json.decode(read_limited(path), type=kind)
     except (ValueError, RecursionError) as error:

@@ -1,6 +1,6 @@
-"""What a network makes of images, computed: layers, nearest neighbours, exciting patches, what an answer depends on.
+"""Computations on what a network has learned: activations, nearest neighbours, exciting patches, saliency.
 
-Searches over a data set keep the best so far and nothing else: their memory does not grow with the images.
+A search over a dataset keeps only the best so far: its memory does not grow with the number of images.
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from alexnet.model import AlexNet
 
 @torch.inference_mode()
 def layers(model: AlexNet, images: Tensor) -> dict[str, Tensor]:
-    """conv1 to conv5 after their ReLU, N,C,H,W; ``hidden``, the last hidden layer, N,4096; ``logits`` N,num_classes.
+    """Return activations by name: conv1 to conv5 after ReLU, N,C,H,W; hidden (the last), N,4096; logits, N,num_classes.
 
-    ``images`` N,3,224,224, normalised; the model is to be in its evaluation mode.
+    ``images`` N,3,224,224, normalised. The model must be in evaluation mode.
     """
     found: dict[str, Tensor] = {}
     maps = images
@@ -30,14 +30,14 @@ def layers(model: AlexNet, images: Tensor) -> dict[str, Tensor]:
 
 
 class Leaders:
-    """The ``count`` largest values of each row over any number of batches, and numbers that go with them."""
+    """A running top-k: the ``count`` largest values of each row over any number of batches, with their numbers."""
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._kept: list[Tensor] = []
 
     def offer(self, values: Tensor, *numbers: Tensor) -> None:
-        """Each R,N."""
+        """Add a batch of values and of numbers that belong to them, each R,N."""
         columns: list[Tensor] = [values, *numbers]
         if self._kept:
             columns = [torch.cat(pair, dim=1) for pair in zip(self._kept, columns, strict=True)]
@@ -45,37 +45,37 @@ class Leaders:
         self._kept = [column.gather(1, best) for column in columns]
 
     def result(self) -> list[Tensor]:
-        """The values, falling, and their numbers: each R,count, or fewer where fewer were offered; on the CPU."""
+        """Return the values, largest first, and their numbers on the CPU: R,count each, fewer if fewer were offered."""
         return [column.cpu() for column in self._kept]
 
 
 class Neighbours:
-    """The images whose features lie nearest to those of the queries (Q,F), by Euclidean distance."""
+    """A search for the images whose features are nearest to the queries (Q,F), by Euclidean distance."""
 
     def __init__(self, queries: Tensor, count: int = 6) -> None:
         self._queries, self._leaders, self._images = queries.float(), Leaders(count), 0
 
     def add(self, features: Tensor) -> None:
-        """N,F: those of the next N images."""
+        """Search the next N images, given their features N,F."""
         numbers = torch.arange(self._images, self._images + len(features), device=features.device)
         distances = torch.cdist(self._queries, features.float())  # Q,N
         self._leaders.offer(-distances, numbers.expand(len(distances), -1))
         self._images += len(features)
 
     def nearest(self) -> Tensor:
-        """Q,count: numbers of images, the nearest first."""
+        """Return the numbers of the nearest images, Q,count, the nearest first."""
         return self._leaders.result()[1]
 
 
 class Patches:
-    """For each channel of a layer the images, and the places in them, that excite it most: one place an image."""
+    """A search for the images that excite each channel of a layer most, and where: one place per image."""
 
     def __init__(self, count: int = 9) -> None:
         self._leaders, self._images, self._width = Leaders(count), 0, 1
         self._sum: Tensor | None = None
 
     def add(self, maps: Tensor) -> None:
-        """N,C,H,W: the layer's answers to the next N images."""
+        """Search the next N images, given the layer's activations N,C,H,W."""
         peaks = maps.float().flatten(2).max(dim=2)  # N,C
         numbers = torch.arange(self._images, self._images + len(maps), device=maps.device)[:, None].expand_as(peaks[1])
         self._leaders.offer(peaks.values.T, numbers.T, peaks.indices.T)
@@ -84,14 +84,15 @@ class Patches:
         self._images, self._width = self._images + len(maps), maps.shape[3]
 
     def strongest(self, channel: int) -> list[tuple[int, int, int]]:
-        """The number of the image, and the row and the column in the layer: the strongest first."""
+        """Return image number, row and column in the layer of the channel's strongest places, the strongest first."""
         _, images, places = (column[channel].tolist() for column in self._leaders.result())
         return [(image, *divmod(place, self._width)) for image, place in zip(images, places, strict=True)]
 
     def most_selective(self, count: int) -> list[int]:
-        """The channels whose best answers stand furthest above their mean over all images.
+        """Return the channels whose highest activations exceed their mean over all images by the largest factor.
 
-        Of channels that are excited by much the same images, the first; so there may be fewer than ``count``.
+        Channels that share more than a third of their images with an earlier one are left out, so there may be fewer
+        than ``count``.
         """
         assert self._sum is not None
         values, images, _ = self._leaders.result()
@@ -107,7 +108,7 @@ class Patches:
 
 @dataclass(frozen=True)
 class Field:
-    """What part of the image a place of a layer sees, in pixels: place i from ``first + i * stride``, ``size`` long.
+    """A layer's receptive field in pixels: place i sees ``size`` pixels from ``first + i * stride`` on.
 
     It may reach beyond the image.
     """
@@ -118,7 +119,10 @@ class Field:
 
 
 def receptive_field(model: AlexNet, layer: str) -> Field:
-    """Of conv1 to conv5, after their ReLU, along either side. Of normalisation over neighbouring places, the centre."""
+    """Return the receptive field of conv1 to conv5, after ReLU, along either side. Raises ValueError.
+
+    Normalisation over neighbouring places is ignored: it counts as its centre.
+    """
     size, stride, first, relus = 1, 1, 0, 0
     for module in model.features:
         if isinstance(module, nn.ZeroPad2d):
@@ -139,7 +143,7 @@ def _one(value: int | tuple[int, ...]) -> int:
 
 
 def grad_cam(model: AlexNet, image: Tensor, label: int) -> Tensor:
-    """224,224, 0..1: where the maps before the last pooling speak for the class (Selvaraju et al. 2017).
+    """Return the Grad-CAM of a class, 224,224, 0..1, on the maps before the last pooling (Selvaraju et al. 2017).
 
     ``image`` 1,3,224,224, normalised.
     """
@@ -156,9 +160,9 @@ def grad_cam(model: AlexNet, image: Tensor, label: int) -> Tensor:
 
 @torch.inference_mode()
 def occlusion(model: AlexNet, image: Tensor, label: int, box: int = 48, step: int = 22) -> Tensor:
-    """224,224: how far the class's logit falls where a grey square covers a pixel, the mean over the squares that do.
+    """Return, as 224,224, how far the class's logit falls if a grey square covers a pixel: the mean over such squares.
 
-    Zeiler and Fergus 2014. ``image`` 1,3,224,224, normalised; grey is its 0, the data's mean.
+    Zeiler and Fergus 2014. ``image`` 1,3,224,224, normalised; grey is 0, the mean of the data.
     """
     size = image.shape[-1]
     corners = [(y, x) for y in range(0, size - box + 1, step) for x in range(0, size - box + 1, step)]
@@ -174,7 +178,7 @@ def occlusion(model: AlexNet, image: Tensor, label: int, box: int = 48, step: in
 
 
 def principal_plane(features: Tensor) -> tuple[Tensor, float]:
-    """N,2: features N,F on their first two principal components; and the share of the variance that these have."""
+    """Project features N,F on their first two principal components. Return N,2 and their share of the variance."""
     centred = features.float() - features.float().mean(0)
     _, deviations, components = torch.pca_lowrank(centred, q=min(6, *centred.shape), center=False, niter=4)
     share = (deviations[:2] ** 2).sum() / (centred**2).sum().clamp(min=1e-12)

@@ -18,7 +18,7 @@ from alexnet.errors import AlexNetError
 from alexnet.files import replacing
 
 MAX_BYTES = 1 << 28  # of a log; a line has about 200
-MAX_NUMBER = 1 << 63  # of a line
+MAX_NUMBER = 1 << 63  # numbers in a line are smaller
 
 
 class StepLine(TypedDict):
@@ -47,10 +47,10 @@ LINES: dict[str, Any] = {"step": StepLine, "epoch": EpochLine}  # by their kind
 
 
 class RunLog:
-    """Appends lines to ``log.jsonl``; each is on the disk's way when ``write`` returns.
+    """A run's ``log.jsonl``. A line has been handed to the operating system when ``write`` returns.
 
-    A run that goes on after ``step`` and ``epoch`` begins by taking out what came later, which it will write again.
-    Without a ``path`` nothing is written: there is one log, and several ranks.
+    A run resumed after ``step`` and ``epoch`` first removes later lines, because it will write them again. Without a
+    ``path`` nothing is written: of several ranks, one keeps the log.
     """
 
     def __init__(self, path: Path | None, step: int = 0, epoch: int = 0) -> None:
@@ -74,7 +74,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a log, each with all figures that its kind has. Raises AlexNetError."""
+    """Return the lines of a log, each checked to have all fields of its kind. Raises AlexNetError."""
     entries = []
     for number, entry in numbered_lines(path):
         try:
@@ -88,7 +88,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def numbered_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield each line's number, from 1, and its content. A line that is not JSON is skipped: a stop may cut one off.
 
-    Raises AlexNetError for a file too long to be a log, and for JSON that no log has, with the number of its line.
+    Raises AlexNetError if the file is too long to be a log, or if a line is JSON but no log line; it names the line.
     """
     if path.stat().st_size > MAX_BYTES:
         raise AlexNetError(f"{path} has {path.stat().st_size} bytes, which no log has: remove what is not of this run")
@@ -103,20 +103,20 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _problem(entry: Any) -> str | None:
-    """Say what keeps ``entry`` from being a line of a log; None if nothing does."""
+    """Return why ``entry`` is no line of a log; None if it is one."""
     kind = entry.get("kind") if isinstance(entry, dict) else None
     if not isinstance(kind, str) or kind not in LINES:
         return "its kind is neither step nor epoch"
     for name, value in entry.items():
         if isinstance(value, dict | list) or (isinstance(value, int | float) and not abs(value) < MAX_NUMBER):
-            return f"{name!r} is a {type(value).__name__} that is no number of a log"[:200]
+            return f"{name!r} is a {type(value).__name__} and not a number in range"[:200]
     if type(entry.get(kind)) is not int or entry[kind] < 0:
         return f"its {kind} is no whole number"
     return None
 
 
 class Interval:
-    """Steps between two lines of the log: loss, images a second, share of time spent waiting for data."""
+    """A measurement of the steps between two log lines: loss, images/s, share of time spent waiting for data."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -130,15 +130,15 @@ class Interval:
         self._start = time.perf_counter()
 
     def add(self, loss: Tensor, images: int, waited: float) -> None:
-        """One step's loss (on the device), its images, and the seconds until its batch came."""
+        """Count one step: its loss (on the device), its images, and the seconds it waited for its batch."""
         self._loss += loss
-        self._losses.append(loss.clone())  # a CUDA graph writes the next one over it
+        self._losses.append(loss.clone())  # a CUDA graph overwrites it with the next one
         self.steps, self._images, self._waited = self.steps + 1, self._images + images, self._waited + waited
 
     def summary(self, last_step: int, over_ranks: Callable[[float], float] = float) -> dict[str, float]:
-        """Means since ``restart``. Waits for the GPU. ``last_step`` is the number of the one just added.
+        """Return means since ``restart``. Waits for the GPU. ``last_step`` is the number of the step added last.
 
-        ``over_ranks`` makes this rank's loss the mean of all. Raises AlexNetError when a loss was not finite.
+        ``over_ranks`` averages the loss over all ranks. Raises AlexNetError if a loss was not finite.
         """
         loss = over_ranks(self._loss.item() / self.steps)
         seconds = time.perf_counter() - self._start
@@ -146,7 +146,7 @@ class Interval:
             losses = torch.stack(self._losses).tolist()
             bad = next((i for i, value in enumerate(losses) if not math.isfinite(value)), None)
             where = f"{losses[bad]} in step {last_step - len(losses) + bad + 1}" if bad is not None else f"{loss}"
-            raise AlexNetError(f"the loss became {where}: lower --learning-rate; last.pt, where there is one, is sound")
+            raise AlexNetError(f"the loss became {where}: lower --learning-rate; last.pt, if any, is sound")
         return {
             "loss": round(loss, 5),
             "images_per_second": round(self._images / seconds, 1),
@@ -157,11 +157,11 @@ class Interval:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The GPU's, or on a CPU the process's."""
+    """Return the peak memory of the GPU, or on a CPU that of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss would be the peak of the process that started this one, where that was higher
+    if status.exists():  # ru_maxrss would be the parent process's peak if that was higher
         return int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

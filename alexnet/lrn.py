@@ -6,7 +6,7 @@ Both windows are symmetric, so the gradient needs the same window again:
 
     dx = dy d^-0.75 - 1.5 alpha x window(dy x d^-1.75),  d = k + alpha * window(x^2)
 
-Nothing but x is kept for it. Sums are made in float32 whatever the type of x: squares of activations overflow float16.
+Only x is kept for the backward pass. Sums are float32 whatever the type of x: squares of activations overflow float16.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Window = Callable[[Tensor], Tensor]
 
 
 class CrossMapNorm(nn.Module):
-    """Over ``size`` neighbouring channels; ``alpha`` is divided by ``size``, as in torch.nn.LocalResponseNorm.
+    """A normalisation over ``size`` neighbouring channels. ``alpha`` is divided by ``size``, as in LocalResponseNorm.
 
     ``groups`` of channels do not see each other, like the halves of a layer on two GPUs. N,C,H,W to N,C,H,W.
     """
@@ -33,7 +33,7 @@ class CrossMapNorm(nn.Module):
         return _Normalise.apply(maps, self._mean, self.alpha, self.k)
 
     def _mean(self, squares: Tensor) -> Tensor:
-        """``squares`` H,W,C or N,H,W,C; zeros stand beyond the first and the last channel of a group."""
+        """Return window means of ``squares``, H,W,C or N,H,W,C, with zeros beyond both ends of a group of channels."""
         grouped = squares.unflatten(-1, (self.groups, -1))
         return _window_sum(grouped, -1, self.size).flatten(-2).div_(self.size)
 
@@ -42,7 +42,7 @@ class CrossMapNorm(nn.Module):
 
 
 class SameMapNorm(nn.Module):
-    """Over the ``size`` x ``size`` neighbours in the same channel; beyond the border are zeros. N,C,H,W to N,C,H,W."""
+    """A normalisation over ``size`` x ``size`` neighbours in the same channel, zero-padded. N,C,H,W to N,C,H,W."""
 
     def __init__(self, size: int = 5, alpha: float = 1e-3, k: float = 1.0) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class SameMapNorm(nn.Module):
         return _Normalise.apply(maps, self._mean, self.alpha, self.k)
 
     def _mean(self, squares: Tensor) -> Tensor:
-        """``squares`` H,W,C or N,H,W,C."""
+        """Return window means of ``squares``, H,W,C or N,H,W,C."""
         rows = _window_sum(squares, -2, self.size)
         return _window_sum(rows, -3, self.size).div_(self.size**2)
 
@@ -61,7 +61,7 @@ class SameMapNorm(nn.Module):
 
 
 def _window_sum(x: Tensor, dim: int, size: int) -> Tensor:
-    """Of ``size`` neighbours along ``dim``, counted from the end; zeros stand beyond both ends."""
+    """Sum ``size`` neighbours along ``dim``, a negative number, with zeros beyond both ends."""
     length, edge = x.shape[dim], size // 2
     padded = F.pad(x, (0, 0) * (-dim - 1) + (edge, edge))
     total = padded.narrow(dim, 0, length) + padded.narrow(dim, 1, length)
@@ -97,12 +97,12 @@ class _Normalise(torch.autograd.Function):
 
 
 def _root(x: Tensor, mean: Window, alpha: float, k: float) -> Tensor:
-    """d^-0.5, from which two multiplications make each power needed: several times quicker than pow."""
+    """Return d^-0.5, from which two multiplications make each power needed: several times faster than pow."""
     return mean(x * x).mul_(alpha).add_(k).rsqrt_()
 
 
 def _image_by_image(function: Callable[..., Tensor], *maps: Tensor) -> Tensor:
-    """``function`` of the float32 values of N,C,H,W tensors, channels last; the result has the type of the first."""
+    """Apply ``function`` to the float32 values of N,C,H,W tensors, channels last. Return the first tensor's type."""
     images = [tensor.movedim(1, -1) for tensor in maps]  # N,H,W,C
     if torch.compiler.is_compiling() or maps[0].device.type != "cpu":
         result = function(*(image.float() for image in images)).to(maps[0].dtype)

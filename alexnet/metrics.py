@@ -1,7 +1,7 @@
-"""What a network's predictions are worth: accuracy with intervals, precision, recall, F1, calibration, confusions.
+"""Metrics of predictions: accuracy with intervals, precision, recall, F1, calibration, confusions.
 
-Four numbers are kept of each image, so memory does not grow with the classes, and ranks have little to send. The
-figures are computed from them in float64, as scikit-learn computes them (tests/test_evaluate.py).
+Four numbers are kept per image, so memory does not grow with the number of classes, and ranks have little to send. The
+metrics are computed from them in float64, as scikit-learn computes them (tests/test_evaluate.py).
 """
 
 import math
@@ -20,8 +20,12 @@ BINS = 15  # of confidence, as in Guo et al. 2017 (arXiv:1706.04599)
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of N images: the true class, the one predicted (N int64), how many classes the true one's score does not beat
-    (N int64; 0 is right, below 5 is top-5), and the probability given to the prediction (N float64)."""
+    """The predictions for N images.
+
+    ``labels`` and ``predicted`` are the true and the predicted class, N int64. ``true_rank`` is the number of
+    other classes whose logit the true one's does not beat, N int64: 0 is right, below 5 is top-5. ``confidence`` is the
+    probability of the predicted class, N float64.
+    """
 
     labels: np.ndarray
     predicted: np.ndarray
@@ -40,13 +44,13 @@ class Predictions:
 
 
 def score_batch(logits: Tensor, labels: Tensor) -> Tensor:
-    """4,N float64: the columns of ``Predictions`` for logits N,C and labels N. Nothing waits for the GPU.
+    """Return 4,N float64, the columns of ``Predictions``, for logits N,C and labels N. Nothing waits for the GPU.
 
-    Of equal scores the one of the higher class is taken as the higher one, which is scikit-learn's way.
+    Of equal logits, that of the higher class number counts as the higher, as in scikit-learn.
     """
     classes = torch.arange(logits.shape[1], device=logits.device)
     true = logits.gather(1, labels[:, None])
-    beaten = (logits < true) | ((logits == true) & (classes < labels[:, None]))  # a NaN beats all and is beaten by none
+    beaten = (logits < true) | ((logits == true) & (classes < labels[:, None]))  # no NaN beats or is beaten
     true_rank = len(classes) - 1 - beaten.sum(1)
     predicted = len(classes) - 1 - logits.flip(1).argmax(1)
     wide = logits.double()
@@ -55,7 +59,7 @@ def score_batch(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def collect(scored: list[Tensor]) -> Predictions:
-    """The batches of ``score_batch`` as one. Waits for the GPU. Raises AlexNetError where scores were not finite."""
+    """Join the batches of ``score_batch``. Waits for the GPU. Raises AlexNetError if logits were not finite."""
     rows = torch.cat(scored, dim=1).cpu().numpy()
     labels, predicted, true_rank = rows[:3].astype(np.int64)
     lost = np.count_nonzero(~np.isfinite(rows[3]))
@@ -65,7 +69,10 @@ def collect(scored: list[Tensor]) -> Predictions:
 
 
 def scores(predictions: Predictions, num_classes: int) -> dict[str, float]:
-    """Fractions, and ``samples``; the last three of the five are means over the classes that occur."""
+    """Return top-1, top-5, precision, recall and F1 as fractions, and ``samples``.
+
+    Precision, recall and F1 are means over the classes that occur among labels or predictions.
+    """
     table = per_class(predictions, num_classes)
     occurs = (table["images"] > 0) | (table["predicted"] > 0)
     macro = {name: float(table[name][occurs].mean()) for name in ("precision", "recall", "f1")}
@@ -74,7 +81,7 @@ def scores(predictions: Predictions, num_classes: int) -> dict[str, float]:
 
 
 def more_scores(predictions: Predictions, num_classes: int) -> dict[str, Any]:
-    """What stands beside ``scores``: 95 % intervals of top-1 and top-5, means weighted by class size, calibration."""
+    """Return further metrics: 95 % intervals of top-1 and top-5, means weighted by class size, calibration."""
     table = per_class(predictions, num_classes)
     share = table["images"] / len(predictions)
     weighted = {f"{name}_weighted": float(share @ table[name]) for name in ("precision", "recall", "f1")}
@@ -86,7 +93,7 @@ def more_scores(predictions: Predictions, num_classes: int) -> dict[str, Any]:
 
 
 def wilson(hits: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """The 95 % interval of a proportion (Wilson 1927), which holds for few images and near 0 and 1, too."""
+    """Return the 95 % interval of a proportion (Wilson 1927), which holds for few images and near 0 and 1, too."""
     p = hits / n
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
@@ -94,15 +101,15 @@ def wilson(hits: int, n: int, z: float = 1.959963984540054) -> tuple[float, floa
 
 
 def confusion(predictions: Predictions, num_classes: int) -> np.ndarray:
-    """C,C int64: images of the class of the row, predicted as that of the column."""
+    """Return the confusion matrix, C,C int64: images of the row's class, predicted as the column's."""
     cells = np.bincount(predictions.labels * num_classes + predictions.predicted, minlength=num_classes**2)
     return cells.reshape(num_classes, num_classes)
 
 
 def per_class(predictions: Predictions, num_classes: int) -> dict[str, np.ndarray]:
-    """Columns of C numbers: ``images``, ``predicted``, ``right``, ``top5``, ``precision``, ``recall``, ``f1``.
+    """Return columns of C numbers: ``images``, ``predicted``, ``right``, ``top5``, ``precision``, ``recall``, ``f1``.
 
-    A ratio of nothing to nothing is 0.
+    A ratio 0 / 0 is 0.
     """
 
     def count(classes: np.ndarray) -> np.ndarray:
@@ -122,7 +129,7 @@ def per_class(predictions: Predictions, num_classes: int) -> dict[str, np.ndarra
 
 
 def most_confused(cells: np.ndarray, count: int = 20) -> list[tuple[int, int, int]]:
-    """The pairs of classes most often taken for each other: true, predicted, images; most first."""
+    """Return the pairs of classes most often confused, as (true, predicted, images), the most frequent first."""
     wrong = cells * (1 - np.eye(len(cells), dtype=np.int64))
     order = np.argsort(-wrong, axis=None, kind="stable")[:count]
     pairs = [(int(i) // len(cells), int(i) % len(cells)) for i in order]
@@ -130,9 +137,9 @@ def most_confused(cells: np.ndarray, count: int = 20) -> list[tuple[int, int, in
 
 
 def reliability(predictions: Predictions) -> dict[str, np.ndarray]:
-    """Columns of a number for each of ``BINS`` equal parts of confidence: ``images``, ``confidence``, ``accuracy``.
+    """Return columns of a number per bin, ``BINS`` equal ones of confidence: ``images``, ``confidence``, ``accuracy``.
 
-    The last two are means over the images of the part, 0 where there are none.
+    The last two are means over the images in the bin, 0 if it has none.
     """
     part = np.clip(np.ceil(predictions.confidence * BINS).astype(int) - 1, 0, BINS - 1)
     images = np.bincount(part, minlength=BINS)
@@ -144,16 +151,16 @@ def reliability(predictions: Predictions) -> dict[str, np.ndarray]:
 
 
 def calibration_error(bins: dict[str, np.ndarray]) -> float:
-    """The expected calibration error: how far confidence and accuracy lie apart, the mean over images."""
+    """Return the expected calibration error: the distance of confidence and accuracy, averaged over images."""
     return float(bins["images"] @ np.abs(bins["confidence"] - bins["accuracy"]) / bins["images"].sum())
 
 
 def accuracy_by_group(
     predictions: Predictions, groups: Mapping[str, Sequence[tuple[str, np.ndarray]]]
 ) -> dict[str, list[dict[str, object]]]:
-    """Return a row for each group of images (N bool) by each property: its count, top-1 and 95 % interval.
+    """Return, by property, a row for each group of images (N bool): its count, top-1 and 95 % interval.
 
-    Empty groups are left out, and properties that all images share.
+    Empty groups are left out, and so are properties that all images share.
     """
     tables = {name: [_group_row(*group, predictions) for group in found] for name, found in groups.items()}
     kept = {name: [row for row in rows if row["images"]] for name, rows in tables.items()}

@@ -1,4 +1,4 @@
-"""AlexNet in its several forms. All take N,3,224,224 and give N,num_classes logits. docs/networks.md compares them.
+"""AlexNet in five variants. Each takes N,3,224,224 and returns N,num_classes logits. docs/networks.md compares them.
 
 | variant         | source                                                     | parameters (1000 classes) |
 |-----------------|------------------------------------------------------------|---------------------------|
@@ -23,9 +23,9 @@ IMAGE_SHAPE = (3, 224, 224)
 
 
 class AlexNet(nn.Module):
-    """``variant`` is a name in ``VARIANTS``; ``dropout`` the share of hidden fully connected outputs dropped.
+    """An AlexNet. ``variant`` is a name in ``VARIANTS``, ``dropout`` the share of fully connected activations dropped.
 
-    ``conv1`` is how the first convolution is computed, with the same weights and results: direct, or as blocks
+    ``conv1`` selects how the first convolution is computed, with the same weights and results: direct, or as blocks
     (``FirstConv2d``). Raises AlexNetError for an unknown variant, no classes, and images of another shape.
     """
 
@@ -54,7 +54,7 @@ class AlexNet(nn.Module):
         return self.classifier(maps.flatten(1))  # N,num_classes
 
     def convolutions(self) -> dict[str, nn.Conv2d]:
-        """conv1 to conv5, by name, in order."""
+        """Return conv1 to conv5 by name, in order."""
         found = [module for module in self.features if isinstance(module, nn.Conv2d)]
         return {f"conv{i}": module for i, module in enumerate(found, start=1)}
 
@@ -82,7 +82,7 @@ class FirstConv2d(nn.Conv2d):
 
 
 def paper(num_classes: int, dropout: float, groups: int = 2) -> tuple[nn.Sequential, nn.Sequential]:
-    """Sections 3.1 to 3.5 and figure 2: groups where the two GPUs did not talk, normalisation, overlapping pooling.
+    """Build sections 3.1 to 3.5 and figure 2: groups as split over two GPUs, normalisation, overlapping pooling.
 
     A padding of 2 in conv1 gives the 55 x 55 that figure 2 implies for 224 x 224 images. The paper's normalisation
     (section 3.3) does not divide alpha by n, ours does: 1e-4 becomes 5e-4.
@@ -110,10 +110,10 @@ def paper(num_classes: int, dropout: float, groups: int = 2) -> tuple[nn.Sequent
 
 
 def source2012(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn.Sequential]:
-    """layers-145.cfg and layer-params-145.cfg of the 2012 source: the net whose result is the paper's single one.
+    """Build layers-145.cfg and layer-params-145.cfg of the 2012 source: the net behind the paper's result for one CNN.
 
-    Normalised before pooling and ReLU in layer 1, twice in layer 2, and only among the maps of one GPU. ``scale`` is
-    divided by the size of the window there, as here. What was two towers is their channels side by side, in two groups.
+    It normalises before pooling and ReLU in layer 1, twice in layer 2, and only among the maps of one GPU. Its
+    ``scale`` is divided by the size of the window, as alpha is here. Its two towers are two groups of channels here.
     """
     features = nn.Sequential(  # N,3,224,224
         nn.ZeroPad2d((0, 3, 0, 3)),  # N,3,227,227: kernels start at the first pixel and hang over the last
@@ -140,7 +140,7 @@ def source2012(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn.Sequ
 
 
 def fully_connected(num_classes: int, dropout: float) -> nn.Sequential:
-    """fc6 to fc8 of the paper; section 4.2: dropout on the outputs of the first two."""
+    """Build fc6 to fc8 of the paper, with dropout on the outputs of the first two (section 4.2)."""
     return nn.Sequential(  # N,9216
         nn.Linear(9216, 4096),  # N,4096
         nn.ReLU(inplace=True),
@@ -153,9 +153,9 @@ def fully_connected(num_classes: int, dropout: float) -> nn.Sequential:
 
 
 def _initialise_as_paper(features: nn.Sequential, classifier: nn.Sequential, later_convolutions: float = 0.01) -> None:
-    """Section 5: weights N(0, 0.01); biases 1 in conv2, conv4, conv5 and the hidden fully connected layers, else 0.
+    """Initialise by section 5: weights N(0, 0.01); biases 1 in conv2, conv4, conv5 and hidden linear layers, else 0.
 
-    ``later_convolutions`` is the deviation in conv3, conv4 and conv5.
+    ``later_convolutions`` is the standard deviation in conv3, conv4 and conv5.
     """
     convolutions = [module for module in features if isinstance(module, nn.Conv2d)]
     linears = [module for module in classifier if isinstance(module, nn.Linear)]
@@ -168,7 +168,7 @@ def _initialise_as_paper(features: nn.Sequential, classifier: nn.Sequential, lat
 
 
 def one_weird_trick(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn.Sequential]:
-    """One tower without groups or normalisation. Layers are numbered as in torchvision, whose state dict it takes."""
+    """Build one tower without groups or normalisation, numbered like torchvision's, whose state dict it can load."""
     features = nn.Sequential(  # N,3,224,224
         FirstConv2d(64),  # N,64,55,55
         nn.ReLU(inplace=True),
@@ -197,10 +197,10 @@ def one_weird_trick(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn
 
 
 def bn(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn.Sequential]:
-    """Batch normalisation (Ioffe, Szegedy 2015) after each convolution, whose bias it makes superfluous.
+    """Build one tower with batch normalisation (Ioffe, Szegedy 2015) after each convolution, which then needs no bias.
 
-    conv1 starts as small as the paper's. Normalised, its scale changes no output, but the smaller the first noise, the
-    sooner it is forgotten and the kernels show what was learned.
+    conv1 starts as small as the paper's. After normalisation its scale changes no output, but the smaller the initial
+    noise, the sooner training overwrites it and the kernels show what was learned.
     """
     features = nn.Sequential(  # N,3,224,224
         FirstConv2d(64, bias=False),  # N,64,55,55

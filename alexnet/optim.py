@@ -1,4 +1,4 @@
-"""The update rules, and the learning rate of each layer as a function of how far training has come."""
+"""The update rules, and the learning rate of each layer over the course of training."""
 
 import math
 from collections.abc import Callable
@@ -14,11 +14,11 @@ PLATEAU_EPOCHS = 5  # without a better validation error; the paper gives no numb
 
 
 class PaperSGD(torch.optim.SGD):
-    """Section 5 of the paper: v <- 0.9 v - decay rate w - rate g; w <- w + v.
+    """The SGD of the paper's section 5: v <- 0.9 v - decay rate w - rate g; w <- w + v.
 
-    torch's SGD keeps u = -v / rate instead, so it goes on with a velocity scaled by the new rate whenever that changes.
-    Here u is scaled back then, and torch's fused kernel does the rest. Rate 0 freezes parameters and their velocity, as
-    in the authors' source.
+    torch's SGD keeps u = -v / rate instead, so a change of the rate also scales its velocity. This class then rescales
+    u to keep v, and torch's fused kernel does the rest. Rate 0 freezes parameters and their velocity, as in the
+    authors' source.
     """
 
     @torch.no_grad()
@@ -37,7 +37,7 @@ class PaperSGD(torch.optim.SGD):
 
 
 def make_optimizer(model: AlexNet, recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD with momentum by the recipe's rule, in groups whose rates ``Schedule`` sets; one fused kernel a group."""
+    """Return SGD with momentum by the recipe's rule, in groups whose rates ``Schedule`` sets; one fused kernel each."""
     conv1 = set(model.convolutions()["conv1"].parameters())
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
     for parameter in model.parameters():
@@ -48,7 +48,7 @@ def make_optimizer(model: AlexNet, recipe: Recipe) -> torch.optim.Optimizer:
             {
                 "params": parameters,
                 "conv1": is_conv1,
-                "bias": is_bias,  # or of batch normalisation
+                "bias": is_bias,  # of a layer, or a parameter of batch normalisation
                 "weight_decay": 0.0 if is_bias and recipe.decay == "weights" else recipe.weight_decay,
             }
             for (is_conv1, is_bias), parameters in groups.items()
@@ -57,7 +57,7 @@ def make_optimizer(model: AlexNet, recipe: Recipe) -> torch.optim.Optimizer:
         recipe.momentum,
         fused=True,
     )
-    for parameter in model.parameters():  # torch leaves them unset when the loss scale of fp16 spoils the first step
+    for parameter in model.parameters():  # torch leaves them unset if fp16 overflows in the first step
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
@@ -71,7 +71,7 @@ class Schedule:
         self._best_error = math.inf
 
     def rate(self, step: int) -> float:
-        """Of all weights but the first layer's."""
+        """Return the learning rate of all weights but the first layer's."""
         recipe, epoch = self._recipe, step / self._steps_per_epoch
         if epoch < recipe.warmup_epochs:
             return recipe.learning_rate * (step + 1) / (recipe.warmup_epochs * self._steps_per_epoch + 1)
@@ -83,7 +83,7 @@ class Schedule:
         return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
     def set_rate(self, optimizer: torch.optim.Optimizer, step: int) -> float:
-        """Set the rate of every group; gives that of the weights."""
+        """Set the learning rate of every group. Return the one that ``rate`` gives."""
         recipe, rate = self._recipe, self.rate(step)
         conv1 = self._stepped(recipe.conv1_steps, step, rate)
         for group in optimizer.param_groups:
@@ -93,12 +93,12 @@ class Schedule:
         return rate
 
     def _stepped(self, steps: Steps, step: int, before: float) -> float:
-        """The learning rate times the factor of the last pair whose epoch has come; ``before`` the first of them."""
+        """Return the learning rate times the factor of the last pair whose epoch has come; ``before`` if none has."""
         factors = [factor for start, factor in steps if step / self._steps_per_epoch >= start]
         return self._recipe.learning_rate * factors[-1] if factors else before
 
     def observe(self, validation_error: float) -> None:
-        """Note an epoch's top-1 error; after PLATEAU_EPOCHS without a better one the plateau schedule drops."""
+        """Note an epoch's top-1 error. After PLATEAU_EPOCHS without a better one, the plateau rate drops."""
         if validation_error < self._best_error:
             self._best_error, self._epochs_without_gain = validation_error, 0
             return

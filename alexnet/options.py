@@ -1,4 +1,4 @@
-"""The options of a training, but for its data: what each does, and where its value comes from by default."""
+"""The options of a training run, except for its data: what each does, and where its default comes from."""
 
 import dataclasses
 import json
@@ -65,14 +65,14 @@ class TrainOptions:
             raise ValueError("--resume and --overwrite exclude each other")
 
     def configuration(self) -> dict[str, Any]:
-        """Return the options as JSON has them, without those about this one start."""
+        """Return the options as JSON has them, without those that concern only this start."""
         kept = {name: value for name, value in dataclasses.asdict(self).items() if name not in ABOUT_A_START}
         return json.loads(json.dumps(kept, default=str))
 
 
 @dataclass(frozen=True)
 class Start:
-    """The options that decide where the others start from."""
+    """The options that decide the defaults of the others."""
 
     recipe: str = "demo"
     out: Path | None = None
@@ -80,7 +80,7 @@ class Start:
 
 
 def defaults(kind: type[AnyOptions], arguments: list[str]) -> AnyOptions:
-    """Return the options that the command line starts from: a recipe's, or on --resume those of the run itself.
+    """Return the defaults of the command line: a recipe's options, or with --resume those of the run itself.
 
     Raises AlexNetError if there is no run to resume, or its configuration is damaged.
     """

@@ -41,7 +41,7 @@ def page(title: str, parts: Iterable[str]) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """Nothing where there are no parts."""
+    """Return a section; an empty string if it has no parts."""
     return f"<section><h2>{escape(title)}</h2>\n{''.join(parts)}</section>" if any(parts) else ""
 
 
@@ -50,7 +50,7 @@ def paragraph(text: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], mark_differences: bool = False) -> str:
-    """It scrolls where it is wider than the page. Rows whose cells after the first differ may be marked."""
+    """Return a table, which scrolls if wider than the page. It may mark rows whose cells after the first differ."""
     cells = "".join(f"<th>{escape(name)}</th>" for name in head)
     lines = []
     for row in rows:
@@ -70,7 +70,7 @@ def folded(summary: str, content: str) -> str:
 
 
 def side_by_side(parts: Iterable[str]) -> str:
-    """Beneath each other on a phone. Nothing where there are no parts."""
+    """Return parts side by side, beneath each other on a phone; an empty string if there are none."""
     content = "".join(parts)
     return f'<div class="side">{content}</div>' if content else ""
 

@@ -1,4 +1,4 @@
-"""Processes that share a command's work, as torchrun starts them; without torchrun there is one."""
+"""Ranks: the processes that torchrun starts to share a command's work. Without torchrun there is one."""
 
 import io
 import logging
@@ -19,16 +19,16 @@ Compression = Literal["none", "fp16", "bf16"]
 
 
 class Ranks:
-    """This process's number, how many there are, and what they tell each other; alone, nothing is sent."""
+    """A rank: its number, the number of ranks, and the communication between them. A single rank sends nothing."""
 
     def __init__(self, rank: int = 0, world_size: int = 1) -> None:
         self.rank, self.world_size = rank, world_size
         self._told: tuple[distributed.Work, Tensor] | None = None
 
     def gather(self, value: Any) -> list[Any]:
-        """What each rank brings, in order, on every rank: tensors, numbers, text, bytes, None, lists and dicts of them.
+        """Return all ranks' values, in order, on every rank: tensors, numbers, text, bytes, None, lists, dicts of them.
 
-        It travels as torch.save writes it and is read without pickle's powers: ``all_gather_object`` would unpickle
+        A value is sent as torch.save writes it and read with ``weights_only``: ``all_gather_object`` would unpickle
         whatever reaches the ports that torchrun opens on all interfaces.
         """
         if self.world_size == 1:
@@ -46,7 +46,7 @@ class Ranks:
         return [torch.load(file, weights_only=True) for file in files]
 
     def gather_predictions(self, predictions: Predictions) -> Predictions:
-        """Those of all ranks, in order."""
+        """Return the predictions of all ranks, in order, on every rank."""
         parts = self.gather({name: torch.from_numpy(column) for name, column in vars(predictions).items()})
         return Predictions(**{name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]})
 
@@ -55,11 +55,11 @@ class Ranks:
         self.gather(None)
 
     def mean(self, value: float) -> float:
-        """Over the ranks, on every rank."""
+        """Return the mean over the ranks, on every rank."""
         return sum(self.gather(value)) / self.world_size
 
     def any_rank(self, *flags: bool) -> list[bool]:
-        """Whether a rank says so. With several, all hear it a call later, so that nobody waits for it."""
+        """Return, per flag, true if any rank set it. Several ranks learn it one call later, so that none waits."""
         if self.world_size == 1:
             return list(flags)
         before = self._told
@@ -67,13 +67,13 @@ class Ranks:
         work = distributed.all_reduce(said, distributed.ReduceOp.MAX, async_op=True)
         self._told = work, said
         heard = self._wait(before) or [False] * len(flags)
-        if any(heard):  # what is under way would say it again
+        if any(heard):  # the reduction under way would report it again
             self._wait(self._told)
             self._told = None
         return heard
 
     def close(self) -> None:
-        """Leave nothing under way."""
+        """Wait for the reduction that ``any_rank`` left under way."""
         self._wait(self._told)
 
     @staticmethod
@@ -84,10 +84,10 @@ class Ranks:
         return told[1].bool().tolist()
 
     def parallel(self, model: nn.Module, device: torch.device, compression: Compression = "none") -> nn.Module:
-        """``model``, whose backward pass makes gradients the mean over ranks; ``compression`` is how they travel.
+        """Return ``model`` with a backward pass that averages gradients over ranks, sent in precision ``compression``.
 
-        It begins everywhere with the weights of rank 0. Batch normalisation uses each rank's own batch, and its
-        running statistics are those of rank 0.
+        All ranks start with the weights of rank 0. Batch normalisation uses each rank's own batch, and its running
+        statistics are those of rank 0.
         """
         if self.world_size == 1:
             return model
@@ -105,28 +105,28 @@ class Ranks:
                 distributed.broadcast(buffer, 0)
 
     def print0(self, message: str) -> None:
-        """Once, whatever the number of ranks."""
+        """Print on rank 0 only."""
         if self.rank == 0:
             print(message)
 
     def seed(self, seed: int) -> None:
-        """Of what the ranks draw by themselves from here on: dropout, for each another one."""
-        torch.manual_seed((seed + self.rank * 1_000_003) % 2**32)  # a CPU's generator takes no more bits
+        """Seed torch differently on each rank, so that dropout masks differ."""
+        torch.manual_seed((seed + self.rank * 1_000_003) % 2**32)  # the CPU's generator takes no more bits
 
     def command(self) -> str:
-        """How this one was begun, on this machine."""
+        """Return the command that started train.py on this machine, without its options."""
         ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
         return "python train.py" if self.world_size == 1 else f"torchrun --nproc-per-node {ranks} train.py"
 
 
 @contextmanager
 def join_ranks(gpus: bool = False) -> Iterator[Ranks]:
-    """Joined by gloo, and with ``gpus`` by NCCL for what lies there."""
+    """Yield the ranks, connected by gloo, and with ``gpus`` by NCCL for tensors on GPUs."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield Ranks()
         return
     store, rank, world_size = next(distributed.rendezvous("env://"))
-    # torchrun keeps its store over restarts, with the addresses of ranks that are no more.
+    # torchrun's store survives restarts and still holds the addresses of ranks that have ended.
     store = distributed.PrefixStore(f"restart {_restarts()}", store)
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=rank, world_size=world_size
@@ -142,7 +142,7 @@ def join_ranks(gpus: bool = False) -> Iterator[Ranks]:
 
 
 def rank_device(name: str) -> torch.device:
-    """``find_device``, where each rank of a machine has a GPU of its own. Raises AlexNetError."""
+    """Return the device of that name. Each rank of a machine gets its own GPU. Raises AlexNetError."""
     device = find_device(name)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
@@ -152,7 +152,7 @@ def rank_device(name: str) -> torch.device:
 
 
 def restarted() -> bool:
-    """Whether torchrun has begun again, having lost a rank."""
+    """Return true if torchrun restarted this process after it lost a rank."""
     return _restarts() > 0
 
 

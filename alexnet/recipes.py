@@ -1,4 +1,4 @@
-"""How each network is trained, as data: ``train.py`` shows every field as an option. Sources are in docs/recipes.md."""
+"""Training recipes as data. Every field is an option of ``train.py``. Sources are in docs/recipes.md."""
 
 import dataclasses
 import difflib
@@ -13,41 +13,41 @@ Steps = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Raises ValueError for a value out of range."""
+    """A training recipe. Raises ValueError if a value is out of range."""
 
     variant: Literal["paper", "ungrouped", "source2012", "one_weird_trick", "bn"]
     """The network."""
     augment: str
-    """What happens to an image; a name in pipelines.AUGMENTS."""
+    """The augmentation, a name in pipelines.AUGMENTS."""
     epochs: int
     batch_size: int
     learning_rate: float
     """The highest rate of the schedule."""
     schedule: Literal["plateau", "cosine", "steps"]
-    """plateau: a tenth, three times, when validation stops improving. cosine: down to zero. steps: by rate-steps."""
+    """plateau: a tenth when validation stops improving, three times. cosine: down to zero. steps: by rate-steps."""
     rate_steps: Steps = ()
-    """Pairs: from this epoch on, the learning rate times this factor."""
+    """Pairs of an epoch and a factor: from this epoch on, the rate is the learning rate times this factor."""
     conv1_steps: Steps = ()
-    """The same for the first layer, which follows rate-steps until the first pair; 0 freezes it."""
+    """The same for the first layer, which follows the schedule until the first pair; 0 freezes it."""
     bias_rate_factor: float | None = None
-    """The rate of biases: the learning rate times this through the whole run; none: as the weights'."""
+    """The rate of biases is the learning rate times this, in the whole run; none: the same rate as weights."""
     warmup_epochs: float = 0.0
-    """Over which the rate rises from zero; a shorter run ends on the way up."""
+    """Epochs over which the rate rises from zero; a shorter run ends below the full rate."""
     update: Literal["torch", "paper"] = "torch"
-    """torch: as in torch.optim.SGD. paper: rate and decay inside the velocity."""
+    """torch: as in torch.optim.SGD. paper: rate and weight decay inside the velocity."""
     momentum: float = 0.9
     weight_decay: float = 5e-4
     decay: Literal["all", "weights"] = "all"
-    """What decays: every parameter, or neither biases nor batch normalisation."""
+    """Which parameters weight decay applies to; weights: neither biases nor batch normalisation."""
     label_smoothing: float = 0.0
     dropout: float = 0.5
     average_decay: float = 0.0
-    """Above 0, evaluate and keep an exponential moving average of the weights that forgets this slowly each step."""
+    """Decay per step of an exponential moving average (EMA) of the weights, to evaluate and save; 0: no EMA."""
     late_augment: str = ""
-    """What happens to an image instead, from late-augment-epoch on."""
+    """The augmentation from late-augment-epoch on; if empty, it does not change."""
     late_augment_epoch: int = 0
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """auto: bf16 autocast on a GPU, fp32 on a CPU. fp16: with the loss scaled."""
+    """auto: bf16 autocast on a GPU, fp32 on a CPU. fp16: with loss scaling."""
 
     def __post_init__(self) -> None:
         ranges = {
@@ -75,12 +75,12 @@ class Recipe:
                 )
 
     def augment_at(self, epoch: int) -> str:
-        """The name of the augmentation in that epoch, counted from 0."""
+        """Return the name of the augmentation in that epoch, counted from 0."""
         return self.late_augment if self.late_augment and epoch >= self.late_augment_epoch else self.augment
 
 
 def read_recipe(fields: dict[str, Any]) -> Recipe:
-    """A recipe from what JSON made of one. Raises AlexNetError, which for an unknown field names the nearest."""
+    """Return a recipe from its fields as read from JSON. Raises AlexNetError; for a wrong name it gives the nearest."""
     known = [field.name for field in dataclasses.fields(Recipe)]
     for name in set(fields) - set(known):
         near = ", ".join(difflib.get_close_matches(name, known)) or f"none of {', '.join(known)}"
@@ -135,7 +135,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         rate_steps=((30, 0.1), (60, 0.01)),
         weight_decay=1e-4,
     ),
-    # Written to pass 60.43 % top-1 with one crop; not yet run on ImageNet.
+    # Designed to beat 60.43 % top-1 with one crop; not yet run on ImageNet.
     "modern": Recipe(
         "bn",
         "modern",

@@ -1,4 +1,4 @@
-"""A training run: what it is at, over all its ranks; how it is kept in checkpoints, and resumed from them."""
+"""A training run over all its ranks: its state, saved in checkpoints and resumed from them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ class Plan(Protocol):
 
 
 class Loader(Protocol):
-    """What a run needs of the loader of its train batches."""
+    """A loader of train batches, as far as a run needs it."""
 
     epoch: int
 
@@ -44,8 +44,8 @@ class Loader(Protocol):
 class Run:
     """A run in its folder. ``checkpoint`` is the one at ``path`` that it resumes from; empty for a new run.
 
-    ``begin`` gives it what is trained. ``about`` stands in every checkpoint as it is; its ``made_with`` is what a
-    resumed run must have in common with its checkpoint.
+    ``begin`` sets what is trained. Every checkpoint contains ``about`` unchanged; a resumed run must have the same
+    ``made_with`` in it as its checkpoint.
     """
 
     state: TrainState
@@ -61,16 +61,16 @@ class Run:
 
     @property
     def epoch_under_way(self) -> int:
-        """The epoch that the loader resumes in; after its last batch that epoch still; 0 for a new run."""
+        """The epoch that the loader resumes in, even if all its batches were taken; 0 for a new run."""
         if not self.checkpoint:
             return 0
         place = self.checkpoint["ranks"][0]["loader"]
         return place["epoch"] if place["taken"] else place["epoch"] - 1
 
     def begin(self, state: TrainState, loader: Loader, *, seed: int, data: Path, about: dict[str, Any]) -> None:
-        """Restore ``state`` and ``loader`` from the checkpoint, if there is one, and write down what runs.
+        """Restore ``state`` and ``loader`` from the checkpoint, if there is one. Record configuration and environment.
 
-        Raises AlexNetError if the checkpoint is of another run; ``override`` resumes all the same if the weights fit.
+        Raises AlexNetError if the checkpoint is of another run; ``override`` resumes anyway if the weights fit.
         """
         self.state, self.loader, self.seed, self.about = state, loader, seed, about
         if self.checkpoint:
@@ -86,7 +86,7 @@ class Run:
         return kind(self.out / "log.jsonl", self.state.step, self.state.epoch)
 
     def save(self, writer: Writer, best: bool = False) -> None:
-        """Write a checkpoint with what each rank alone has. Raises AlexNetError if the one before failed."""
+        """Write a checkpoint, with each rank's random and loader state. Raises AlexNetError if the last one failed."""
         own = {"random": random_state(self.loader.device), "loader": self.loader.state_dict()}
         ranks = self.ranks.gather(own)
         if self.ranks.rank == 0:
@@ -99,7 +99,7 @@ class Run:
         checkpoint.check_variant(kept, path, self.state.model.variant)
         changed = run_folder.differences(kept["made_with"], self.about["made_with"])
         if changed and not self.override:
-            raise AlexNetError(f"{path} was made otherwise: {'; '.join(changed)}: change it back, or add --override")
+            raise AlexNetError(f"{path} has other settings: {'; '.join(changed)}: change them back, or add --override")
         try:
             self.state.load_state_dict(kept)
             self._restore_rank()
@@ -119,7 +119,7 @@ class Run:
             self.ranks.seed(self.seed + self.state.step)
         place, plan = own["loader"], self.loader.plan
         if (before["ranks"], before["backend"], place["step"]) != (now["ranks"], now["backend"], plan.step):
-            place |= {"backend": now["backend"], "step": plan.step, "source": None}  # as far into the epoch, no more
+            place |= {"backend": now["backend"], "step": plan.step, "source": None}  # keep only how far into the epoch
             self.state.step = place["epoch"] * plan.batches + place["taken"] // plan.step
         self.loader.load_state_dict(place)
 
@@ -128,10 +128,10 @@ class Run:
 def open_run(
     out: Path, ranks: Ranks, *, resume: bool = False, overwrite: bool = False, override: bool = False
 ) -> Iterator[Run]:
-    """Yield the run of a folder, and keep other trainings out of it meanwhile.
+    """Yield the run of a folder, locked against other training runs.
 
-    Raises AlexNetError if another training is under way there, if the folder holds a run that is neither resumed nor
-    overwritten, and if no checkpoint of a run to resume is whole.
+    Raises AlexNetError if another training run holds the lock, if the folder holds a run that is neither resumed nor
+    overwritten, and if every checkpoint of a run to resume is damaged.
     """
     with run_folder.claim(out, ranks):
         path, kept = out / "last.pt", dict[str, Any]()
@@ -143,7 +143,7 @@ def open_run(
 
 
 def find_checkpoint(out: Path, ranks: Ranks) -> tuple[Path, dict[str, Any]]:
-    """Load the newest whole checkpoint; an empty dict if there is none yet. Raises AlexNetError."""
+    """Load the newest whole checkpoint. Return path and content, empty if there is none yet. Raises AlexNetError."""
     path, found = out / "last.pt", None
     kept: dict[str, Any] = {}
     if ranks.rank == 0 and (path.exists() or checkpoint.older_than(path)):

@@ -1,4 +1,4 @@
-"""The folder of a run: what lies in it, what it was made with, and whether it may go on."""
+"""The folder of a run: its files, its lock, what it was made with, and what may change on resume."""
 
 import fcntl
 import hashlib
@@ -23,7 +23,7 @@ from alexnet.files import read_json, write_json
 from alexnet.ranks import Ranks
 
 ROOT = Path(__file__).parents[1]
-# The names that this program writes into a run folder and its two folders, and their temporary names.
+# The names that this program writes into a run folder and its two subfolders, and their temporary names.
 CHECKPOINT = r"(last|last-\d+|best)\.pt"
 RUN_FILE = re.compile(rf"(config|env)\.json|log\.jsonl|{CHECKPOINT}(\.damaged)?|metrics\.json")
 LEFT_OVER = re.compile(rf"((config|env)\.json|log\.jsonl|{CHECKPOINT})(\.[0-9a-f]{{8}})?\.tmp")  # of a training
@@ -38,7 +38,7 @@ PACKAGES = (
     *("torch", "torchvision", "nvidia-dali-cuda130", "nvidia-dali-cuda120"),
     *("simplejpeg", "opencv-python-headless", "numpy", "pillow"),
 )
-# Options that leave the training what it was, but for rounding.
+# Options that do not change the training, except for rounding.
 MAY_CHANGE_ON_RESUME = {
     *("recipe", "data", "out", "device", "backend", "compile", "conv1", "deterministic"),
     *("log_steps", "tensorboard", "checkpoint_minutes", "keep"),
@@ -47,9 +47,9 @@ MAY_CHANGE_ON_RESUME = {
 
 @contextmanager
 def claim(out: Path, ranks: Ranks) -> Iterator[None]:
-    """Keep other trainings out of the run folder; rank 0 holds the lock, which ends with its process at the latest.
+    """Lock the run folder against other training runs. Rank 0 holds the lock, at most until its process ends.
 
-    Raises AlexNetError on every rank if another training holds it.
+    Raises AlexNetError on every rank if another training run holds it.
     """
     with ExitStack() as held:
         refused = None
@@ -74,7 +74,7 @@ def check_free(out: Path, overwrite: bool = False) -> None:
 
 
 def start(out: Path, overwrite: bool, config: dict[str, Any], environment: dict[str, Any]) -> None:
-    """Delete an earlier run, or what killed trainings left over, and write down what runs here."""
+    """Delete an earlier run, or what killed runs left over. Write config.json and env.json."""
     if overwrite:
         clear(out)
     for path in out.glob("*.tmp"):
@@ -85,7 +85,7 @@ def start(out: Path, overwrite: bool, config: dict[str, Any], environment: dict[
 
 
 def clear(out: Path) -> None:
-    """Delete the files of a run and what the tools found out about it; folders go if nothing else is in them.
+    """Delete the files of a run and the results of the tools, and subfolders if nothing else is in them.
 
     Raises AlexNetError, with nothing deleted, as ``removable`` does.
     """
@@ -97,9 +97,9 @@ def clear(out: Path) -> None:
 
 
 def removable(out: Path) -> list[Path]:
-    """List the files that ``clear`` deletes; config.json, which tells that there is a run, comes last.
+    """List the files that ``clear`` deletes; config.json, which marks the folder as a run's, comes last.
 
-    Raises AlexNetError if there are such names without a run, and for links and whatever else no run makes.
+    Raises AlexNetError if the folder has such names but no run, or if one of them is a link or otherwise not a run's.
     """
     found = []
     for name, patterns in FOLDERS.items():
@@ -130,7 +130,7 @@ def _holds_run(out: Path) -> bool:
 def environment(device: torch.device, world_size: int, *, native: bool) -> dict[str, Any]:
     """Return what is needed to repeat a run, besides its configuration and its data.
 
-    ``native``: turbo's compiled part is there.
+    ``native`` is true if turbo's compiled part is available.
     """
     versions = {name: metadata.version(name) for name in PACKAGES if any(metadata.distributions(name=name))}
     return {
@@ -167,7 +167,7 @@ def fingerprint(config: dict[str, Any], *, manifest: bytes, backend: str, world_
 
 
 def differences(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Each in words. More epochs are none: the run goes on for longer."""
+    """Describe each difference in words. More epochs do not count: they only make the run longer."""
     before, after = dict(_flat(kept)), dict(_flat(now))
     if after["epochs"] > before["epochs"]:
         before["epochs"] = after["epochs"]

@@ -1,4 +1,4 @@
-"""What a run folder holds, read as what train.py, tools/evaluate.py and tools/visualize.py write, or refused."""
+"""A reader of run folders: it checks the files that train.py, tools/evaluate.py and tools/visualize.py write."""
 
 import csv
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from alexnet.tables import original
 
 
 class Group(TypedDict):
-    """Images that have something in common."""
+    """A group of images that share a property."""
 
     group: str
     images: int
@@ -22,7 +22,7 @@ class Group(TypedDict):
 
 
 class Metrics(TypedDict, total=False):
-    """Of metrics.json, what is shown."""
+    """The fields of metrics.json that are shown."""
 
     top1: float
     top1_interval: tuple[float, float]
@@ -40,7 +40,7 @@ class Metrics(TypedDict, total=False):
 
 
 class ClassRow(NamedTuple):
-    """Of classes.csv."""
+    """A row of classes.csv."""
 
     name: str
     images: int
@@ -51,7 +51,7 @@ class ClassRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds; empty where a file is missing."""
+    """The contents of a run folder; a missing file's are empty."""
 
     folder: Path
     config: dict[str, Any]
@@ -64,7 +64,7 @@ class Run:
         return next((entry for entry in reversed(self.log) if entry["kind"] == "epoch"), {})
 
     def of_steps(self, field: str) -> float | None:
-        """The median over the log's lines."""
+        """Return the median of a field over the log's steps; None if no line has it."""
         values = [entry[field] for entry in self.log if entry["kind"] == "step" and field in entry]
         return median(values) if values else None
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a question that the training loop answers when it has finished its step."""
+"""SIGTERM and SIGINT as a request to stop, which the training loop checks after each step."""
 
 import os
 import signal
@@ -7,13 +7,13 @@ import time
 from types import FrameType
 from typing import Self
 
-SAME_SECONDS = 1.0  # torchrun passes Ctrl-C on to ranks that had it from the terminal already
+SAME_SECONDS = 1.0  # torchrun passes Ctrl-C on to ranks that already got it from the terminal
 
 
 class Stop:
-    """``asked`` becomes true at the first signal in its context. A second one ends the process at once.
+    """A request to stop: ``asked`` becomes true at the first signal in its context.
 
-    What is on the disk then is what would be after a kill: whole checkpoints.
+    A second signal ends the process at once. It leaves on the disk what a kill would leave: whole checkpoints.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """The pickle inside a checkpoint, checked before torch reads it.
 
-torch's reader runs no code, but it takes memory for whatever a pickle of a few bytes asks for. ``check_pickle`` reads
-the pickle with stand-ins that take none: it allows what checkpoints need, and adds up what that would become.
+torch's reader runs no code, but a pickle of a few bytes can make it allocate any amount of memory. ``check_pickle``
+reads the pickle with stand-ins that allocate none, allows only what checkpoints need, and adds up its real size.
 """
 
 import io
@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 MAX_STRUCTURE_BYTES = 1 << 24  # of the pickle: names, numbers and shapes; of 1000 classes 100 KB, of 100,000 some 6 MB
-MAX_OPCODES = 1 << 21  # 100,000 classes are 700,000
-MAX_VALUES = 1 << 24  # values, and characters of text, with everything that is shared counted each time
+MAX_OPCODES = 1 << 21  # 100,000 classes take 700,000
+MAX_VALUES = 1 << 24  # values and characters of text; a shared value counts each time
 MAX_DEPTH = 32
 MAX_DIMENSIONS = 8
 MAX_LONG = 1 << 64
-# What tensors may claim in a file that is smaller, as expanded ones do: four sets of weights of 1000 classes.
+# Tensors may claim this much in a smaller file, as expanded tensors do: four sets of weights of 1000 classes.
 MAX_CLAIMED_BYTES = 1 << 30
 TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
 PUTS, GETS = {"BINPUT", "LONG_BINPUT"}, {"BINGET", "LONG_BINGET"}
@@ -41,7 +41,7 @@ ITEM_BYTES = {
 
 
 class _Kind(NamedTuple):
-    """A class of storages."""
+    """A storage type, such as FloatStorage."""
 
     item_bytes: int
 
@@ -86,15 +86,15 @@ def check_pickle(pickled: bytes, record_bytes: Mapping[str, int], file_bytes: in
 
 
 def _check_opcodes(pickled: bytes) -> None:
-    """Raise ValueError for what takes memory or time by itself.
+    """Raise ValueError for opcodes that take much memory or time by themselves.
 
-    That is opcodes that torch.save does not write, long integers, distant places of the memo, and tuples within tuples
-    that share their parts, whose hash takes exponential time.
+    These are opcodes that torch.save does not write, long integers, distant memo indices, and nested tuples that share
+    their parts, whose hash takes exponential time.
     """
     if len(pickled) > MAX_STRUCTURE_BYTES:
-        raise ValueError(f"what is not a tensor in it takes more than {MAX_STRUCTURE_BYTES >> 20} MB")
+        raise ValueError(f"it holds more than {MAX_STRUCTURE_BYTES >> 20} MB besides its tensors")
     maker = ""  # the opcode that made the value on top of the stack
-    makers: dict[int, str] = {}  # those of the memo's values, by their place
+    makers: dict[int, str] = {}  # the opcodes that made the memo's values, by index
     operations: Any = pickletools.genops(pickled)
     for number, (opcode, argument, _) in enumerate(operations):
         name = opcode.name
@@ -113,7 +113,7 @@ def _check_opcodes(pickled: bytes) -> None:
 
 
 class _Reader(pickle.Unpickler):
-    """An unpickler that makes stand-ins, for a pickle whose opcodes are checked.
+    """An unpickler that makes stand-ins, for a pickle whose opcodes were checked before.
 
     It raises ValueError for globals that no checkpoint needs, and for storages and tensors larger than their record.
     """
@@ -137,13 +137,13 @@ class _Reader(pickle.Unpickler):
     def persistent_load(self, identifier: Any) -> _Storage:
         word, kind, key, _, length = identifier
         if word != "storage" or not isinstance(kind, _Kind) or not isinstance(key, str) or type(length) is not int:
-            raise ValueError("it refers to something else than a storage")
+            raise ValueError("it refers to something other than a storage")
         if self._record_bytes.get(f"data/{key}") != length * kind.item_bytes:
             raise ValueError(f"its record data/{key} is not of the {length} numbers that it claims")
         return _Storage(length * kind.item_bytes, kind.item_bytes)
 
     def _encode(self, text: str, encoding: str) -> _Encoded:
-        """Stand for bytes, which a pickle of this protocol holds as text."""
+        """Return a stand-in for bytes, which a pickle of this protocol holds as text."""
         self._encoded += len(text)
         if encoding != "latin1" or self._encoded > MAX_STRUCTURE_BYTES:
             raise ValueError("it holds bytes as no checkpoint does")
@@ -151,7 +151,7 @@ class _Reader(pickle.Unpickler):
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any) -> _Tensor:
-    """Stand for a tensor. A stride of 0 repeats numbers, so that ``bytes`` may be more than the storage has."""
+    """Return a stand-in for a tensor. A stride of 0 repeats numbers, so ``bytes`` may exceed the storage's."""
     if not isinstance(storage, _Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
         raise ValueError("a tensor in it has no storage, size or stride")
     numbers = (offset, *size, *stride)
@@ -166,15 +166,15 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, requires_grad: An
 
 
 class _Totals:
-    """A sum over values that remembers what it has seen: a value that is shared a thousand times is looked at once."""
+    """A sum over nested values that visits a value only once, even if it is shared a thousand times."""
 
     def __init__(self) -> None:
         self._seen: dict[int, tuple[int, int, int]] = {}
 
     def of(self, value: Any, depth: int) -> tuple[int, int, int]:
-        """Return the values and characters in ``value``, the bytes its tensors claim, and how deep it is nested.
+        """Return the number of values and characters in ``value``, the bytes its tensors claim, and its depth.
 
-        Raises ValueError for what is nested more than ``depth`` deep, endlessly too, and for what is no value.
+        Raises ValueError if it is nested more than ``depth`` deep, or endlessly, or holds an object of another kind.
         """
         if value is None or isinstance(value, bool | int | float):
             return 1, 0, 0
@@ -185,7 +185,7 @@ class _Totals:
         if isinstance(value, _Tensor):
             return 1, value.bytes, 0
         if not isinstance(value, dict | list | tuple) or isinstance(value, _Kind | _Storage):
-            raise ValueError("it holds what is neither a tensor nor a number, text, list or dict")
+            raise ValueError("it holds something that is neither a tensor nor a number, text, list or dict")
         if id(value) not in self._seen:
             self._seen[id(value)] = self._of_parts(value, depth)
         if self._seen[id(value)][2] > depth:

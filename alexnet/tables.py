@@ -1,4 +1,4 @@
-"""CSV files that a spreadsheet opens without running what names in them say.
+"""CSV files in which a spreadsheet runs no name as a formula.
 
 A spreadsheet takes a cell that begins with =, +, - or @ for a formula, whatever quotes stand around it. Such a text
 gets an apostrophe before it, as OWASP advises (https://owasp.org/www-community/attacks/CSV_Injection).
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from alexnet.files import replacing
 
-# Apostrophes that a name has of itself count, so that reading takes away exactly what writing put there.
+# Apostrophes at the start of a name match too, so that ``original`` removes exactly what ``write_csv`` added.
 FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 

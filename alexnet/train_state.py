@@ -1,4 +1,4 @@
-"""What training changes, as a checkpoint keeps it."""
+"""The state that training changes, as a checkpoint stores it."""
 
 import os
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from alexnet.optim import Schedule
 
 @dataclass
 class TrainState:
-    """How far a run has come: all of it but the place in the data and the random generators, which each rank has.
+    """The state of a run, except for the position in the data and the random generators, which differ by rank.
 
     ``step`` and ``epoch`` count what is finished; ``history`` has each epoch's metrics, ``best`` the highest top-1.
     """
@@ -30,11 +30,11 @@ class TrainState:
 
     @property
     def val_model(self) -> AlexNet:
-        """The network that is worth looking at."""
+        """The network to evaluate: the EMA if there is one."""
         return self.train_step.ema.model if self.train_step.ema else self.model
 
     def end_epoch(self, metrics: dict[str, float]) -> bool:
-        """Note what its evaluation gave; whether it is the best so far."""
+        """Record an epoch's metrics. Return true if its top-1 is the best so far."""
         self.epoch += 1
         self.history.append(metrics)
         self.schedule.observe(1 - metrics["top1"])
@@ -43,12 +43,12 @@ class TrainState:
         return is_best
 
     def describe(self) -> dict[str, Any]:
-        """The network as it is, of what use it is, and of which epoch."""
+        """Return the weights to evaluate, their epoch and their metrics."""
         metrics = self.history[-1] if self.history else {}
         return {"model": self.val_model.state_dict(), "epoch": self.epoch, "metrics": metrics}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has besides ``describe``."""
+        """Return what a checkpoint needs for resuming besides ``describe``."""
         state = {
             "step": self.step,
             "best": self.best,
@@ -62,7 +62,7 @@ class TrainState:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises KeyError, ValueError, RuntimeError or TypeError where ``state`` is of another run."""
+        """Restore a checkpoint. Raises KeyError, ValueError, RuntimeError or TypeError if it is of another run."""
         self.model.load_state_dict(state.get("trained", state["model"]))
         self.optimizer.load_state_dict(state["optimizer"])
         for values in self.optimizer.state.values():
@@ -85,7 +85,7 @@ def _writable(value: Any) -> Any:
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Of torch's generators, of which this project uses no others: dropout draws from that of its device."""
+    """Return the state of torch's generators, the only ones in use here: dropout draws from its device's generator."""
     state = {"cpu": torch.get_rng_state()}
     return state | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
 
@@ -97,11 +97,11 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
 
 
 def make_deterministic() -> None:
-    """The same bits from run to run on one machine; call it before anything runs on a GPU.
+    """Make runs on one machine bit-identical. Call it before anything runs on a GPU.
 
-    An operation that cannot give them raises RuntimeError. Some run slower on a GPU.
+    An operation that cannot be deterministic raises RuntimeError. Some run slower on a GPU.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires this
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # finds mistakes, at a cost
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a slow aid to debugging
     torch.backends.cudnn.benchmark = False

@@ -1,6 +1,6 @@
-"""Checkpoints written by a thread, while training goes on.
+"""Checkpoints written by a thread while training continues.
 
-``python -m benchmarks checkpoint`` measures what that costs a step.
+``python -m benchmarks checkpoint`` measures how much that slows a step.
 """
 
 import time
@@ -18,18 +18,18 @@ from alexnet.errors import AlexNetError
 
 
 class Writer:
-    """Writes last.pt and best.pt into ``folder``, one checkpoint at a time. Leaving its context waits for the last one.
+    """A writer of last.pt and best.pt in ``folder``, one checkpoint at a time. Leaving its context waits for the last.
 
-    Weights and momentum, nearly all of a checkpoint, change in the optimizer's step alone. On a CPU the thread copies
-    them during the forward and backward pass that follow ``save``, and a hook makes the step wait for the end of that.
-    On a GPU they are copied there, which is queued between two steps, and the thread fetches the copies on a stream of
-    its own. Both need the memory for one more set, which is used again and again.
+    Weights and momentum, nearly all of a checkpoint, change only in the optimizer's step. On a CPU the thread copies
+    them during the forward and backward pass after ``save``, and a hook makes the optimizer's step wait for the copies.
+    On a GPU they are copied on the GPU, queued between two steps, and the thread fetches the copies on a stream of its
+    own. Both need memory for one more set of tensors, which is reused.
 
     ``stalled_seconds`` is how long training has waited here, ``writing_seconds`` how long the thread has worked.
     """
 
     def __init__(self, folder: Path, optimizer: torch.optim.Optimizer, keep: int = 1, minutes: float = 0) -> None:
-        """``due`` becomes true this many minutes after the last checkpoint; 0: never."""
+        """Hook into ``optimizer``. ``due`` becomes true ``minutes`` after the last checkpoint; 0: never."""
         self._folder, self._optimizer, self._keep, self._minutes = folder, optimizer, keep, minutes
         self._device = optimizer.param_groups[0]["params"][0].device
         self._copies: dict[str, Tensor] = {}
@@ -47,9 +47,9 @@ class Writer:
         return 0 < 60 * self._minutes <= time.monotonic() - self._began
 
     def save(self, described: dict[str, Any], progress: dict[str, Any], best: bool = False) -> None:
-        """Begin to write last.pt with both, and before it, where this is the ``best``, best.pt with ``described``.
+        """Start to write last.pt with both dicts and, before it, if this is the ``best``, best.pt with ``described``.
 
-        Raises AlexNetError when the one before could not be written.
+        Raises AlexNetError if the previous checkpoint could not be written.
         """
         with self._stall():
             self.finish()
@@ -62,7 +62,7 @@ class Writer:
         self._began = time.monotonic()
 
     def finish(self) -> None:
-        """Wait until what was begun is on the disk. Raises AlexNetError when it could not be written."""
+        """Wait until the checkpoint under way is on the disk. Raises AlexNetError if it could not be written."""
         if self._thread:
             self._thread.join()
             self._thread = None
@@ -77,17 +77,17 @@ class Writer:
         self._hook.remove()
         if kind is None:
             self.finish()
-        elif self._thread:  # what is being written was whole before the run failed
+        elif self._thread:  # its content was complete before the run failed
             self._thread.join()
 
     def _changed_by_steps(self) -> set[int]:
-        """Where the tensors lie that nothing but the optimizer changes."""
+        """Return the addresses of the tensors that only the optimizer changes."""
         parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         states = [value for state in self._optimizer.state.values() for value in state.values()]
         return {tensor.data_ptr() for tensor in parameters + states if isinstance(tensor, Tensor)}
 
     def _snapshot(self, value: Any, later: set[int], name: str = "") -> Any:
-        """``value`` with copies of its tensors; those at ``later`` are only noted, for the thread to copy."""
+        """Return ``value`` with copies of its tensors. Those at addresses ``later`` are left for the thread to copy."""
         if isinstance(value, dict):
             return {key: self._snapshot(part, later, f"{name}.{key}") for key, part in value.items()}
         if isinstance(value, list | tuple):
@@ -113,10 +113,10 @@ class Writer:
             if copied_on_gpu:
                 state = self._fetched(state, copied_on_gpu)
             _check_finite(state)
-            if best:  # first: the other one says how good it is
+            if best:  # first, because last.pt says how good it is
                 checkpoint.save(self._folder / "best.pt", state["described"])
             checkpoint.save(self._folder / "last.pt", state["described"] | state["progress"], self._keep)
-        except Exception as error:  # told by ``finish``
+        except Exception as error:  # raised by ``finish``
             self._error = error
         finally:
             self._copied.set()
@@ -124,9 +124,9 @@ class Writer:
 
     def _fetched(self, state: dict[str, Any], copied: torch.cuda.Event) -> dict[str, Any]:
         stream = torch.cuda.Stream(self._device)
-        with torch.cuda.stream(stream):  # the training's own would wait for the transfer
+        with torch.cuda.stream(stream):  # the training's own stream would wait for the transfer
             stream.wait_event(copied)
-            return _mapped(state, Tensor.cpu)  # waits for the GPU, here alone
+            return _mapped(state, Tensor.cpu)  # waits for the GPU, in this thread only
 
     def _wait_for_copies(self) -> None:
         if not self._copied.is_set():
@@ -143,7 +143,7 @@ class Writer:
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """``value`` with its tensors changed."""
+    """Return ``value`` with ``change`` applied to its tensors."""
     if isinstance(value, dict):
         return {key: _mapped(part, change) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -152,7 +152,7 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _check_finite(state: dict[str, Any]) -> None:
-    """Raises AlexNetError for weights that a step has spoiled whose own loss was still a number."""
+    """Raise AlexNetError if weights are not finite: a step can spoil them although its own loss was finite."""
     for part in ("model", "trained"):
         for name, weights in {**state["described"], **state["progress"]}.get(part, {}).items():
             if weights.is_floating_point() and not torch.isfinite(weights.sum()):

@@ -91,7 +91,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_and_says_so(
 
 
 def test_a_run_does_not_go_on_from_an_earlier_format() -> None:
-    with pytest.raises(AlexNetError, match="of format 1, and runs go on from format 2"):
+    with pytest.raises(AlexNetError, match="has format 1, and a run resumes only from format 2"):
         checkpoint.check_format({"format": 1}, Path("last.pt"))
 
 
@@ -153,13 +153,13 @@ def test_a_disk_that_fills_or_cannot_be_written_is_told_at_the_next_checkpoint(
     writer = Writer(small_disk, optimizer, keep=2)
     writer.save({"number": 0}, {})
     writer.save({"model": model.state_dict()}, {})
-    with pytest.raises(AlexNetError, match=r"cannot write .*last\.pt .*free some space.*before stands"):
+    with pytest.raises(AlexNetError, match=r"cannot write .*last\.pt .*free some space.*checkpoints are intact"):
         writer.save({"number": 1}, {})
     writer.save({"number": 2}, {})
     writer.finish()
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     writer.save({"number": 3}, {})
-    with pytest.raises(AlexNetError, match=r"cannot write .*\(.*Read-only file system.*\): see to "):
+    with pytest.raises(AlexNetError, match=r"cannot write .*\(.*Read-only file system.*\): check "):
         writer.finish()
     assert number(small_disk / "last.pt") == 2 and number(small_disk / "last-1.pt") == 0
 

@@ -29,7 +29,7 @@ def test_visualize_draws_a_run(run_folder: Path, numbered_shards: Path) -> None:
 
 def test_visualize_refuses_what_it_cannot_read(run_folder: Path, demo_shards: Path, numbered_shards: Path) -> None:
     line = ("tools/visualize.py", run_folder / "best.pt", "--data")
-    assert_refused(script(*line, demo_shards), "knows 101 classes", "has 10")
+    assert_refused(script(*line, demo_shards), "was trained on 101 classes", "has 10")
     assert_refused(script(*line, numbered_shards, "--images", run_folder / "none.jpg"), "none.jpg")
 
 

@@ -1,11 +1,11 @@
-"""Evaluate a checkpoint on a split: how often it is right, how sure that is, and what it takes for what.
+"""Evaluate a checkpoint on a split: accuracy with 95 % intervals, F1, calibration, and confused classes.
 
     python tools/evaluate.py runs/demo/best.pt --data data/demo/shards
     python tools/evaluate.py runs/paper/best.pt --data SHARDS --crops 10      # as the paper, section 4.1
     torchrun --nproc-per-node 8 tools/evaluate.py runs/paper/best.pt --data SHARDS
 
-Prints a table. Beside the checkpoint it writes metrics.json, classes.csv (a line a class), predictions.csv (a line an
-image), pictures/confusions.png and pictures/reliability.png.
+Prints a table. Beside the checkpoint it writes metrics.json, classes.csv (a line per class), predictions.csv (a line
+per image), pictures/confusions.png and pictures/reliability.png.
 """
 
 import json
@@ -40,11 +40,11 @@ class Options:
     """A shard folder."""
     split: str = "val"
     crops: Literal[1, 10] = 1
-    """1: the centre; 10: the mean over corners, centre and their mirror images."""
+    """1: the centre crop; 10: the mean over crops at the corners and the centre, and their flips."""
     batch_size: int = 128
-    """Renderer that the network sees at once."""
+    """Crops that the network sees at once."""
     device: str = "auto"
-    """auto (a GPU where there is one), cpu or cuda."""
+    """auto (a GPU if there is one), cpu or cuda."""
     backend: BackendName = "auto"
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ def main(options: Options) -> None:
 
 
 def evaluate(options: Options, ranks: Ranks) -> tuple[Manifest, Predictions, float]:
-    """This rank's share of the split, in its order, and the seconds it took."""
+    """Predict this rank's share of the split, in order. Return manifest, predictions and the seconds it took."""
     device = rank_device(options.device)
     model, state = checkpoint.load_model(options.checkpoint, device)
     loader = open_loader(

@@ -1,11 +1,12 @@
-"""A checkpoint as one file that other programs run, from pixels to probabilities: torch.export, or ONNX.
+"""Export a checkpoint to one file that other programs can run, from pixels to probabilities: torch.export or ONNX.
 
     python tools/export.py runs/demo/best.pt runs/demo/model.pt2      # torch.export.load(...).module()
     python tools/export.py runs/demo/best.pt runs/demo/model.onnx     # needs onnx, onnxscript and onnxruntime
 
-It takes N,size,size,3 uint8 RGB, squares of the size of the shards' images (256): shorter side resized to it, centre
-kept. Cropping and normalising are within. It gives N,num_classes probabilities. The file is read back and compared with
-the network before it takes its name; classes.json beside it names the classes.
+The exported network takes N,size,size,3 uint8 RGB: squares of the shards' image size (256), from images whose shorter
+side was resized to it and whose centre was cropped. It crops and normalises them itself and returns N,num_classes
+probabilities. The file is read back and compared with the checkpoint before it gets its final name; classes.json beside
+it names the classes.
 """
 
 import importlib.util
@@ -26,7 +27,7 @@ from pipelines.files import replacing, write_atomically
 from pipelines.preprocess import Preparation
 from pipelines.terminal import require, run_command
 
-TOLERANCE = 1e-4  # of a probability; the runtimes add up in other orders
+TOLERANCE = 1e-4  # of a probability; the runtimes sum in different orders
 ONNX_WHEELS = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -42,7 +43,7 @@ class Options:
 
 
 class FromPixels(nn.Module):
-    """The network with what ``Preparation`` does before it."""
+    """A network that crops and normalises its input itself, as ``Preparation`` does."""
 
     mean: Tensor
     std: Tensor
@@ -79,7 +80,7 @@ def main(options: Options) -> None:
 
 
 def export_torch(whole: FromPixels, pixels: Tensor, out: Path) -> Tensor:
-    """Write the file, and return what it answers to the pixels when it is read back. Raises OSError."""
+    """Write the file, read it back, and return its probabilities for the pixels. Raises OSError."""
     content = io.BytesIO()  # a full disk would abort torch's own writing to a file
     torch.export.save(program(whole, pixels), content)
     out.write_bytes(content.getbuffer())
@@ -88,21 +89,21 @@ def export_torch(whole: FromPixels, pixels: Tensor, out: Path) -> Tensor:
 
 
 def export_onnx(whole: FromPixels, pixels: Tensor, out: Path) -> Tensor:
-    """Do the same for ONNX. Raises OSError, and AlexNetError if wheels are missing."""
+    """Do the same as ``export_torch`` for ONNX. Raises OSError, and AlexNetError if wheels are missing."""
     missing = [name for name in ONNX_WHEELS if importlib.util.find_spec(name) is None]
     if missing:
         raise AlexNetError(f"ONNX needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     import onnxruntime
 
     exported = program(whole, pixels)
-    names, answers = ["pixels"], ["probabilities"]
-    torch.onnx.export(exported, f=out, input_names=names, output_names=answers, external_data=False, verbose=False)
+    inputs, outputs = ["pixels"], ["probabilities"]
+    torch.onnx.export(exported, f=out, input_names=inputs, output_names=outputs, external_data=False, verbose=False)
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(answers, {names[0]: pixels.numpy()})[0])
+    return torch.from_numpy(session.run(outputs, {inputs[0]: pixels.numpy()})[0])
 
 
 def program(whole: FromPixels, pixels: Tensor) -> torch.export.ExportedProgram:
-    """For any number of images."""
+    """Return the program that torch traces, for any number of images."""
     return torch.export.export(whole, (pixels,), dynamic_shapes=({0: torch.export.Dim("images", min=1)},))
 
 

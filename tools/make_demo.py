@@ -3,7 +3,7 @@
     python tools/make_demo.py demo            # 1,000 + 200 drawn images of 10 classes
     python tools/make_demo.py solar --elpv    # 2,624 real photographs of solar cells in 2 classes
 
-The drawn classes differ in shape and texture; all share the same palettes, so colour alone tells none of them.
+The drawn classes differ in shape and texture; all share the same palettes, so colour alone identifies none.
 The wnids n90000000 to n90000009 are made up: WordNet has no such synsets. The same seed draws the same bytes,
 whatever the number of workers.
 """
@@ -32,7 +32,7 @@ ELPV_WORDS = {"mono": "monocrystalline solar cell", "poly": "polycrystalline sol
 
 @dataclass(frozen=True)
 class Options:
-    """Where to write, and how much."""
+    """The folder to write, and the number of images."""
 
     out: tyro.conf.Positional[Path]
     """Folder to make; must not exist, or be empty."""
@@ -45,7 +45,7 @@ class Options:
     workers: int | None = None
     """Processes that draw; one for each core unless given."""
     elpv: bool = False
-    """Lay out the photographs of the pip package elpv-dataset instead of drawing; only --seed counts then."""
+    """Copy the photographs of the pip package elpv-dataset instead of drawing; only --seed has an effect then."""
 
     def __post_init__(self) -> None:
         require(self.train >= 10, f"--train {self.train}: at least 10, one for each class")
@@ -67,7 +67,7 @@ def save_image(job: tuple[Path, str, list[int]]) -> None:
 
 @contextmanager
 def new_folder(out: Path, words: dict[str, str]) -> Iterator[Path]:
-    """A folder to fill that becomes ``out`` once whole, so that an interrupted run leaves nothing that looks done."""
+    """Yield a folder to fill and rename it to ``out`` when done, so that a run cut short leaves no folder ``out``."""
     out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is not empty: choose another folder, or delete it first")
@@ -84,7 +84,7 @@ def new_folder(out: Path, words: dict[str, str]) -> Iterator[Path]:
 def make_demo(out: Path, train: int = 1000, val: int = 200, seed: int = 0, workers: int | None = None) -> None:
     """Draw ``train`` + ``val`` images of 10 classes into the new folder ``out``.
 
-    Raises DataError when ``out`` holds something already.
+    Raises DataError if ``out`` is not empty.
     """
     with new_folder(out, {wnid: draw.__name__.replace("_", " ") for wnid, draw in CLASSES.items()}) as partial:
         jobs = []
@@ -100,7 +100,7 @@ def make_demo(out: Path, train: int = 1000, val: int = 200, seed: int = 0, worke
 def lay_out_elpv(out: Path, seed: int = 0) -> None:
     """Copy the photographs of elpv-dataset into the new folder ``out``, a quarter of each class for validation.
 
-    Raises DataError when ``out`` holds something already or the package is missing.
+    Raises DataError if ``out`` is not empty or the package is missing.
     """
     package = importlib.util.find_spec("elpv_dataset")
     if package is None or package.origin is None:

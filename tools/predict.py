@@ -1,11 +1,11 @@
-"""What is in these pictures? Five names with their probabilities for each.
+"""Predict what pictures show: the five likeliest classes of each, with their probabilities.
 
     python tools/predict.py runs/demo/best.pt cat.jpg holiday/
     cat cat.jpg | python tools/predict.py runs/demo/best.pt -
     python tools/predict.py runs/demo/best.pt holiday/ --json > answers.jsonl
 
-A folder stands for the image files in and below it, - for one picture on standard input. What cannot be read is named
-and skipped; the command then ends with 1.
+A folder stands for the image files in and below it, - for one picture on standard input. A picture that cannot be read
+is named and skipped; the exit code is then 1.
 """
 
 import json
@@ -36,12 +36,12 @@ class Options:
     pictures: tyro.conf.Positional[tuple[Path, ...]]
     """Image files, folders, or -."""
     top: int = 5
-    """Names for each."""
+    """Classes to print for each picture."""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
-    """A JSON line for each picture."""
+    """Print a JSON line for each picture."""
     batch_size: int = 32
     device: str = "auto"
-    """auto (a GPU where there is one), cpu or cuda."""
+    """auto (a GPU if there is one), cpu or cuda."""
 
     def __post_init__(self) -> None:
         require(bool(self.pictures), "no picture is given")
@@ -51,14 +51,14 @@ class Options:
 
 @dataclass
 class Reader:
-    """Pictures as the network sees them; counts those that could not be read."""
+    """A reader of pictures for the network. It counts the pictures that could not be read."""
 
     preparation: Preparation
     unreadable: int = 0
     total: int = 0
 
     def read(self, paths: Iterable[Path]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name and 3,224,224 float32."""
+        """Yield each picture's name and pixels, 3,224,224 float32, normalised. Report and skip unreadable pictures."""
         for path in paths:
             self.total += 1
             try:
@@ -85,7 +85,7 @@ def main(options: Options) -> None:
 
 
 def expand(paths: Sequence[Path]) -> Iterator[Path]:
-    """Files as they are named, and those of folders by name."""
+    """Yield the files in the order given, and the image files of folders sorted by name."""
     for path in paths:
         if path.is_dir():
             yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
@@ -94,7 +94,7 @@ def expand(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def read_standard_input() -> np.ndarray:
-    """Raises DataError, for more than a file may have too: it may have no end."""
+    """Read a picture from standard input. Raises DataError, also beyond MAX_FILE_BYTES, as the input may be endless."""
     data = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         raise DataError(f"it has more than the {MAX_FILE_BYTES} bytes allowed")
@@ -103,7 +103,7 @@ def read_standard_input() -> np.ndarray:
 
 @torch.inference_mode()
 def answer(model: AlexNet, images: torch.Tensor, count: int) -> list[list[tuple[int, float]]]:
-    """For each image the likeliest classes and their probabilities. ``images`` N,3,224,224, normalised."""
+    """Return each image's likeliest classes with their probabilities. ``images`` N,3,224,224, normalised."""
     best = model(images).softmax(dim=1).topk(min(count, model.num_classes))
     rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return [list(zip(*row, strict=True)) for row in rows]

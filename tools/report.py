@@ -1,7 +1,7 @@
-"""One page about a run, or about several beside each other: a single HTML file that needs nothing else.
+"""Write a report on one run, or on several side by side: a single, self-contained HTML file.
 
     python tools/report.py runs/demo                  # runs/demo/report.html
-    python tools/report.py runs/a runs/b              # runs/a/report.html, with a column for each
+    python tools/report.py runs/a runs/b              # runs/a/report.html, with a column per run
 
 It shows what is in the run folders: tools/evaluate.py and tools/visualize.py put metrics and pictures there.
 """
@@ -24,15 +24,15 @@ from pipelines.images.picture import read_file
 from pipelines.terminal import require, run_command
 
 PICTURES = {
-    "confusions": "What is taken for what",
-    "reliability": "Accuracy by the confidence of the answer",
+    "confusions": "The confusion matrix, or the most confused pairs of classes",
+    "reliability": "Accuracy by the confidence of the prediction",
     "filters": "The kernels of the first layer (figure 3 of the paper); grey is zero",
     "answers": "The five likeliest classes; the true one is pink (figure 4, left)",
     "neighbours": "Train images with the nearest features (figure 4, right)",
-    "patches": "What excites channels most",
-    "saliency": "What the answer depends on: occlusion and Grad-CAM",
+    "patches": "The image patches that excite channels most",
+    "saliency": "What the prediction depends on: occlusion and Grad-CAM",
     "features": "Images on the plane of their features' first two principal components",
-    "activations": "What each layer makes of an image",
+    "activations": "The activations of each conv layer for an image",
 }
 WORST_CLASSES = 20
 
@@ -42,7 +42,7 @@ class Options:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders."""
     out: Path | None = None
-    """The page; report.html in the first run's folder where nothing is said."""
+    """The page to write; by default report.html in the first run's folder."""
 
     def __post_init__(self) -> None:
         require(len(self.runs) >= 1, "no run folder is given")
@@ -71,7 +71,7 @@ def parts(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def logs(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
-    """By the name in the legend; of a single run there is none."""
+    """Return each run's log by its name in the legend; a single run needs no name."""
     return {str(run.folder) if len(runs) > 1 else "": run.log for run in runs}
 
 
@@ -92,7 +92,7 @@ def summary(runs: Sequence[Run]) -> Iterator[list[object]]:
 
 
 def _number(value: float | None) -> str | None:
-    """As text, which stands where the others of its column do."""
+    """Format a number as text, so that the cell is aligned like the text in its column."""
     return None if value is None else f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
 
 
@@ -133,7 +133,7 @@ def _pixels(path: Path) -> np.ndarray:
 
 def confusions(run: Run) -> str:
     pairs = run.metrics.get("confused")
-    return table([f"{run.folder}: true", "taken for", "images"], pairs) if pairs else ""
+    return table([f"{run.folder}: true", "predicted", "images"], pairs) if pairs else ""
 
 
 def class_tables(run: Run) -> str:
@@ -159,14 +159,14 @@ def properties(run: Run) -> str:
 
 
 def settings(runs: Sequence[Run], columns: Sequence[dict[str, str]]) -> str:
-    """A column a run; rows in which they differ are marked."""
+    """Return a table with a column per run, in which rows that differ are marked."""
     keys = list(dict.fromkeys(key for column in columns for key in column))
     rows = [[key, *(column.get(key) for column in columns)] for key in keys]
     return table(["", *(str(run.folder) for run in runs)], rows, mark_differences=True) if keys else ""
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested dictionaries as one, with dots in the names."""
+    """Flatten nested dictionaries into one, with dots in the names."""
     found: dict[str, str] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"

@@ -3,10 +3,10 @@
     python tools/shard_imagenet.py SOURCE OUT       # ImageNet as it ships: archives, folders, Kaggle or parquet
     python tools/shard_imagenet.py --verify OUT     # read everything again and compare
 
-Images become 256x256 JPEGs (shorter side resized, centre kept) in one seeded global permutation, or what --resize and
---encoding say. One that cannot be decoded is listed in OUT/manifest.json under "quarantined", and the run goes on; one
-that had to be altered to be a plain JPEG that looks as it should, under "repaired". The same command run again after a
-stop continues where it was; the same source, options and seed give the same bytes whatever the number of workers.
+Images become 256x256 JPEGs (shorter side resized, centre cropped) in one seeded global permutation, unless options
+such as --resize say otherwise. An image that cannot be decoded is skipped and listed in OUT/manifest.json under
+its key "quarantined"; one that had to be altered to be a plain upright JPEG, under "repaired". After a stop, the same
+command continues where it was. The same source, options and seed give the same bytes with any number of workers.
 """
 
 import math
@@ -33,7 +33,7 @@ from pipelines.shards.manifest import ImageFormat, load_manifest
 from pipelines.terminal import require, run_command
 from pipelines.turbo.native import has_native
 
-SPREAD_SHARDS, SPREAD_SAMPLES = 16, 128  # a small set is cut into so many shards, of at least so many samples
+SPREAD_SHARDS, SPREAD_SAMPLES = 16, 128  # a small dataset is cut into so many shards, of at least so many samples
 
 
 @dataclass(frozen=True)
@@ -47,41 +47,41 @@ class Options:
     size: int = 256
     """Width and height of the images written, in pixels."""
     resize: Literal["square", "shorter", "none"] = "square"
-    """square: the shorter side to --size, the centre kept; shorter: the same without the cut; none: the files as they
-    are, if they are healthy baseline JPEGs, checked without decoding them; loaders resize them to --size."""
+    """square: the shorter side to --size, the centre cropped; shorter: the same without the crop;
+    none: the files as they are, if valid baseline JPEGs (checked without decoding); loaders resize them to --size."""
     encoding: Literal["jpeg", "raw"] = "jpeg"
     """raw: pixels that need no decoding, about eight times the size; only with --resize square."""
     restarts: bool = False
-    """Write restart markers into the JPEGs: the same pixels in 1 % more bytes, of which the turbo backend passes over
-    what a crop does not show. --resize none then writes the files anew, without loss and without metadata."""
+    """Write restart markers into the JPEGs: the same pixels in 1 % more bytes. They let turbo skip most of what
+    lies outside a crop. --resize none then rewrites the files, without loss and without metadata."""
     max_pixels: int = MAX_PIXELS
-    """Images whose header claims more are not decoded, but quarantined."""
+    """Images whose header claims more pixels are quarantined, not decoded."""
     statistics_images: int = 4096
-    """At most how many train images are decoded for the statistics under --resize none; else they are of all."""
+    """With --resize none, how many train images at most are decoded for the statistics; otherwise all are used."""
     quality: int = 90
     """JPEG quality, 1 to 95."""
     shard_mb: float = 256
-    """About how many megabytes a shard has; fewer in a small set, so that there is work for 16 processes."""
+    """Approximate size of a shard in MB; smaller for a small dataset, so that there is work for 16 processes."""
     workers: int = os.cpu_count() or 1
-    """Processes. They do not change the bytes."""
+    """Processes that write shards; their number does not change the bytes."""
     cluster: str | None = None
     """Address of a Dask scheduler (tcp://host:8786) whose workers write the shards; they see the same files."""
     max_bad: float = 0.001
-    """Fraction of the images that may be quarantined before the run ends."""
+    """Fraction of the images that may be quarantined; with more, the run ends with an error."""
     repair: bool = False
-    """OUT is finished, but some shards are wrong: write those again, with the options they were made with."""
+    """Write the damaged shards of a finished OUT again; give the options that OUT was made with."""
     seed: int = 0
-    """Of the order of the train images."""
+    """Seed of the order of the train images."""
     splits: tuple[str, ...] = ("train", "val")
     """The splits of SOURCE to shard."""
     layout: Literal["auto", "official", "folders", "kaggle", "parquet"] = "auto"
-    """How SOURCE holds the images, where looking at it does not tell."""
+    """The layout of SOURCE; auto: detect it."""
     md5: bool = False
     """First compare ImageNet's official archives with their published md5."""
     classes: str | None = None
-    """A subset: a file with a wnid a line, or N for the first N classes. Labels are ranks within it."""
+    """A subset: a file with a wnid per line, or N for the first N classes. Labels count within the subset."""
     per_class: int | None = None
-    """Only so many train images of each class, drawn by the seed."""
+    """Use only so many train images of each class, drawn with the seed."""
 
     def __post_init__(self) -> None:
         require((self.out is None) == self.verify, "give SOURCE and OUT, or --verify OUT")
@@ -139,7 +139,7 @@ def main(options: Options) -> None:
 
 
 def plan(source: Source, options: Options, image: ImageFormat) -> list[ShardTask]:
-    """Which sample goes into which shard, at which place: a function of source, seed and options alone."""
+    """Assign each sample a shard and a place in it, as a function of source, seed and options alone."""
     assert options.out is not None
     width = len(str(len(source.classes) - 1))
     tasks = []
@@ -159,7 +159,7 @@ def plan(source: Source, options: Options, image: ImageFormat) -> list[ShardTask
 
 
 def spooled(tasks: list[ShardTask], source: Source) -> list[ShardTask]:
-    """The tasks with samples that can be read by offset; under the lock, where the source has to be copied for that."""
+    """Return the tasks with samples that can be read by offset. Call it under the lock: it may copy the source."""
     if source.spool is None or not tasks:
         return tasks
     work = tasks[0].out / WORK / SPOOL
@@ -168,7 +168,7 @@ def spooled(tasks: list[ShardTask], source: Source) -> list[ShardTask]:
 
 
 def write_shards(options: Options, source: Source, tasks: list[ShardTask]) -> None:
-    """Write the shards that are not there as recorded. Raises DataError, OSError."""
+    """Write the shards that are missing or not as recorded. Raises DataError, OSError."""
     earlier = {task.name: record for task in tasks if (record := read_record(task))}
     todo = spooled([task for task in tasks if task.name not in earlier], source)
     total, left = (sum(len(task.samples) for task in some) for some in (tasks, todo))
@@ -185,9 +185,9 @@ def write_shards(options: Options, source: Source, tasks: list[ShardTask]) -> No
 
 
 def repair(options: Options, source: Source, tasks: list[ShardTask]) -> None:
-    """Write the shards that are wrong again, beside them, and put them in place if they are what the manifest says.
+    """Write damaged shards again in a scratch folder, and move them into place if they match the manifest.
 
-    Raises DataError, with every shard left as it was, where another source or other options made the folder.
+    Raises DataError, with every shard left as it was, if another source or other options made the folder.
     """
     assert options.out is not None
     manifest = load_manifest(options.out, check_shards=False)

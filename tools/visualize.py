@@ -2,14 +2,16 @@
 
     python tools/visualize.py runs/demo/best.pt --data data/demo/shards
 
-filters     the kernels of conv1 (figure 3 of the paper)
-activations what each conv layer makes of an image
-answers     images with the five likeliest classes (figure 4, left)
-neighbours  train images with the nearest features to a val image's (figure 4, right)
-patches     the patches of val images that excite channels most
-saliency    what an answer depends on: occlusion (Zeiler and Fergus 2014) and Grad-CAM
-features    val images on the plane of their features' first two principal components
-curves      the training: loss, accuracy, learning rate, images/s, data wait
+The files are called NAME.png:
+
+    filters      the kernels of conv1 (figure 3 of the paper)
+    activations  each conv layer's activations for an image
+    answers      images with the five likeliest classes (figure 4, left)
+    neighbours   train images with the nearest features to a val image's (figure 4, right)
+    patches      the patches of val images that excite channels most
+    saliency     what a prediction depends on: occlusion (Zeiler and Fergus 2014) and Grad-CAM
+    features     val images on the plane of their features' first two principal components
+    curves       the training: loss, accuracy, learning rate, images/s, data wait
 """
 
 from collections.abc import Iterator
@@ -37,7 +39,7 @@ from pipelines.shards.gallery import Gallery
 from pipelines.terminal import require, run_command
 
 LAYERS = tuple(f"conv{i}" for i in range(1, 6))
-MOST_FEATURES = 2000  # images of features.png
+MOST_FEATURES = 2000  # images in features.png
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,12 @@ class Options:
     data: Path = Path("data/demo/shards")
     """A shard folder."""
     images: tuple[Path, ...] = ()
-    """Show these pictures to the network in activations.png, one picture each."""
+    """Pictures whose activations are drawn, each in a file of its own; by default a val image."""
     searched: int = 50_000
-    """Train images among which neighbours are sought: the first so many, which are random ones."""
+    """How many train images to search for neighbours: the first ones, which are in random order."""
     batch_size: int = 64
     device: str = "auto"
-    """auto (a GPU where there is one), cpu or cuda."""
+    """auto (a GPU if there is one), cpu or cuda."""
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, f"--batch-size is {self.batch_size}, it starts at 1")
@@ -75,7 +77,7 @@ def training(path: Path) -> dict[str, Figure]:
 
 
 class Painter:
-    """Everything that needs the network and the images."""
+    """A painter of the figures that need the network and the images."""
 
     def __init__(self, options: Options, model: AlexNet, state: dict[str, Any], device: torch.device) -> None:
         self._options, self._model, self._augment, self._device = options, model, state["augment"], device
@@ -85,7 +87,7 @@ class Painter:
         checkpoint.check_classes(state, options.checkpoint, wnids, options.data)
 
     def network(self) -> dict[str, Figure]:
-        """The kernels, and what the layers make of the pictures asked for, or of a val image."""
+        """Draw the kernels, and the activations for ``--images`` or for a val image."""
         pictures = {"filters": figures.conv1_filters(self._model)}
         for i, (view, title) in enumerate(self._asked()):
             name = "activations" if i == 0 else f"activations-{i + 1}"
@@ -106,15 +108,15 @@ class Painter:
         eight = [self._val[number] for number in self._val.various(8)]
         probabilities = self._layers([view for view, _ in eight])["logits"].softmax(1).cpu()
         best = probabilities.topk(min(5, probabilities.shape[1]))
-        answers = [
+        predictions = [
             [(self._val.name(i), p, i == label) for p, i in zip(values, indices, strict=True)]
             for (_, label), values, indices in zip(eight, best.values.tolist(), best.indices.tolist(), strict=True)
         ]
         shown = [Shown(view, self._val.name(label)) for view, label in eight]
-        return {"answers": figures.five_answers(shown, answers), "saliency": self._saliency(self._val.various(5))}
+        return {"answers": figures.five_answers(shown, predictions), "saliency": self._saliency(self._val.various(5))}
 
     def _saliency(self, numbers: list[int]) -> Figure:
-        """Of the class that the network says."""
+        """Draw saliency for the class that the network predicts."""
         images, falls, heats = [], [], []
         for number in numbers:
             view, label = self._val[number]
@@ -127,7 +129,7 @@ class Painter:
         return figures.saliency(images, falls, heats)
 
     def searches(self) -> dict[str, Figure]:
-        """What takes a pass over all of val, and one over train."""
+        """Draw the figures that need a pass over all of val, and one over train."""
         patches = {name: inspection.Patches() for name in LAYERS}
         every = -(-len(self._val) // MOST_FEATURES)
         features, start = [], 0  # of the batch
@@ -152,7 +154,7 @@ class Painter:
         return figures.exciting_patches(rows, len(self._val))
 
     def _cut(self, field: inspection.Field, number: int, row: int, column: int) -> np.ndarray:
-        """size,size,3: what one place of a layer sees of a val image, grey beyond its edges."""
+        """Return the part of a val image that one place of a layer sees, size,size,3, grey beyond its edges."""
         view, _ = self._val[number]
         beyond = [(max(0, -field.first), field.size)] * 2  # wider than need be
         padded = np.pad(view, [*beyond, (0, 0)], constant_values=figures.GREY)
@@ -171,7 +173,7 @@ class Painter:
             [self._shown(train, number, beside=label) for number in row]
             for label, row in zip(labels, search.nearest().tolist(), strict=True)
         ]
-        title = f"val images, and of {searched} train images those with the nearest features; red: of another class"
+        title = f"val images, and the train images (of {searched}) with the nearest features; red: of another class"
         return figures.nearest_neighbours(shown, rows, title)
 
     def _features(self, features: Tensor, every: int) -> Figure:
@@ -185,7 +187,7 @@ class Painter:
         return figures.feature_map(places.numpy(), np.array(labels), names, thumbnails, share)
 
     def _passing(self, split: str, count: int) -> Iterator[dict[str, Tensor]]:
-        """The layers' answers to the first ``count`` images of a split, in order, a batch at a time."""
+        """Yield the layers' activations for the first ``count`` images of a split, in order, batch by batch."""
         loader = open_loader(
             self._options.data, split, self._options.batch_size, self._augment, self._device, training=False
         )
@@ -197,7 +199,7 @@ class Painter:
             yield {name: values[:valid] for name, values in found.items()}
 
     def _shown(self, gallery: Gallery, number: int, beside: int | None = None) -> Shown:
-        """Marked where it is not of the class ``beside``."""
+        """Return a picture and its class, marked if that is not the class ``beside``."""
         view, label = gallery[number]
         return Shown(view, gallery.name(label), wrong=beside not in (None, label))
 
@@ -205,7 +207,7 @@ class Painter:
         return inspection.layers(self._model, self._tensor(views))
 
     def _tensor(self, views: list[np.ndarray]) -> Tensor:
-        """N,3,224,224 normalised, on the device."""
+        """Return the views as N,3,224,224, normalised, on the device."""
         return torch.stack([self._preparation.tensor(view) for view in views]).to(self._device)
 
 

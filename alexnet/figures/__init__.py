@@ -1,4 +1,4 @@
-"""Pictures of a run and of what a network has learned. Each function gives a matplotlib Figure; none opens a window."""
+"""Figures of a run and of what a network has learned. Each function returns a matplotlib Figure and opens no window."""
 
 from alexnet.figures.curves import compared_curves, training_curves
 from alexnet.figures.images import Shown, feature_map, five_answers, nearest_neighbours, saliency

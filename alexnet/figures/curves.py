@@ -1,4 +1,4 @@
-"""How a training went."""
+"""Training curves."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,12 +13,12 @@ STEP_FIELDS = ("loss", "rate", "images_per_second", "data_wait", "memory_gib")
 
 
 def training_curves(entries: Sequence[dict[str, Any]]) -> Figure:
-    """Loss, learning rate, validation accuracy, throughput and data wait, from the lines of ``log.jsonl``."""
+    """Plot loss, learning rate, validation metrics, throughput, data wait and memory from ``log.jsonl``'s lines."""
     return compared_curves({"": entries})
 
 
 def compared_curves(runs: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
-    """The same of several runs, by name, in one picture: a colour each."""
+    """Plot the same curves of several runs, by name, in one figure with a colour per run."""
     figure = Figure(figsize=(13, 6.8), layout="constrained")
     axes = list(figure.subplots(2, 3).flat)
     loss, accuracy, rate, speed, wait, memory = axes
@@ -41,7 +41,7 @@ def compared_curves(runs: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
 
 
 def _last_of_each(entries: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    """A resumed run may have an entry twice; the last one counts."""
+    """Return one entry per step or epoch: a resumed run may have an entry twice, and the last one counts."""
     return list({entry[kind]: entry for entry in entries if entry["kind"] == kind}.values())
 
 

@@ -1,4 +1,4 @@
-"""What the network makes of single images. Pictures are H,W,3 uint8."""
+"""Figures of single images: predictions, nearest neighbours, saliency, features. Pictures are H,W,3 uint8."""
 
 import math
 from collections.abc import Sequence
@@ -12,27 +12,27 @@ from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from alexnet.figures.tiles import shortened
 
 RIGHT, OTHER, WRONG = "#e78ac3", "#8da0cb", "#d62728"
-MOST_COLOURS = 20  # that a legend can name
+MOST_COLOURS = 20  # classes that the legend has room for
 
 
 class Shown(NamedTuple):
-    """A picture and what it is; ``wrong`` marks one that is not of the class beside which it stands."""
+    """A picture and its name. ``wrong`` marks a wrong prediction, or a neighbour of another class, in red."""
 
     picture: np.ndarray
     name: str
     wrong: bool = False
 
 
-def five_answers(images: Sequence[Shown], answers: Sequence[Sequence[tuple[str, float, bool]]]) -> Figure:
-    """Figure 4 left of the paper: under each picture the likeliest classes; the bar of the true one is pink.
+def five_answers(images: Sequence[Shown], predictions: Sequence[Sequence[tuple[str, float, bool]]]) -> Figure:
+    """Draw figure 4 left of the paper: under each picture the likeliest classes; the bar of the true one is pink.
 
-    Predictions are a class's name, its probability, and whether it is the true one.
+    Predictions are a class's name, its probability, and true if it is the true class.
     """
     columns = min(4, len(images))
     rows = math.ceil(len(images) / columns)
     figure = Figure(figsize=(3 * columns, 4.5 * rows), layout="constrained")
     grid = figure.add_gridspec(2 * rows, columns, height_ratios=[2, 1] * rows)
-    for i, (shown, best) in enumerate(zip(images, answers, strict=True)):
+    for i, (shown, best) in enumerate(zip(images, predictions, strict=True)):
         picture = figure.add_subplot(grid[2 * (i // columns), i % columns])
         _picture(picture, shown.picture, shortened(shown.name, 30), size=11)
         _bars(figure.add_subplot(grid[2 * (i // columns) + 1, i % columns]), best)
@@ -49,7 +49,7 @@ def _bars(axes: Axes, best: Sequence[tuple[str, float, bool]]) -> None:
 
 
 def nearest_neighbours(queries: Sequence[Shown], neighbours: Sequence[Sequence[Shown]], title: str) -> Figure:
-    """Figure 4 right: in each row a picture and those whose features are nearest to its own, the nearest first."""
+    """Draw figure 4 right: in each row a picture and its neighbours by features, the nearest first."""
     columns = 1 + max(len(row) for row in neighbours)
     figure = Figure(figsize=(1.7 * columns, 1.95 * len(queries) + 0.4), layout="constrained")
     grid = figure.add_gridspec(len(queries), columns + 1, width_ratios=[1, 0.08, *[1] * (columns - 1)])
@@ -63,7 +63,7 @@ def nearest_neighbours(queries: Sequence[Shown], neighbours: Sequence[Sequence[S
 
 
 def saliency(images: Sequence[Shown], falls: Sequence[np.ndarray], heats: Sequence[np.ndarray]) -> Figure:
-    """A column an image: the picture and the answer; how far its logit falls where it is covered; Grad-CAM, 0..1."""
+    """Draw a column per image: picture and prediction; fall of its logit if covered; Grad-CAM, 0..1."""
     figure = Figure(figsize=(2.6 * len(images) + 0.9, 8.2), layout="constrained")
     axes = figure.subplots(3, len(images), squeeze=False)
     for column, shown, fall, heat in zip(axes.T, images, falls, heats, strict=True):
@@ -82,7 +82,7 @@ def _grey(picture: np.ndarray) -> np.ndarray:
 def feature_map(
     places: np.ndarray, labels: np.ndarray, names: Sequence[str], thumbnails: Sequence[np.ndarray], share: float
 ) -> Figure:
-    """Images by their features' first two principal components, places N,2: as dots by class, and as thumbnails.
+    """Plot images at N,2, their features' first two principal components: as dots by class, and as thumbnails.
 
     ``share`` of the variance lies in this plane. Thumbnails that would cover another are left out.
     """
@@ -105,7 +105,7 @@ def feature_map(
 
 
 def _apart(places: np.ndarray, cells: int = 18) -> list[int]:
-    """One of each cell of a grid over the plane."""
+    """Return the number of one image per cell of a grid over the plane."""
     low, span = places.min(0), np.maximum(np.ptp(places, axis=0), 1e-12)
     cell = np.minimum((places - low) / span * cells, cells - 1).astype(int)
     return list({tuple(one): i for i, one in enumerate(cell)}.values())

@@ -1,4 +1,4 @@
-"""The network itself: its first kernels, what its layers answer, what excites them."""
+"""Figures of the network itself: the kernels of conv1, activations, and the patches that excite channels most."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,9 @@ GREY = 205  # around patches, which are often white
 
 
 def conv1_filters(model: AlexNet) -> Figure:
-    """The kernels of the first layer, as in figure 3 of the paper: grey is zero, each scaled to its largest weight.
+    """Draw the kernels of conv1 as in figure 3 of the paper: grey is zero, each is scaled to its largest weight.
 
-    Those of the two groups that conv2 sees apart stand apart.
+    If conv2 has groups, the kernels of each are drawn apart.
     """
     convolutions = model.convolutions()
     weights = convolutions["conv1"].weight.detach().float().cpu()  # filters,3,11,11
@@ -35,7 +35,7 @@ def conv1_filters(model: AlexNet) -> Figure:
 
 
 def activation_maps(layers: dict[str, Tensor], picture: np.ndarray, title: str, channels: int = 36) -> Figure:
-    """The picture (H,W,3), and of each conv layer (1,C,H,W, by name) the channels that answer most, brightest first."""
+    """Draw the picture (H,W,3) and the most active channels of each conv layer (1,C,H,W, by name), brightest first."""
     figure = Figure(figsize=(12, 8.5), layout="constrained")
     axes = figure.subplots(2, 3).flat
     axes[0].imshow(picture)
@@ -52,9 +52,9 @@ def activation_maps(layers: dict[str, Tensor], picture: np.ndarray, title: str, 
 
 
 def exciting_patches(layers: Mapping[str, Sequence[tuple[int, Sequence[np.ndarray]]]], searched: int) -> Figure:
-    """By layer, a row a channel: its number and the patches found in ``searched`` images.
+    """Draw, for each layer, a row per channel: its number and the patches found in ``searched`` images.
 
-    Patches are side,side,3 uint8, of one side in a layer.
+    Patches are side,side,3 uint8, with the same side within a layer.
     """
     figure = Figure(figsize=(12, 8), layout="constrained")
     panels = list(figure.subplots(2, 3).flat)
@@ -71,8 +71,7 @@ def exciting_patches(layers: Mapping[str, Sequence[tuple[int, Sequence[np.ndarra
         axes.set_ylabel("channel", fontsize=8)
     panels[-1].axis("off")
     note = (
-        f"Of {searched} val images\nthose that excite a channel most,\nand what it sees of each.\n"
-        "Grey is beyond the edge."
+        f"The patches of {searched} val images\nthat excite a channel most,\none per image.\nGrey is beyond the edge."
     )
     panels[-1].text(0.5, 0.6, note, ha="center", va="center", fontsize=11, linespacing=1.6)
     return figure

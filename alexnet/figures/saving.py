@@ -8,7 +8,7 @@ from alexnet.files import replacing
 
 
 def save_pictures(pictures: dict[str, Figure], folder: Path) -> None:
-    """Write each figure as ``folder``/NAME.png, fit to be printed a hand's breadth wide, and print its path."""
+    """Write each figure as ``folder``/NAME.png, in a resolution fit for print, and print its path."""
     folder.mkdir(exist_ok=True)
     for name, figure in pictures.items():
         path = folder / f"{name}.png"

@@ -1,4 +1,4 @@
-"""Where a network's answers are wrong, and how sure it is of them."""
+"""Figures of a network's wrong predictions and of their confidence."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 from alexnet.figures.tiles import shortened
 from alexnet.metrics import BINS, most_confused
 
-MOST_CLASSES = 30  # whose matrix can be read
+MOST_CLASSES = 30  # of a matrix that can still be read
 
 
 def confusion_matrix(cells: np.ndarray, names: Sequence[str], pairs: int = 20) -> Figure:
-    """``cells`` C,C, rows true: the matrix in per cent of the row, or for many classes the most confused pairs."""
+    """Draw the matrix ``cells`` C,C, rows true, in per cent of the row; of many classes, the most confused pairs."""
     if len(cells) <= MOST_CLASSES:
         return _matrix(cells, [shortened(name, 20) for name in names])
     return _pairs(most_confused(cells, pairs), cells.sum(1), names)
@@ -49,7 +49,7 @@ def _pairs(pairs: Sequence[tuple[int, int, int]], images: np.ndarray, names: Seq
 
 
 def reliability_diagram(bins: dict[str, np.ndarray], error: float) -> Figure:
-    """``bins`` as from ``metrics.reliability``: the accuracy of answers by their confidence, and how many there are."""
+    """Plot the accuracy and number of predictions by confidence. ``bins`` come from ``metrics.reliability``."""
     figure = Figure(figsize=(5, 5.6), layout="constrained")
     curve, counts = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     middle, some = (np.arange(BINS) + 0.5) / BINS, bins["images"] > 0

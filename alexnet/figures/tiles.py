@@ -6,7 +6,7 @@ import numpy as np
 
 
 def tile(images: np.ndarray, columns: int, gap: int = 1, between: float = 1.0) -> np.ndarray:
-    """Lay out N,H,W,3 images of values 0..1 in a grid of so many columns, white or as bright as ``between``."""
+    """Lay out N,H,W,3 images of values 0..1 in a grid, with gaps of ``gap`` pixels of brightness ``between``."""
     n, height, width, _ = images.shape
     rows = math.ceil(n / columns)
     grid = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), between)
@@ -17,11 +17,11 @@ def tile(images: np.ndarray, columns: int, gap: int = 1, between: float = 1.0) -
 
 
 def shortened(name: str, length: int = 24) -> str:
-    """A class's first name, cut where it is too long for a label."""
+    """Return a class's first name, cut if it is too long for a label."""
     first = name.split(",")[0]
     return plain(first if len(first) <= length else first[: length - 1] + "…")
 
 
 def plain(text: str) -> str:
-    """For matplotlib: two dollars in a name begin no formula."""
+    """Escape dollar signs, which would mark a formula for matplotlib."""
     return text.replace("$", r"\$")
