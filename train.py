@@ -84,8 +84,8 @@ def train(options: Options, run: Run, device: torch.device) -> str:
     """Train to the last epoch, or until a signal asks to stop. Return what to print at the end."""
     recipe, ranks = options.settings, run.ranks
     augment = recipe.augment_at(run.epoch_under_way)
-    loader = open_share(options, "train", augment, ranks, device)
-    val_loader = open_share(options, "val", recipe.augment, ranks, device)
+    loader = open_share(options, "train", augment, ranks=ranks, device=device)
+    val_loader = open_share(options, "val", recipe.augment, ranks=ranks, device=device)
     state, compiled_val_model = build(options, ranks, device, loader)
     run.begin(state, loader, seed=options.seed, data=options.data, about=describe(options, loader, ranks))
     log = run.open_log(options.tensorboard)
@@ -94,9 +94,9 @@ def train(options: Options, run: Run, device: torch.device) -> str:
         for epoch in range(state.epoch, recipe.epochs):
             if recipe.augment_at(epoch) != augment:
                 augment = recipe.augment_at(epoch)
-                run.loader = open_share(options, "train", augment, ranks, device)
+                run.loader = open_share(options, "train", augment, ranks=ranks, device=device)
                 run.loader.epoch = epoch
-            if not train_epoch(options, run, log, stop, writer):
+            if not train_epoch(options, run, log, stop=stop, writer=writer):
                 return f"stopped after step {state.step}; to resume: {ranks.command()} --out {options.out} --resume"
             ranks.broadcast_buffers(state.val_model)
             predictions = ranks.gather_predictions(predict(compiled_val_model, val_loader, device, recipe.precision))
@@ -126,7 +126,7 @@ def build(options: Options, ranks: Ranks, device: torch.device, loader: Loader) 
     return TrainState(model, optimizer, schedule, train_step), compiled_val_model
 
 
-def train_epoch(options: Options, run: Run, log: RunLog, stop: Stop, writer: Writer) -> bool:
+def train_epoch(options: Options, run: Run, log: RunLog, *, stop: Stop, writer: Writer) -> bool:
     """Train the rest of the epoch. Return False, after a checkpoint, if a stop was requested."""
     ranks, state, loader = run.ranks, run.state, run.loader
     state.train_step.model.train()
@@ -153,7 +153,7 @@ def train_epoch(options: Options, run: Run, log: RunLog, stop: Stop, writer: Wri
     return True
 
 
-def open_share(options: Options, split: str, augment: str, ranks: Ranks, device: torch.device) -> Loader:
+def open_share(options: Options, split: str, augment: str, *, ranks: Ranks, device: torch.device) -> Loader:
     """Return a loader of this rank's share of a split; a recipe's batch is split over ranks. Raises AlexNetError."""
     size, parts = options.settings.batch_size, ranks.world_size * options.accumulate
     if size % parts:
@@ -215,4 +215,4 @@ if __name__ == "__main__":
         start = defaults(Options, sys.argv[1:])
     except AlexNetError as error:
         fail(str(error))
-    run_command(main, Options, __doc__, start, errors=(AlexNetError, DataError))
+    run_command(main, Options, __doc__, default=start, errors=(AlexNetError, DataError))

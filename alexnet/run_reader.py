@@ -76,7 +76,8 @@ def read_run(folder: Path) -> Run:
     config, environment = (_read(folder / f"{name}.json", dict[str, Any]) for name in ("config", "env"))
     metrics, classes = _read(folder / "metrics.json", Metrics), folder / "classes.csv"
     rows = _read_classes(classes) if classes.is_file() else []
-    return Run(folder, config, environment, read_lines(folder / "log.jsonl"), metrics, rows)
+    log = read_lines(folder / "log.jsonl")
+    return Run(folder, config=config, environment=environment, log=log, metrics=metrics, classes=rows)
 
 
 def _read(path: Path, kind: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a request to stop, which the training loop checks after each step."""
+"""SIGTERM, SIGINT and SIGHUP as a request to stop, which the training loop checks after each step."""
 
 import os
 import signal
@@ -21,7 +21,10 @@ class Stop:
         self._since = 0.0
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        stops = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup: the closed terminal shall not stop the run
+            stops.remove(signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._handle) for number in stops}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -29,7 +29,7 @@ class Writer:
     """
 
     def __init__(self, folder: Path, optimizer: torch.optim.Optimizer, keep: int = 1, minutes: float = 0) -> None:
-        """Hook into ``optimizer``. ``due`` becomes true ``minutes`` after the last checkpoint; 0: never."""
+        """Register a hook on ``optimizer``. ``due`` becomes true ``minutes`` after the last checkpoint; 0: never."""
         self._folder, self._optimizer, self._keep, self._minutes = folder, optimizer, keep, minutes
         self._device = optimizer.param_groups[0]["params"][0].device
         self._copies: dict[str, Tensor] = {}

@@ -108,7 +108,7 @@ def measure_decoders(options: CeilingsOptions, data: Path, device: str) -> tuple
         running: dict[str, Any] = {REFERENCE: stack.enter_context(start_reference(options, data))}
         for name, settings in chosen.items():
             try:
-                child = start(name, settings, options, data, device)
+                child = start(name, settings, options, data=data, device=device)
             except DataError as error:
                 failed[name] = str(error)
             else:
@@ -130,7 +130,7 @@ def start_reference(options: CeilingsOptions, data: Path) -> Child:
     return Child(REFERENCE, ["benchmarks/our_loaders.py", json.dumps(given)])
 
 
-def start(name: str, settings: dict[str, Any], options: CeilingsOptions, data: Path, device: str) -> Child:
+def start(name: str, settings: dict[str, Any], options: CeilingsOptions, *, data: Path, device: str) -> Child:
     """Start a decoder. A round has as many images at every batch size."""
     batches = max(1, options.batches * options.batch_sizes[0] // settings["batch_size"])
     given = {"data": str(data), "device": device, "batches": batches} | settings

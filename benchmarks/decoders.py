@@ -81,8 +81,10 @@ def graph(settings: DecoderSettings, manifest: Manifest) -> tuple[Any, Any]:
     """Build the graph of pipelines/dali/graph.py for crop_flip with any decoder. Return images and labels."""
     from nvidia.dali import fn, types
 
-    plan = Plan(manifest.split("train").samples, settings.batch_size, 0, 1, training=True)
-    encoded, labels = Graph(manifest, "train", plan, Augment(), settings.gpu, seed=0).read()
+    plan = Plan(
+        samples=manifest.split("train").samples, batch_size=settings.batch_size, rank=0, world_size=1, training=True
+    )
+    encoded, labels = Graph(manifest, "train", plan, Augment(), gpu=settings.gpu, seed=0).read()
     x, y = (fn.random.uniform(range=(0, 1)) for _ in "xy")
     crop: dict[str, Any] = {"crop": (SIZE, SIZE), "crop_pos_x": x, "crop_pos_y": y}
     decode = getattr(fn.decoders, settings.decoder)

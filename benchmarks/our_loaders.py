@@ -78,7 +78,13 @@ def loading(settings: OwnSettings) -> Rounds:
     augment = settings.augment or Augment(crop=settings.crop, normalise=settings.normalise)
     device = find_device(settings.device)
     loader = open_loader(
-        settings.data, "train", settings.batch_size, augment, device, settings.backend, threads=settings.threads
+        settings.data,
+        "train",
+        settings.batch_size,
+        augment,
+        device=device,
+        backend=settings.backend,
+        threads=settings.threads,
     )
     endless = itertools.chain.from_iterable(itertools.repeat(loader))
 

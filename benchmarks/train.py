@@ -156,7 +156,7 @@ def trainings(
         theirs = Candidate("torchvision", options.precision, "off")
         step = training_step(build(theirs, device), theirs, device)
         ahead = 2 * options.threads + WARM_BATCHES  # a DataLoader's workers make two batches each
-        yield "peer: torchvision's alexnet, ImageFolder", Training(step, batches, steps, device, ahead)
+        yield "peer: torchvision's alexnet, ImageFolder", Training(step, batches, steps, device, warm=ahead)
 
 
 class TorchvisionBatches:
@@ -167,7 +167,15 @@ class TorchvisionBatches:
         from benchmarks.peers.serve import PeerSettings
 
         images = extract_images(load_manifest(options.data[0]), options.work)
-        settings = PeerSettings(images, options.data[0], options.work, "resized", 224, batch_size, options.threads)
+        settings = PeerSettings(
+            images,
+            options.data[0],
+            options.work,
+            crop="resized",
+            size=224,
+            batch_size=batch_size,
+            threads=options.threads,
+        )
         loader: Any = prepare(settings)[0]
         pinned = device.type == "cuda"
         self._loader = DataLoader(loader.dataset, shuffle=True, pin_memory=pinned, **settings.loading())

@@ -28,13 +28,13 @@ def random_box(down: float, across: float, height: int, width: int, size: int) -
 
 
 def resized_box(
-    draws: Sequence[float], height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+    draws: Sequence[float], shape: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Box:
     """Return a box with a random area and ratio: the first of ten attempts that fits, else one in the centre.
 
     The area and the logarithm of the ratio are uniform (Szegedy 2014, as torchvision's RandomResizedCrop).
     """
-    low, high = math.log(ratio[0]), math.log(ratio[1])
+    (height, width), low, high = shape, math.log(ratio[0]), math.log(ratio[1])
     for i in range(0, len(draws), 4):
         area = height * width * (scale[0] + draws[i] * (scale[1] - scale[0]))
         chosen = math.exp(low + draws[i + 1] * (high - low))

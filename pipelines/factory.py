@@ -27,6 +27,7 @@ def open_loader(
     split: str = "train",
     batch_size: int = 256,
     augment: str | Augment = "crop_flip",
+    *,
     device: str | torch.device = "cpu",
     backend: BackendName = "auto",
     rank: int = 0,
@@ -56,11 +57,26 @@ def open_loader(
     manifest = load_manifest(folder)
     training = split == "train" if training is None else training
     chosen = _chosen(augment, training)
-    plan = Plan(manifest.split(split).samples, batch_size, rank, world_size, training)
+    plan = Plan(
+        samples=manifest.split(split).samples,
+        batch_size=batch_size,
+        rank=rank,
+        world_size=world_size,
+        training=training,
+    )
     _check_sizes(manifest, split, plan, chosen)
     threads = threads or _cores_of_this_rank()
-    opening = _Arguments(manifest, split, plan, chosen, device, seed, threads, on_error)
-    return {"dali": _dali, "turbo": _turbo, "synthetic": _synthetic}[backend](opening)
+    given = _Arguments(
+        manifest=manifest,
+        split=split,
+        plan=plan,
+        augment=chosen,
+        device=device,
+        seed=seed,
+        threads=threads,
+        on_error=on_error,
+    )
+    return {"dali": _dali, "turbo": _turbo, "synthetic": _synthetic}[backend](given)
 
 
 def _resolved(backend: BackendName, device: torch.device, on_error: OnError) -> BackendName:
@@ -108,8 +124,8 @@ class _Arguments(NamedTuple):
 def _synthetic(o: _Arguments) -> Loader:
     from pipelines.synthetic import SyntheticBatches
 
-    batches = SyntheticBatches(o.manifest, o.plan, o.augment, o.device, o.seed)
-    return Loader(o.manifest, o.plan, lambda start: batches, o.device, "synthetic")
+    batches = SyntheticBatches(o.manifest, o.plan, o.augment, device=o.device, seed=o.seed)
+    return Loader(o.manifest, o.plan, lambda start: batches, device=o.device, backend="synthetic")
 
 
 def _turbo(o: _Arguments) -> Loader:
@@ -121,10 +137,19 @@ def _turbo(o: _Arguments) -> Loader:
     def open_backend(start: Start) -> Backend:
         skip = loader.note_lost if o.on_error == "skip" else None
         return TurboBatches(
-            o.manifest, records, o.plan, o.augment, o.device, o.seed, o.threads, start.epoch, start.taken, skip
+            o.manifest,
+            records,
+            o.plan,
+            o.augment,
+            device=o.device,
+            seed=o.seed,
+            threads=o.threads,
+            epoch=start.epoch,
+            taken=start.taken,
+            skip=skip,
         )
 
-    loader = Loader(o.manifest, o.plan, open_backend, o.device, "turbo")
+    loader = Loader(o.manifest, o.plan, open_backend, device=o.device, backend="turbo")
     return loader
 
 
@@ -136,9 +161,19 @@ def _dali(o: _Arguments) -> Loader:
     def open_backend(start: Start) -> Backend:
         """Open DALI's endless pipeline. Another is opened only if an epoch was left early or set by the caller."""
         seed = o.seed * 65536 + start.opened_at
-        return DaliBatches(o.manifest, o.split, o.plan, o.augment, o.device, seed, o.threads, start.checkpoint)
+        return DaliBatches(
+            o.manifest,
+            o.split,
+            o.plan,
+            o.augment,
+            device=o.device,
+            seed=seed,
+            threads=o.threads,
+            checkpoint=start.checkpoint,
+        )
 
-    return Loader(o.manifest, o.plan, open_backend, o.device, "dali", o.plan.padded_batches - o.plan.batches)
+    surplus = o.plan.padded_batches - o.plan.batches
+    return Loader(o.manifest, o.plan, open_backend, device=o.device, backend="dali", surplus=surplus)
 
 
 def _has_dali() -> bool:

@@ -65,6 +65,7 @@ class Loader:
         manifest: Manifest,
         plan: Plan,
         open_backend: Callable[[Start], Backend],
+        *,
         device: torch.device,
         backend: str,
         surplus: int = 0,

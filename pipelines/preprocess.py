@@ -54,7 +54,7 @@ class Preparation:
             raise DataError("the checkpoint's mean image holds values outside 0 to 255")
         return pixels
 
-    def view(self, pixels: np.ndarray) -> np.ndarray:
+    def crop(self, pixels: np.ndarray) -> np.ndarray:
         """Return the center crop, size,size,3, of an H,W,3 uint8 image after resizing it."""
         return self._centre(square(pixels, self._image_size))
 

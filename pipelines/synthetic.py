@@ -10,7 +10,7 @@ from pipelines.shards.manifest import Manifest
 class SyntheticBatches:
     """A backend that repeats one batch: noise, and random labels of the manifest's classes."""
 
-    def __init__(self, manifest: Manifest, plan: Plan, augment: Augment, device: torch.device, seed: int) -> None:
+    def __init__(self, manifest: Manifest, plan: Plan, augment: Augment, *, device: torch.device, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed * 4096 + plan.rank)
         shape = (plan.batch_size * augment.crops, 3, augment.size, augment.size)
         if augment.normalise == "none":

@@ -27,6 +27,7 @@ def run_command(
     main: Callable[[Options], None],
     options: type[Options],
     description: str | None,
+    *,
     default: Options | None = None,
     arguments: Sequence[str] | None = None,
     errors: tuple[type[Exception], ...] = (DataError,),

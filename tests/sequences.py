@@ -128,8 +128,9 @@ class Decoding:
         self._file = os.memfd_create("samples")
         classes = tuple(ImageClass(f"n{number}", "") for number in range(10))
         zeros = (0.0, 0.0, 0.0)
-        self._manifest = Manifest(Path(), 0, FORMAT, classes, {}, Statistics(zeros, zeros, zeros, (zeros,) * 3, None))
-        self._views = [Renderer(self._manifest, augment) for augment in AUGMENTS]
+        statistics = Statistics(zeros, zeros, zeros, eigenvectors=(zeros,) * 3, mean_image=None)
+        self._manifest = Manifest(Path(), 0, FORMAT, classes, splits={}, statistics=statistics)
+        self._renderers = [Renderer(self._manifest, augment) for augment in AUGMENTS]
         self._workers: list[Worker] = [Worker(None, self._manifest, augment, BATCH) for augment in AUGMENTS]  # type: ignore[arg-type]
         self._batches = 0
 
@@ -153,12 +154,12 @@ class Decoding:
 
     def _run_batch(self, kinds: tuple[str, ...], inputs: tuple[bytes, ...]) -> None:
         number = self.rng.randrange(len(AUGMENTS))
-        augment, views, worker = AUGMENTS[number], self._views[number], self._workers[number]
-        draws = draw(self._batches, 0, augment, 0, BATCH)
+        augment, renderer, worker = AUGMENTS[number], self._renderers[number], self._workers[number]
+        draws = draw(self._batches, 0, augment, first=0, count=BATCH)
         self._batches += 1
         worker._records = Records(inputs, self._file)  # type: ignore[assignment]
         out = np.zeros((BATCH, augment.size, augment.size, 3), np.uint8)
-        samples = worker.render(range(BATCH), draws.shapes, draws.flips, out)
+        samples = worker.render(range(BATCH), draws.crop_draws, draws.flips, out)
         parts = dict(worker.parts(samples))
         for row, (kind, jpeg) in enumerate(zip(kinds, inputs, strict=True)):
             if not samples["done"][row]:
@@ -166,7 +167,7 @@ class Decoding:
                 continue
             assert samples["label"][row] == row % 10
             height, width = simplejpeg.decode_jpeg_header(jpeg, strict=False)[:2]
-            box, _ = views._choose(height, width, draws.at(row)) or (None, None)
+            box, _ = renderer._choose(height, width, draws.at(row)) or (None, None)
             assert box
             shrink = shrink_to(box, augment.size)
             top, left, box_height, box_width = (number // shrink for number in box)

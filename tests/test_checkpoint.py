@@ -72,7 +72,7 @@ def test_a_kill_between_any_two_calls_leaves_a_whole_checkpoint(
 
 
 def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_and_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Check also that the next save does not drop the whole checkpoint before the new one is whole."""
     path = tmp_path / "last.pt"
@@ -80,7 +80,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_and_says_so(
         checkpoint.save(path, {"number": i}, keep=2)
     path.write_bytes(path.read_bytes()[:-100])
     assert checkpoint.newest(path).name == "last-1.pt"
-    said = capsys.readouterr().err
+    said = caplog.text
     assert "last.pt cannot be read as a checkpoint" in said and "going back to last-1.pt" in said
     checkpoint.save(path, {"number": 2}, keep=2)
     assert [number(path), number(tmp_path / "last-1.pt")] == [2, 0]

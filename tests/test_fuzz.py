@@ -298,10 +298,10 @@ def test_an_image_is_decoded_whole_or_refused(folders: dict[str, Path], count: i
         for image in (manifest.image, ImageFormat("raw", "square", 64, 0)):
             refusal(
                 lambda image=image: check_pixels(
-                    read_member(make_member(data, ".jpg", image, 1_000_000, False).data, image)
+                    read_member(make_member(data, ".jpg", image, max_pixels=1_000_000, want_pixels=False).data, image)
                 )
             )
-        record = Record(manifest.folder, "train-000000.tar", "key", memoryview(data), 0)
+        record = Record(manifest.folder, "train-000000.tar", "key", memoryview(data), label=0)
         for one in (*views.values(), fixed):
             out = np.empty((1, 48, 48, 3), np.uint8)
             said = refusal(lambda one=one, out=out: one.render(record, CHANCE._replace(flip=True), out))
@@ -337,7 +337,8 @@ from tests.conftest import command
 from tests.damage import damaged, random_edits
 from tests.test_fuzz import PICTURES, OTHER_PRECISION
 
-graph = Graph(load_manifest(sys.argv[1]), "train", Plan(32, 32, 0, 1, True), Augment(size=48), False, 0)
+plan = Plan(samples=32, batch_size=32, rank=0, world_size=1, training=True)
+graph = Graph(load_manifest(sys.argv[1]), "train", plan, Augment(size=48), gpu=False, seed=0)
 rng, read, refused, pipeline = random.Random(int(sys.argv[3])), 0, 0, None
 pictures = [np.frombuffer(data, np.uint8) for data in PICTURES[:7]]
 for case in range(int(sys.argv[2])):

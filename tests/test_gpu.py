@@ -40,7 +40,7 @@ def test_the_graph_gives_the_same_pixels_on_the_gpu(numbered_shards: Path, augme
     """Check up to rounding: nvJPEG and libjpeg-turbo differ by a few of 255 steps at the edges of colour."""
     scale = 50 if augment.normalise == "mean_std" else 1  # steps per standard deviation
     loaders = [
-        open_loader(numbered_shards, "val", 16, augment, device, backend="dali", training=True)
+        open_loader(numbered_shards, "val", 16, augment, device=device, backend="dali", training=True)
         for device in ("cpu", "cuda")
     ]
     for on_cpu, on_gpu in zip(*loaders, strict=True):
@@ -53,7 +53,7 @@ def test_the_graph_gives_the_same_pixels_on_the_gpu(numbered_shards: Path, augme
 
 
 def test_evaluation_on_the_gpu_counts_each_image(demo_shards: Path) -> None:
-    batches = list(open_loader(demo_shards, "val", 64, "paper", "cuda", backend="dali"))
+    batches = list(open_loader(demo_shards, "val", 64, "paper", device="cuda", backend="dali"))
     assert [batch.valid for batch in batches] == [64, 64, 64, 11]
 
 
@@ -61,7 +61,9 @@ def test_evaluation_on_the_gpu_counts_each_image(demo_shards: Path) -> None:
 def test_each_augment_runs_on_the_gpu(demo_shards: Path, name: str) -> None:
     """Check that random draws have the same spread on the GPU as on the CPU."""
     on_gpu, on_cpu = (
-        torch.cat([b.images.float().cpu() for b in open_loader(demo_shards, "train", 50, name, device, backend="dali")])
+        torch.cat(
+            [b.images.float().cpu() for b in open_loader(demo_shards, "train", 50, name, device=device, backend="dali")]
+        )
         for device in ("cuda", "cpu")
     )
     assert on_gpu.shape == on_cpu.shape == (400, 3, 224, 224) and on_gpu.isfinite().all()
@@ -78,17 +80,17 @@ def test_a_damaged_image_is_named_on_the_gpu(demo_shards: Path, tmp_path: Path) 
             file.write(bytes(int(size) - start))
         moved = shutil.copytree(copy, tmp_path / str(start))  # a new name: this process keeps mapped files
         with pytest.raises(DataError, match=f"shard train-000000.tar, image {name.removesuffix('.jpg')} cannot be"):
-            list(open_loader(moved, "train", 32, "paper", "cuda", backend="dali"))
+            list(open_loader(moved, "train", 32, "paper", device="cuda", backend="dali"))
 
 
 @pytest.mark.parametrize("augment", ["paper", "modern", "source2012"])
 def test_a_resumed_loader_gives_the_batches_that_would_have_come_on_the_gpu(demo_shards: Path, augment: str) -> None:
-    loader = open_loader(demo_shards, "train", 32, augment, "cuda", backend="dali", seed=3)
+    loader = open_loader(demo_shards, "train", 32, augment, device="cuda", backend="dali", seed=3)
     batches = iter(loader)
     for _ in range(5):
         next(batches)
     state = loader.state_dict()
-    resumed = open_loader(demo_shards, "train", 32, augment, "cuda", backend="dali", seed=3)
+    resumed = open_loader(demo_shards, "train", 32, augment, device="cuda", backend="dali", seed=3)
     resumed.load_state_dict(state)
     for ours, theirs in zip(resumed, batches, strict=True):
         assert torch.equal(ours.labels, theirs.labels) and torch.equal(ours.images, theirs.images)
@@ -113,8 +115,8 @@ def test_the_host_never_waits_between_two_lines_of_the_log(name: RecipeName, com
     recipe, device = RECIPES[name], torch.device("cuda")
     model = AlexNet(recipe.variant, 10).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer, schedule = make_optimizer(model, recipe), Schedule(recipe, 10)
-    average = EMA(model, recipe.average_decay) if recipe.average_decay else None
-    step = TrainStep(compile_model(model, compile_mode, device), optimizer, recipe, device, average)
+    ema = EMA(model, recipe.average_decay) if recipe.average_decay else None
+    step = TrainStep(compile_model(model, compile_mode, device), optimizer, recipe, device, ema=ema)
     images = torch.randn(32, 3, 224, 224, device=device).half().contiguous(memory_format=torch.channels_last)
     labels, interval = torch.arange(32, device=device) % 10, Interval(device)
     for _ in range(4):

@@ -24,7 +24,7 @@ from PIL import Image
 from alexnet import AlexNetError, checkpoint, figures
 from pipelines import DataError, load_manifest, open_loader, untrusted
 from pipelines.augment import load_mean_image
-from pipelines.images.jpeg import inspect
+from pipelines.images.jpeg import check_agreed, inspect
 from pipelines.images.limits import check_jpeg
 from pipelines.images.picture import read_picture
 from pipelines.preprocess import Preparation
@@ -263,11 +263,13 @@ def test_a_loader_refuses_a_member_that_claims_too_much(
 
 
 def test_a_turbo_thread_is_not_kept_busy_by_a_thousand_scans() -> None:
-    image = ImageFormat("jpeg", "none", 256, 90)
+    def check(data: bytes) -> None:
+        check_jpeg(data, check_agreed(data), (8000, 8000), ImageFormat("jpeg", "none", 256, 90))
+
     with pytest.raises(ValueError, match="scans are more than the 100 allowed"):
-        check_jpeg(of_scans(2000), 8000, 8000, image)
-    check_jpeg(jpeg(progressive=True), 8000, 8000, image)
-    check_jpeg(jpeg() + b"\xff\xda" * 1000, 8000, 8000, image)  # markers after the end of the image
+        check(of_scans(2000))
+    check(jpeg(progressive=True))
+    check(jpeg() + b"\xff\xda" * 1000)  # markers after the end of the image
 
 
 def tar_header(name: str, size: bytes, kind: bytes = b"0") -> bytes:

@@ -82,7 +82,7 @@ def translucent_palette() -> bytes:
 
 
 def member(data: bytes, image: ImageFormat, suffix: str = ".JPEG") -> Member:
-    return make_member(data, suffix, image, MAX_PIXELS, False)
+    return make_member(data, suffix, image, max_pixels=MAX_PIXELS, want_pixels=False)
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -284,7 +284,7 @@ def test_square_keeps_the_centre_and_shorter_the_ratio() -> None:
 
 
 def test_raw_members_are_what_numpy_writes() -> None:
-    raw = make_member(PLAIN, ".JPEG", ImageFormat("raw", "square", 64, 0), MAX_PIXELS, False)
+    raw = make_member(PLAIN, ".JPEG", ImageFormat("raw", "square", 64, 0), max_pixels=MAX_PIXELS, want_pixels=False)
     buffer = io.BytesIO()
     np.save(buffer, raw.pixels)
     assert raw.data == buffer.getvalue() and len(raw.data) == 128 + 64 * 64 * 3

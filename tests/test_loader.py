@@ -113,9 +113,15 @@ def test_plans_cover_every_sample_for_any_size_and_number_of_ranks() -> None:
     for samples in (1, 2, 7, 64, 101, 203):
         for world_size in range(1, 9):
             for batch_size in (1, 3, 64):
-                plans = [Plan(samples, batch_size, rank, world_size, False) for rank in range(world_size)]
+                plans = [
+                    Plan(samples=samples, batch_size=batch_size, rank=rank, world_size=world_size, training=False)
+                    for rank in range(world_size)
+                ]
                 assert sum(plan.valid(i) for plan in plans for i in range(plan.batches)) == samples
-                train = [Plan(samples, batch_size, rank, world_size, True) for rank in range(world_size)]
+                train = [
+                    Plan(samples=samples, batch_size=batch_size, rank=rank, world_size=world_size, training=True)
+                    for rank in range(world_size)
+                ]
                 assert len({plan.batches for plan in train}) == 1
                 assert all(plan.valid(i) == batch_size for plan in train for i in range(plan.batches))
 

@@ -113,15 +113,15 @@ def test_any_part_has_the_pixels_of_a_whole_decode(odd: Path, size: int) -> None
     records, decoder, views = Records(manifest, "train"), Decoder(), Renderer(manifest, augment)
     worker = Worker(records, manifest, augment, 1)
     for number in range(len(records)):
-        data, draws = records.read(number).data, draw(number, 0, augment, 0, 12)
+        data, draws = records.read(number).data, draw(number, 0, augment, first=0, count=12)
         height, width = decoder.size(data, manifest.image)
         for row in range(12):
             one = slice(row, row + 1)
             out = np.zeros((1, size, size, 3), np.uint8)
-            (sample,) = samples = worker.render([number], draws.shapes[one], draws.flips[one], out)
+            (sample,) = samples = worker.render([number], draws.crop_draws[one], draws.flips[one], out)
             assert sample["done"] and sample["label"] == records.read(number).label
             box, _ = views._choose(height, width, draws.at(row)) or pytest.fail("one part is all that is needed")
-            expected = decoder.part(data, height, width, box, size)[..., :3]
+            expected = decoder.part(data, (height, width), box, size)[..., :3]
             found = next((pixels for _, pixels in worker.parts(samples)), out[0])[..., :3]
             np.testing.assert_array_equal(found, expected[:, ::-1] if draws.flips[row] else expected)
 
@@ -141,8 +141,8 @@ def test_no_table_comes_from_the_file_before(odd: Path) -> None:
             manifest = replace(manifest, image=replace(manifest.image, size=64))
             worker = Worker(sequences.Records([whole, bad, whole], file), manifest, augment, 3)
             out = np.zeros((3, 64, 64, 3), np.uint8)
-            draws = draw(0, 0, augment, 0, 3)
-            assert worker.render(range(3), draws.shapes, draws.flips, out)["done"].tolist() == [1, 0, 1]
+            draws = draw(0, 0, augment, first=0, count=3)
+            assert worker.render(range(3), draws.crop_draws, draws.flips, out)["done"].tolist() == [1, 0, 1]
             np.testing.assert_array_equal(out[0], out[2])
             with pytest.raises(ValueError, match=r"lacks a table|was not defined"):
                 Decoder.size(bad, manifest.image)

@@ -71,7 +71,9 @@ def test_what_a_library_prints_is_no_answer(tmp_path: Path) -> None:
 
 
 def test_a_half_written_format_is_written_again(tmp_path: Path) -> None:
-    settings = PeerSettings(tmp_path, tmp_path, tmp_path / "work", "random", 224, BATCH_SIZE, 2)
+    settings = PeerSettings(
+        tmp_path, tmp_path, tmp_path / "work", crop="random", size=224, batch_size=BATCH_SIZE, threads=2
+    )
 
     def stopped(folder: Path) -> None:
         folder.mkdir()

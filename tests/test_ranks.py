@@ -31,7 +31,16 @@ def test_the_ranks_batches_together_are_the_batches_of_one(numbered_shards: Path
     """Check that images and labels are bit-identical."""
     alone = open_loader(numbered_shards, "train", 8, "paper", backend="turbo", seed=3)
     shares = [
-        open_loader(numbered_shards, "train", 8 // world_size, "paper", "cpu", "turbo", rank, world_size, seed=3)
+        open_loader(
+            numbered_shards,
+            "train",
+            8 // world_size,
+            "paper",
+            backend="turbo",
+            rank=rank,
+            world_size=world_size,
+            seed=3,
+        )
         for rank in range(world_size)
     ]
     for whole, *parts in zip(alone, *shares, strict=True):

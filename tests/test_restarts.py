@@ -59,7 +59,10 @@ def test_flat_pictures_have_room_for_their_markers() -> None:
 @pytest.mark.parametrize("image", [SQUARE, NONE], ids=lambda image: image.resize)
 def test_members_have_the_pixels_that_they_have_without(image) -> None:
     data = saved(picture())
-    plain, marked = (make_member(data, ".jpg", replace(image, restarts=on), MAX_PIXELS, False) for on in (False, True))
+    plain, marked = (
+        make_member(data, ".jpg", replace(image, restarts=on), max_pixels=MAX_PIXELS, want_pixels=False)
+        for on in (False, True)
+    )
     np.testing.assert_array_equal(pixels(marked.data), pixels(plain.data))
     assert not markers(plain.data) and markers(marked.data) and plain.repairs == marked.repairs == ()
 
@@ -80,7 +83,7 @@ def test_a_damaged_file_is_written_anew_and_named() -> None:
     data = bytearray(saved(picture()))
     scan = data.index(b"\xff\xda")
     data[scan + 100 : scan + 120] = b"\xff\0" * 10  # no Huffman code is all ones
-    member = make_member(bytes(data), ".jpg", replace(NONE, restarts=True), MAX_PIXELS, False)
+    member = make_member(bytes(data), ".jpg", replace(NONE, restarts=True), max_pixels=MAX_PIXELS, want_pixels=False)
     assert member.repairs == ("damaged, written anew: its data is damaged",) and markers(member.data)
 
 

@@ -61,8 +61,8 @@ def test_between_two_lines_of_the_log_nothing_waits_for_the_device(name) -> None
     recipe = RECIPES[name]
     model = AlexNet(recipe.variant, 3)
     optimizer, schedule = make_optimizer(model, recipe), Schedule(recipe, 10)
-    average = EMA(model, recipe.average_decay) if recipe.average_decay else None
-    step, interval = TrainStep(model, optimizer, recipe, CPU, average), Interval(CPU)
+    ema = EMA(model, recipe.average_decay) if recipe.average_decay else None
+    step, interval = TrainStep(model, optimizer, recipe, CPU, ema=ema), Interval(CPU)
     batch = random_batch()
     with WaitsForTheDevice():
         for number in (249, 250):  # the rate of source2012 drops between them

@@ -130,9 +130,9 @@ def test_a_random_crop_of_a_large_image_is_near_to_the_one_of_the_resized_image(
     """Check that a linear resize of a part, to whole pixels, is close to an antialiased resize of everything."""
     loader = turbo(folders["none"], "val", 24, Augment(flip=False, normalise="none"), training=True)
     (batch,) = list(loader)
-    draws, order = draw(0, 0, Augment(flip=False), 0, 24), epoch_order(0, 0, 24)
+    draws, order = draw(0, 0, Augment(flip=False), first=0, count=24), epoch_order(0, 0, 24)
     sources = stored(folders["none"])
-    for image, sample, shape in zip(batch.images, order, draws.shapes, strict=True):
+    for image, sample, shape in zip(batch.images, order, draws.crop_draws, strict=True):
         source = sources[sample]
         whole = transforms.resize(source, [256], transforms.InterpolationMode.BICUBIC).float()
         top, left = int(shape[0] * (whole.shape[1] - 223)), int(shape[1] * (whole.shape[2] - 223))
@@ -145,8 +145,8 @@ def test_resized_crops_have_torchvisions_areas_and_places() -> None:
     torch.manual_seed(0)
     blank = torch.empty(3, 375, 500)
     theirs = np.array([RandomResizedCrop.get_params(blank, list(scale), list(ratio)) for _ in range(draws)])
-    shapes = draw(1, 2, Augment(crop="resized"), 0, draws).shapes
-    ours = np.array([resized_box(shape, 375, 500, scale, ratio) for shape in shapes])
+    shapes = draw(1, 2, Augment(crop="resized"), first=0, count=draws).crop_draws
+    ours = np.array([resized_box(shape, (375, 500), scale, ratio) for shape in shapes])
     assert (ours[:, 0] + ours[:, 2]).max() <= 375 and (ours[:, 1] + ours[:, 3]).max() <= 500 and ours.min() >= 0
     spread = np.hypot(ours.std(0), theirs.std(0)) / draws**0.5
     assert (abs(ours.mean(0) - theirs.mean(0)) < 5 * spread).all()
@@ -159,7 +159,7 @@ def test_jitter_is_the_formula_cut_off_and_rounded(folders: dict[str, Path]) -> 
         next(iter(turbo(folders["square"], "val", 24, which, training=True))).images.permute(0, 2, 3, 1)
         for which in (augment, PIXELS)
     )
-    matrices = draw(0, 0, augment, 0, 24).colours
+    matrices = draw(0, 0, augment, first=0, count=24).colours
     assert matrices is not None
     for image, source, matrix in zip(jittered, plain, matrices, strict=True):
         expected = np.clip(source.numpy() @ matrix[:, :3].T + matrix[:, 3], 0, 255)
@@ -203,7 +203,10 @@ def test_the_mean_image_is_taken_off_where_the_image_was_cropped(folders: dict[s
 def test_ranks_take_disjoint_parts_of_the_order_and_equally_many(world_size: int) -> None:
     for samples in (1, 9, 101, 203, 1000):
         for batch_size in (1, 3, 8):
-            plans = [Plan(samples, batch_size, rank, world_size, True) for rank in range(world_size)]
+            plans = [
+                Plan(samples=samples, batch_size=batch_size, rank=rank, world_size=world_size, training=True)
+                for rank in range(world_size)
+            ]
             batches = plans[0].batches
             firsts = [plan.first(batch * plan.step) for plan in plans for batch in range(batches)]
             places = [place for first in firsts for place in range(first, first + batch_size)]
@@ -339,7 +342,7 @@ BREAKS = [break_image, break_entropy, break_label, break_name, break_header, los
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("damage", BREAKS)
 def test_a_damaged_sample_is_an_error_with_shard_and_key_or_skipped_and_reported(
-    damaged: Path, damage, native: bool, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    damaged: Path, damage, native: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Check with the compiled part, if it was built, and without it."""
     if not native:
@@ -355,7 +358,7 @@ def test_a_damaged_sample_is_an_error_with_shard_and_key_or_skipped_and_reported
         labels = labels_of(loader)
         assert len(set(labels)) == len(labels) == NUMBERED_IMAGES - 1
     assert len(loader.skipped) == 1 and loader.skipped[0][0] == "val-000000.tar"
-    assert capsys.readouterr().err.count("skipped: val-000000.tar") == 1, "said once"
+    assert caplog.text.count("skipped: val-000000.tar") == 1, "said once"
 
 
 def test_in_training_the_next_sample_takes_the_place_of_a_damaged_one(damaged: Path) -> None:

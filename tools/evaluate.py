@@ -68,10 +68,10 @@ def evaluate(options: Options, ranks: Ranks) -> tuple[Manifest, Predictions, flo
         options.split,
         options.batch_size // options.crops,
         AUGMENTS[state["augment"]].for_evaluation(options.crops),
-        device,
-        options.backend,
-        ranks.rank,
-        ranks.world_size,
+        device=device,
+        backend=options.backend,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
         training=False,
     )
     checkpoint.check_classes(state, options.checkpoint, [c.wnid for c in loader.manifest.classes], options.data)

@@ -121,7 +121,7 @@ def main(options: Options) -> None:
     if options.elpv:
         lay_out_elpv(options.out, options.seed)
     else:
-        make_demo(options.out, options.train, options.val, options.seed, options.workers)
+        make_demo(options.out, options.train, options.val, options.seed, workers=options.workers)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ class Reader:
             self.total += 1
             try:
                 pixels = read_standard_input() if str(path) == "-" else read_file(path).pixels
-                yield str(path), self.preparation.tensor(self.preparation.view(pixels))
+                yield str(path), self.preparation.tensor(self.preparation.crop(pixels))
             except (DataError, OSError) as error:
                 print(printable(f"error: {path}: {error}"), file=sys.stderr)
                 self.unreadable += 1

@@ -125,7 +125,7 @@ def main(options: Options) -> None:
         per_class=options.per_class,
     )
     quality = options.quality if options.encoding == "jpeg" else 0
-    image = ImageFormat(options.encoding, options.resize, options.size, quality, options.restarts)
+    image = ImageFormat(options.encoding, options.resize, options.size, quality, restarts=options.restarts)
     if options.restarts and not has_native():
         raise DataError("--restarts needs turbo's compiled part, which pip builds with a C compiler and libjpeg")
     tasks = plan(source, options, image)
@@ -154,7 +154,18 @@ def plan(source: Source, options: Options, image: ImageFormat) -> list[ShardTask
             measured = range(0)
             if split == options.splits[0]:
                 measured = measured_samples(start, stop, len(samples), wanted)
-            tasks.append(ShardTask(name, options.source, options.out, part, image, width, measured, options.max_pixels))
+            tasks.append(
+                ShardTask(
+                    name,
+                    options.source,
+                    options.out,
+                    part,
+                    image=image,
+                    label_width=width,
+                    measured=measured,
+                    max_pixels=options.max_pixels,
+                )
+            )
     return tasks
 
 

@@ -97,7 +97,7 @@ class Painter:
     def _asked(self) -> Iterator[tuple[np.ndarray, str]]:
         for path in self._options.images:
             try:
-                yield self._preparation.view(read_file(path).pixels), path.name
+                yield self._preparation.crop(read_file(path).pixels), path.name
             except DataError as error:
                 raise DataError(f"{path}: {error}") from error
         if not self._options.images:
@@ -184,12 +184,12 @@ class Painter:
             labels.append(label)
             thumbnails.append(view[::4, ::4].copy())
         names = [entry.name for entry in self._val.manifest.classes]
-        return figures.feature_map(places.numpy(), np.array(labels), names, thumbnails, share)
+        return figures.feature_map(places.numpy(), np.array(labels), names, thumbnails, share=share)
 
     def _passing(self, split: str, count: int) -> Iterator[dict[str, Tensor]]:
         """Yield the layers' activations for the first ``count`` images of a split, in order, batch by batch."""
         loader = open_loader(
-            self._options.data, split, self._options.batch_size, self._augment, self._device, training=False
+            self._options.data, split, self._options.batch_size, self._augment, device=self._device, training=False
         )
         batches = islice(loader, -(-count // self._options.batch_size))
         for batch in tqdm(batches, split, -(-count // self._options.batch_size), unit=" batches", dynamic_ncols=True):

@@ -26,9 +26,9 @@ def compared_curves(runs: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
         name = plain(run)
         steps, epochs = _last_of_each(entries, "step"), _last_of_each(entries, "epoch")
         for place, field in zip((loss, rate, speed, wait, memory), STEP_FIELDS, strict=True):
-            _line(place, steps, field, f"C{i}", name)
+            _line(place, steps, field, color=f"C{i}", label=name)
         for field, style in (("top1", "o-"), ("top5", "s--"), ("f1", "^:")):
-            _line(accuracy, epochs, field, f"C{i}", f"{name} {field}".strip(), style)
+            _line(accuracy, epochs, field, color=f"C{i}", label=f"{name} {field}".strip(), style=style)
     _label(loss, "training loss")
     _label(accuracy, "validation, fraction", top=1.02)
     _label(rate, "learning rate")
@@ -45,9 +45,9 @@ def _last_of_each(entries: Sequence[dict[str, Any]], kind: str) -> list[dict[str
     return list({entry[kind]: entry for entry in entries if entry["kind"] == kind}.values())
 
 
-def _line(axes: Axes, entries: Sequence[dict[str, Any]], field: str, colour: str, label: str, style: str = "-") -> None:
+def _line(axes: Axes, entries: Sequence[dict[str, Any]], field: str, *, style: str = "-", **how: Any) -> None:
     x, y = ([entry[name] for entry in entries] for name in ("epoch", field))
-    axes.plot(x, y, style, color=colour, label=label, markersize=4)
+    axes.plot(x, y, style, markersize=4, **how)
 
 
 def _label(axes: Axes, label: str, top: float | None = None) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """Where to measure, and where to write the result."""
+    """The device to measure, and the file to write."""
 
     device: str = "auto"
     """auto (a GPU if there is one), cpu or cuda."""

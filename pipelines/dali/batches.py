@@ -48,6 +48,7 @@ class DaliBatches:
         split: str,
         plan: Plan,
         augment: Augment,
+        *,
         device: torch.device,
         seed: int,
         threads: int,
@@ -55,7 +56,7 @@ class DaliBatches:
     ) -> None:
         for shard in manifest.split(split).shards:
             check_index(manifest, shard)
-        self._graph = Graph(manifest, split, plan, augment, device.type == "cuda", seed)
+        self._graph = Graph(manifest, split, plan, augment, gpu=device.type == "cuda", seed=seed)
         self._device_index = _gpu_index(device)
         self._width, self._classes = manifest.label_width, len(manifest.classes)
         self._place_values = torch.tensor([10**place for place in reversed(range(self._width))])

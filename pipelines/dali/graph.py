@@ -6,7 +6,7 @@ distributions, but not the same values. ``resized`` crops are resized by DALI's 
 (https://github.com/NVIDIA/nvImageCodec/issues/55), and on a CPU it gained nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ class Graph:
     split: str
     plan: Plan
     augment: Augment
+    _: KW_ONLY
     gpu: bool
     seed: int
 

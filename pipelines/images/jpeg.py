@@ -37,10 +37,17 @@ class Jpeg:
     frame was found.
     """
 
-    width: int
-    height: int
+    header: Header
     obstacles: tuple[str, ...] = ()
     cuts: tuple[tuple[int, int, str], ...] = ()
+
+    @property
+    def width(self) -> int:
+        return self.header.width
+
+    @property
+    def height(self) -> int:
+        return self.header.height
 
 
 def inspect(data: bytes) -> Jpeg:
@@ -54,13 +61,13 @@ def inspect(data: bytes) -> Jpeg:
     except (Damaged, IndexError, struct.error) as error:
         words = str(error) if isinstance(error, Damaged) else "it ends too early"
         obstacles = [f"damaged, written anew: {words}"]
-    return Jpeg(header.width, header.height, tuple(obstacles), tuple(header.cuts))
+    return Jpeg(header, tuple(obstacles), tuple(header.cuts))
 
 
-def check_agreed(data: bytes) -> None:
+def check_agreed(data: bytes) -> Header:
     """Check that decoders agree on the pixels: the chroma sampling is a common one, and no table is missing.
 
-    Raises ValueError. Any other damage is left to the decoder.
+    Return the header, as far as it could be read. Raises ValueError; any other damage is left to the decoder.
     """
     header = Header()
     with suppress(Damaged, IndexError, struct.error):
@@ -69,6 +76,7 @@ def check_agreed(data: bytes) -> None:
             raise ValueError(f"decoders disagree on its chroma sampling, {header.sampling}")
         if header.frame in (BASELINE, EXTENDED) and _lacks_table(data, header):
             raise ValueError("it lacks a table that its scan needs")
+    return header
 
 
 def without_cuts(data: bytes, jpeg: Jpeg) -> bytes:

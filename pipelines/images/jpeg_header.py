@@ -76,13 +76,13 @@ def read_header(data: bytes, header: Header) -> None:
         if marker == SOS:
             header.scan = start
             return
-        _read_segment(data, marker, begin, start, stop, header)
+        _read_segment(data, marker, header, begin=begin, start=start, stop=stop)
         place = stop
 
 
-def _read_segment(data: bytes, marker: int, begin: int, start: int, stop: int, header: Header) -> None:
+def _read_segment(data: bytes, marker: int, header: Header, *, begin: int, start: int, stop: int) -> None:
     if marker in FRAMES:
-        _read_frame(data, marker, start, stop, header)
+        _read_frame(data[start:stop], marker, header)
     elif marker == DHT:
         while start < stop:
             symbols = start + 17
@@ -99,7 +99,7 @@ def _read_segment(data: bytes, marker: int, begin: int, start: int, stop: int, h
     elif marker == APP0:
         header.jfif |= data.startswith(b"JFIF\0", start)
     elif marker == APP1 and data.startswith(b"Exif\0\0", start):
-        _read_exif(data, begin, start, stop, header)
+        _read_exif(data[start:stop], (begin, stop), header)
     elif marker == APP2 and data.startswith(b"MPF\0", start):
         header.several_pictures = True
         header.cuts.append((begin, stop, FIRST_PICTURE))
@@ -118,11 +118,11 @@ def _check_huffman(table: bytes) -> None:
         raise Damaged("an impossible Huffman table")
 
 
-def _read_frame(data: bytes, marker: int, start: int, stop: int, header: Header) -> None:
-    header.precision, header.height, header.width, count = struct.unpack_from(">BHHB", data, start)
-    if header.frame or stop - start != 6 + 3 * count:
+def _read_frame(content: bytes, marker: int, header: Header) -> None:
+    header.precision, header.height, header.width, count = struct.unpack_from(">BHHB", content)
+    if header.frame or len(content) != 6 + 3 * count:
         raise Damaged("two frames, or one of another length than its components need")
-    packed = [data[place : place + 3] for place in range(start + 6, start + 6 + 3 * count, 3)]
+    packed = [content[place : place + 3] for place in range(6, len(content), 3)]
     header.frame = marker
     header.components = [(identifier, hv >> 4, hv & 15, table) for identifier, hv, table in packed]
     for axis in (1, 2):  # decoders need integer ratios
@@ -131,8 +131,8 @@ def _read_frame(data: bytes, marker: int, start: int, stop: int, header: Header)
             raise Damaged(f"sampling factors {factors}")
 
 
-def _read_exif(data: bytes, begin: int, start: int, stop: int, header: Header) -> None:
+def _read_exif(content: bytes, segment: tuple[int, int], header: Header) -> None:
     try:
-        header.turned |= orientation(data[start:stop]) != 1
+        header.turned |= orientation(content) != 1
     except ValueError:
-        header.cuts.append((begin, stop, BROKEN_EXIF))
+        header.cuts.append((*segment, BROKEN_EXIF))

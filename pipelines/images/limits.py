@@ -1,9 +1,6 @@
 """Limits on an untrusted image, checked before memory and time are spent on it."""
 
-import struct
-from contextlib import suppress
-
-from pipelines.images.jpeg_header import BASELINE, EXTENDED, Damaged, Header, read_header
+from pipelines.images.jpeg_header import BASELINE, EXTENDED, Header
 from pipelines.shards.manifest import ImageFormat
 
 MAX_PIXELS = 150_000_000  # the largest image of ImageNet has 26 million
@@ -31,20 +28,21 @@ def most_elongated(image: ImageFormat, max_pixels: int = PILLOW_MAX_PIXELS) -> f
     return min(JPEG_MAX_SIDE / image.size, max_pixels / image.size**2)
 
 
-def check_jpeg(data: bytes | memoryview, height: int, width: int, image: ImageFormat) -> None:
-    """Check the shape and that a large JPEG has at most ``MAX_SCANS`` scans. Raises ValueError."""
-    check_shape(height, width, image)
-    if len(data) * height * width > QUICK_WORK:
-        check_scans(bytes(data))
+def check_jpeg(data: bytes, header: Header, shape: tuple[int, int], image: ImageFormat) -> None:
+    """Check ``shape`` (height, width) and that a large JPEG has at most ``MAX_SCANS`` scans. Raises ValueError."""
+    check_shape(*shape, image)
+    if len(data) * shape[0] * shape[1] > QUICK_WORK:
+        check_scans(data, header)
 
 
-def check_scans(data: bytes) -> None:
+def check_scans(data: bytes, header: Header) -> None:
     """Raise ValueError if a JPEG has too many scans: each takes a few bytes, and as long to decode as a whole image."""
-    header = Header()
-    with suppress(Damaged, IndexError, struct.error):  # decoders may still read it, so its scans count
-        read_header(data, header)
-        if header.frame in (BASELINE, EXTENDED) and data[header.scan] == len(header.components):
-            return  # all components in one scan: decoders stop after it
+    if (
+        header.frame in (BASELINE, EXTENDED)
+        and 0 < header.scan < len(data)
+        and data[header.scan] == len(header.components)
+    ):
+        return  # all components in one scan: decoders stop after it
     scans = data.count(SCAN, header.scan)
     if scans > MAX_SCANS:
         raise ValueError(f"its {scans} scans are more than the {MAX_SCANS} allowed")

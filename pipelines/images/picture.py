@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 
 from pipelines.errors import DataError
 from pipelines.images.exif import orientation
-from pipelines.images.jpeg import TURNED, YCCK, inspect
+from pipelines.images.jpeg import TURNED, YCCK, Jpeg, inspect
 from pipelines.images.jpeg_header import BROKEN_EXIF, FIRST_PICTURE
 from pipelines.images.limits import MAX_PIXELS, check_scans
 from pipelines.untrusted import MAX_FILE_BYTES, read_limited
@@ -50,22 +50,24 @@ class Picture:
     repairs: tuple[str, ...]
 
 
-def read_picture(data: bytes, suffix: str, max_pixels: int = MAX_PIXELS) -> Picture:
+def read_picture(data: bytes, suffix: str, max_pixels: int = MAX_PIXELS, jpeg: Jpeg | None = None) -> Picture:
     """Decode a whole image file to RGB, turned as its EXIF block says.
 
-    ``suffix`` of the file's name (``.JPEG``) is compared with the format found. ``repairs`` lists a wrong suffix and
+    ``suffix`` of the file's name (``.JPEG``) is compared with the format found. ``jpeg`` is what ``inspect`` returned
+    for the data, if it was called already. ``repairs`` lists a wrong suffix and
     each step that changes how the picture looks. Raises DataError with the reason if it cannot be decoded, or if its
     header claims more than ``max_pixels``; then nothing is allocated for it.
     """
     if not data:
         raise DataError("it is empty")
-    pixels = _decode_healthy(data, max_pixels)
+    jpeg = jpeg or inspect(data)
+    pixels = _decode_healthy(data, jpeg, max_pixels)
     if pixels is not None:
         return Picture(pixels, "JPEG", misnamed("JPEG", suffix))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on broken EXIF and large images
         try:
-            return _decode(data, suffix, max_pixels)
+            return _decode(data, suffix, max_pixels, jpeg)
         except DataError:
             raise
         except Image.DecompressionBombError as error:
@@ -96,9 +98,8 @@ def too_large(pixels: int, max_pixels: int) -> DataError:
     return DataError(f"its {pixels} pixels are more than the {max_pixels} allowed")
 
 
-def _decode_healthy(data: bytes, max_pixels: int) -> np.ndarray | None:
+def _decode_healthy(data: bytes, jpeg: Jpeg, max_pixels: int) -> np.ndarray | None:
     """Return H,W,3 uint8, or None if the file is not a healthy plain JPEG; Pillow must decode it then."""
-    jpeg = inspect(data)
     if jpeg.obstacles or jpeg.cuts or jpeg.width * jpeg.height > max_pixels:
         return None
     try:
@@ -107,9 +108,9 @@ def _decode_healthy(data: bytes, max_pixels: int) -> np.ndarray | None:
         return None
 
 
-def _decode(data: bytes, suffix: str, max_pixels: int) -> Picture:
+def _decode(data: bytes, suffix: str, max_pixels: int, jpeg: Jpeg) -> Picture:
     if data[:2] == b"\xff\xd8":
-        check_scans(data)
+        check_scans(data, jpeg.header)
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.width * image.height > max_pixels:
         raise too_large(image.width * image.height, max_pixels)

@@ -182,7 +182,17 @@ def finish(out: Path, seed: int, source: Source, tasks: Sequence[ShardTask]) -> 
     keep = {MEAN_IMAGE, *(name for task, record in records if record.shard.samples for name in task.files)}
     unwanted = leftovers(out, tasks, source, keep)
     _delete([path for path in unwanted if path.parent == out])
-    Manifest(out, seed, image, source.classes, splits, statistics, repaired, quarantined, True).save()
+    Manifest(
+        out,
+        seed,
+        image,
+        source.classes,
+        splits=splits,
+        statistics=statistics,
+        repaired=repaired,
+        quarantined=quarantined,
+        checksums=True,
+    ).save()
     discard(out, [path for path in unwanted if path.parent != out])
     return {split: sum(record.source_bytes for task, record in records if task.split == split) for split in splits}
 

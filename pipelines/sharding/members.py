@@ -30,10 +30,10 @@ class Member:
     pixels: np.ndarray | None
 
 
-def make_member(data: bytes, suffix: str, image: ImageFormat, max_pixels: int, want_pixels: bool) -> Member:
+def make_member(data: bytes, suffix: str, image: ImageFormat, *, max_pixels: int, want_pixels: bool) -> Member:
     """Turn a source image into its shard member. Raises DataError with the reason if the image cannot be used."""
     if image.resize == "none":
-        return _copy_jpeg(data, suffix, image, max_pixels, want_pixels)
+        return _copy_jpeg(data, suffix, image, max_pixels=max_pixels, want_pixels=want_pixels)
     picture = read_picture(data, suffix, max_pixels)
     height, width = picture.pixels.shape[:2]
     _check_shape(height, width, image, max_pixels)
@@ -42,11 +42,11 @@ def make_member(data: bytes, suffix: str, image: ImageFormat, max_pixels: int, w
     return Member(encoded, picture.repairs, resized)
 
 
-def _copy_jpeg(data: bytes, suffix: str, image: ImageFormat, max_pixels: int, want_pixels: bool) -> Member:
+def _copy_jpeg(data: bytes, suffix: str, image: ImageFormat, *, max_pixels: int, want_pixels: bool) -> Member:
     """Copy a healthy upright baseline JPEG, colour or grey, or add restart markers to it; re-encode any other."""
     jpeg = inspect(data)
     if jpeg.obstacles:
-        return _reencode(data, suffix, image, max_pixels, jpeg)
+        return _reencode(data, jpeg, suffix, image, max_pixels=max_pixels)
     _check_shape(jpeg.height, jpeg.width, image, max_pixels)
     repairs = (*misnamed("JPEG", suffix), *dict.fromkeys(why for _, _, why in jpeg.cuts))
     plain = without_cuts(data, jpeg)
@@ -57,13 +57,13 @@ def _copy_jpeg(data: bytes, suffix: str, image: ImageFormat, max_pixels: int, wa
             check_data(plain)
     except ValueError as error:
         damaged = replace(jpeg, obstacles=(f"damaged, written anew: {error}",))
-        return _reencode(data, suffix, image, max_pixels, damaged)
-    pixels = read_picture(data, suffix, max_pixels).pixels if want_pixels else None
+        return _reencode(data, damaged, suffix, image, max_pixels=max_pixels)
+    pixels = read_picture(data, suffix, max_pixels, jpeg).pixels if want_pixels else None
     return Member(plain, repairs, pixels)
 
 
-def _reencode(data: bytes, suffix: str, image: ImageFormat, max_pixels: int, jpeg: Jpeg) -> Member:
-    picture = read_picture(data, suffix, max_pixels)
+def _reencode(data: bytes, jpeg: Jpeg, suffix: str, image: ImageFormat, *, max_pixels: int) -> Member:
+    picture = read_picture(data, suffix, max_pixels, jpeg)
     height, width = picture.pixels.shape[:2]
     _check_shape(height, width, image, max_pixels)
     if picture.format == "JPEG":

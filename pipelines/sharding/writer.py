@@ -113,7 +113,8 @@ def write_shard(task: ShardTask, note: Callable[[int, dict[str, str] | None], No
             data, bad = b"", None
             try:
                 data = _read(sample, task.source)
-                index.append(_add_sample(tar, task, sample, data, sums if place in task.measured else None, repaired))
+                wanted = sums if place in task.measured else None
+                index.append(_add_sample(tar, task, sample, data, sums=wanted, repaired=repaired))
             except DataError as error:
                 bad = {"split": task.split, "source": sample.source, "reason": str(error)}
                 quarantined.append(bad)
@@ -148,12 +149,13 @@ def _add_sample(
     task: ShardTask,
     sample: Sample,
     data: bytes,
+    *,
     sums: PixelSums | None,
     repaired: list[dict[str, str]],
 ) -> str:
     """Append the sample's members and return its line of the index. Raises DataError if it cannot be used."""
     suffix = os.path.splitext(sample.source)[1]  # noqa: PTH122  a tenth of the time of Path.suffix
-    member = make_member(data, suffix, task.image, task.max_pixels, sums is not None)
+    member = make_member(data, suffix, task.image, max_pixels=task.max_pixels, want_pixels=sums is not None)
     repaired += [{"split": task.split, "source": sample.source, "action": action} for action in member.repairs]
     if sums is not None and member.pixels is not None:
         sums.add(member.pixels)

@@ -23,7 +23,7 @@ class Gallery:
     def __getitem__(self, number: int) -> tuple[np.ndarray, int]:
         """Return the image, size,size,3 uint8, and its label."""
         record = self._records.read(number)
-        return self._preparation.view(read_member(bytes(record.data), self.manifest.image)), record.label
+        return self._preparation.crop(read_member(bytes(record.data), self.manifest.image)), record.label
 
     def name(self, label: int) -> str:
         return self.manifest.classes[label].name

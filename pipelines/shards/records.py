@@ -113,8 +113,8 @@ class Records:
             raise error("has no label where the index says")
         if self._checked and span[CHECKSUM] != checksum(span[BLOCK:]):
             raise error("has other bytes than were sharded, by its checksum")
-        data = memoryview(span)[BLOCK : BLOCK + size]
-        return Record(self._manifest.folder, shard.path, key, data, self._label(span[-label_size:], error))
+        data, label = memoryview(span)[BLOCK : BLOCK + size], self._label(span[-label_size:], error)
+        return Record(self._manifest.folder, shard.path, key, data, label=label)
 
     @staticmethod
     def _entry(entry: list[bytes]):

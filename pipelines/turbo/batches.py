@@ -74,6 +74,7 @@ class TurboBatches:
         records: Records,
         plan: Plan,
         augment: Augment,
+        *,
         device: torch.device,
         seed: int,
         threads: int,
@@ -134,14 +135,25 @@ class TurboBatches:
     def _begin(self, epoch: int, taken: int) -> _Work:
         rows, per_image, size = self._plan.batch_size, self._augment.crops, self._augment.size
         first = self._plan.first(taken)
-        draws = draw(self._seed, epoch, self._augment, first, rows)
+        draws = draw(self._seed, epoch, self._augment, first=first, count=rows)
         dtype = np.uint8 if self._device.type == "cuda" or not self._normalise.normalises else np.float32
         images, tensor = self._buffers.take((rows * per_image, size, size, 3), dtype)
         crops = np.zeros((rows * per_image, 3), np.int64)
         colours = self._normalise.colours(draws.lights).repeat(per_image, axis=0)
         samples = self._samples(epoch, first)
         valid = self._plan.valid(taken // self._plan.step)
-        work = _Work(epoch, valid, samples, draws, images, tensor, np.zeros(rows, np.int64), crops, colours)
+        labels = np.zeros(rows, np.int64)
+        work = _Work(
+            epoch=epoch,
+            valid=valid,
+            samples=samples,
+            draws=draws,
+            images=images,
+            tensor=tensor,
+            labels=labels,
+            crops=crops,
+            colours=colours,
+        )
         for start in range(0, rows, CHUNK):
             chunk = range(start, min(start + CHUNK, rows))
             work.parts.append(self._threads.submit(self._make, work, chunk))

@@ -31,23 +31,25 @@ class Decoder:
         """
         import simplejpeg
 
-        check_agreed(bytes(jpeg))
+        data = bytes(jpeg)
+        header = check_agreed(data)
         try:
             height, width = simplejpeg.decode_jpeg_header(jpeg)[:2]
         except KeyError as error:  # a sampling that simplejpeg has no name for
             raise ValueError(f"decoders disagree on its chroma sampling, {error}") from None
-        check_jpeg(jpeg, height, width, image)
+        check_jpeg(data, header, (height, width), image)
         if image.resize == "square" and (height, width) != (image.size, image.size):
             raise ValueError(f"it has {width} x {height} pixels instead of {image.size} x {image.size}")
         return height, width
 
-    def part(self, jpeg: memoryview, height: int, width: int, box: Box, least: int) -> np.ndarray:
-        """Return the pixels in ``box`` of an image of height x width: H,W,4 uint8, valid until this thread's next call.
+    def part(self, jpeg: memoryview, shape: tuple[int, int], box: Box, least: int) -> np.ndarray:
+        """Return the pixels in ``box`` of an image of ``shape`` (height, width): H,W,4 uint8, valid until the next call
+        of this thread.
 
         They are at full size, or at 1/2, 1/4 or 1/8 of it if at least ``least`` pixels a side remain.
         """
         shrink = shrink_to(box, least)
-        whole = self.whole(jpeg, -(-height // shrink), -(-width // shrink))
+        whole = self.whole(jpeg, -(-shape[0] // shrink), -(-shape[1] // shrink))
         top, left, box_height, box_width = (number // shrink for number in box)
         return whole[top : top + box_height, left : left + box_width]
 

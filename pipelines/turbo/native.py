@@ -85,17 +85,18 @@ class Worker:
         self._settings = NativeSettings.of(manifest, augment)
         self._samples = np.zeros(at_once, SAMPLE)
 
-    def render(self, numbers: Sequence[int], shapes: np.ndarray, flips: np.ndarray, out: np.ndarray) -> np.ndarray:
+    def render(self, numbers: Sequence[int], crop_draws: np.ndarray, flips: np.ndarray, out: np.ndarray) -> np.ndarray:
         """Render samples of the split. Return N SAMPLE, valid until the next call; those not ``done`` are for Python.
 
-        ``shapes`` N,40 float64 and ``flips`` N bool are their draws. ``out``, N,size,size,3 uint8, receives the pixels
-        except of samples that must still be resized, which ``parts`` yields. Raises DataError for a damaged index.
+        ``crop_draws`` N,40 float64 and ``flips`` N bool are their draws. ``out``, N,size,size,3 uint8, receives the
+        pixels, except those of samples that must still be resized, which ``parts`` yields. Raises DataError for a
+        damaged index.
         """
         samples = self._samples[: len(numbers)]
         located = np.array([*map(self._records.locate, numbers)], np.int64).reshape(-1, 3)
         samples["file"], samples["line"], samples["length"] = located.T
         samples["flip"] = flips
-        draws, stride, attempts = address_of(shapes), shapes.strides[0] // 8, shapes.shape[1] // 4
+        draws, stride, attempts = address_of(crop_draws), crop_draws.strides[0] // 8, crop_draws.shape[1] // 4
         self._library.render_samples(
             self._worker,
             ctypes.byref(self._settings),

@@ -11,16 +11,16 @@ import numpy as np
 
 from pipelines.augment import Augment, Jitter, colour_matrix
 
-ORDER, SHAPE, COLOUR = range(3)  # three independent streams of random numbers
+ORDER, CROP, COLOUR = range(3)  # three independent streams of random numbers
 ATTEMPTS = 10  # to find a resized crop that fits into the image, as torchvision
-SHAPE_DRAWS = 1 + 4 * ATTEMPTS  # flip; area, ratio, down, across
+CROP_DRAWS = 1 + 4 * ATTEMPTS  # flip; area, ratio, down, across
 COLOUR_DRAWS = 8  # four, which make three normal factors of light; brightness, contrast, saturation, hue
 
 
 class SampleDraws(NamedTuple):
     """A sample's draws for its crop, flip and jitter."""
 
-    shape: list[float]
+    crop_draws: list[float]
     flip: bool
     colour: np.ndarray | None
 
@@ -29,18 +29,18 @@ class Draws(NamedTuple):
     """A table of the draws of consecutive samples."""
 
     flips: np.ndarray  # N bool
-    shapes: np.ndarray  # N,40 in [0, 1), from which crops are computed
+    crop_draws: np.ndarray  # N,40 in [0, 1), from which crops are computed
     lights: np.ndarray  # N,3 standard normal
     colours: np.ndarray | None  # N,3,4: pixels (R, G, B, 1) to jittered pixels
 
     def of(self, rows: slice) -> "Draws":
         """Return the draws of these samples alone."""
         colours = None if self.colours is None else self.colours[rows]
-        return Draws(self.flips[rows], self.shapes[rows], self.lights[rows], colours)
+        return Draws(self.flips[rows], self.crop_draws[rows], self.lights[rows], colours)
 
     def at(self, row: int) -> SampleDraws:
         colour = None if self.colours is None else self.colours[row]
-        return SampleDraws(self.shapes[row].tolist(), bool(self.flips[row]), colour)
+        return SampleDraws(self.crop_draws[row].tolist(), bool(self.flips[row]), colour)
 
 
 def epoch_order(seed: int, epoch: int, samples: int) -> np.ndarray:
@@ -48,13 +48,13 @@ def epoch_order(seed: int, epoch: int, samples: int) -> np.ndarray:
     return np.random.Generator(_philox(seed, epoch, ORDER)).permutation(samples)
 
 
-def draw(seed: int, epoch: int, augment: Augment, first: int, count: int) -> Draws:
+def draw(seed: int, epoch: int, augment: Augment, *, first: int, count: int) -> Draws:
     """Draw for ``count`` samples from the position ``first`` in the epoch's order."""
-    shapes = _uniform(seed, epoch, SHAPE, first, count, SHAPE_DRAWS)
-    colours = _uniform(seed, epoch, COLOUR, first, count, COLOUR_DRAWS)
-    flips = (shapes[:, 0] < 0.5) & augment.flip
+    crops = _uniform(_philox(seed, epoch, CROP), first, count, CROP_DRAWS)
+    colours = _uniform(_philox(seed, epoch, COLOUR), first, count, COLOUR_DRAWS)
+    flips = (crops[:, 0] < 0.5) & augment.flip
     jitter = _jitter(colours[:, 4:], augment.jitter) if augment.jitter else None
-    return Draws(flips, shapes[:, 1:], _normal(colours[:, :4]), jitter)
+    return Draws(flips, crops[:, 1:], _normal(colours[:, :4]), jitter)
 
 
 def _jitter(uniform: np.ndarray, jitter: Jitter) -> np.ndarray:
@@ -70,10 +70,10 @@ def _normal(uniform: np.ndarray) -> np.ndarray:
     return radius * np.stack([np.cos(angle[:, 0]), np.sin(angle[:, 1]), np.cos(angle[:, 2])], 1)
 
 
-def _uniform(seed: int, epoch: int, stream: int, first: int, count: int, columns: int) -> np.ndarray:
+def _uniform(stream: np.random.Philox, first: int, count: int, columns: int) -> np.ndarray:
     """Return count,columns float64 in [0, 1): rows of an endless table, beginning with the row ``first``."""
     blocks = -(-columns // 4)  # the counter increases by one for four draws
-    table = np.random.Generator(_philox(seed, epoch, stream).advance(first * blocks))
+    table = np.random.Generator(stream.advance(first * blocks))
     return table.random((count, 4 * blocks))[:, :columns]
 
 

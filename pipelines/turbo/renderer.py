@@ -37,21 +37,21 @@ class Renderer:
         self._decoder = Decoder()
         self._raw_header = raw_header_of(manifest.image)
 
-    def render(self, record: Record, chance: SampleDraws, out: np.ndarray) -> list[Crop]:
+    def render(self, record: Record, sample_draws: SampleDraws, out: np.ndarray) -> list[Crop]:
         """Fill ``out``, crops,size,size,3 uint8. Return where the image was cropped. Raises SampleError."""
         try:
             height, width = self._size(record)
-            chosen = self._choose(height, width, chance)
+            chosen = self._choose(height, width, sample_draws)
             if chosen:
                 box, crop = chosen
                 crops = [crop]
-                self._put(self._part(record, height, width, box), chance.flip, out[0])
+                self._put(self._part(record, height, width, box), sample_draws.flip, out[0])
             else:
-                crops = self._render_fixed(record, height, width, chance.flip, out)
+                crops = self._render_fixed(record, (height, width), sample_draws.flip, out)
         except ValueError as error:
             raise record.error(f"cannot be decoded: {error}") from error
-        if chance.colour is not None:
-            _recolour(out, chance.colour)
+        if sample_draws.colour is not None:
+            _recolour(out, sample_draws.colour)
         return crops
 
     def render_natively(self, worker: Worker, numbers: Sequence[int], draws: Draws, out: np.ndarray) -> np.ndarray:
@@ -60,7 +60,7 @@ class Renderer:
         Those that are not ``done`` are left to ``render``, which may raise an error. Raises DataError for a damaged
         index.
         """
-        samples = worker.render(numbers, draws.shapes, draws.flips, out)
+        samples = worker.render(numbers, draws.crop_draws, draws.flips, out)
         for place, pixels in worker.parts(samples):
             self._put(pixels, False, out[place])
         if draws.colours is not None:
@@ -68,26 +68,28 @@ class Renderer:
                 _recolour(out[place], draws.colours[place])
         return samples
 
-    def _choose(self, height: int, width: int, chance: SampleDraws) -> tuple[Box, Crop] | None:
+    def _choose(self, height: int, width: int, sample_draws: SampleDraws) -> tuple[Box, Crop] | None:
         """Return the box to decode, if one box is all that the crop needs; None if the whole image is needed."""
         augment = self._augment
         if augment.crop == "resized":
-            return resized_box(chance.shape, height, width, augment.scale, augment.ratio), Crop(0, 0, chance.flip)
+            box = resized_box(sample_draws.crop_draws, (height, width), augment.scale, augment.ratio)
+            return box, Crop(0, 0, sample_draws.flip)
         resized = self._resized_size(height, width)
         if augment.crop == "random":
-            box = random_box(chance.shape[0], chance.shape[1], *resized, augment.size)
+            down, across = sample_draws.crop_draws[:2]
+            box = random_box(down, across, *resized, augment.size)
         elif augment.crop == "center" and resized == (height, width):
             box = center_box(*resized, augment.size)
         else:
             return None
-        crop = Crop(box.top, box.left, chance.flip)
+        crop = Crop(box.top, box.left, sample_draws.flip)
         return (box if resized == (height, width) else in_source(box, height, width, *resized)), crop
 
-    def _render_fixed(self, record: Record, height: int, width: int, flip: bool, out: np.ndarray) -> list[Crop]:
+    def _render_fixed(self, record: Record, shape: tuple[int, int], flip: bool, out: np.ndarray) -> list[Crop]:
         """Render the center or ten crops of the whole image, resized. Return where it was cropped."""
-        pixels = self._part(record, height, width, None)
-        resized = self._resized_size(height, width)
-        if resized != (height, width):
+        pixels = self._part(record, *shape, None)
+        resized = self._resized_size(*shape)
+        if resized != shape:
             pixels = resize(pixels, *resized)
         size = self._augment.size
         boxes = ten_boxes(*resized, size) if self._augment.crop == "ten" else [center_box(*resized, size)]
@@ -114,7 +116,7 @@ class Renderer:
             return pixels[box.top : box.top + box.height, box.left : box.left + box.width] if box else pixels
         if box is None:
             return self._decoder.whole(record.data, height, width)
-        return self._decoder.part(record.data, height, width, box, self._augment.size)
+        return self._decoder.part(record.data, (height, width), box, self._augment.size)
 
     def _put(self, pixels: np.ndarray, flip: bool, out: np.ndarray) -> None:
         """Flip, resize and drop a fourth channel, if necessary, and write to ``out`` once: it is not in the cache."""

@@ -69,7 +69,7 @@ def find_images(
             raise DataError(f"--md5 checks the archives of image-net.org, but {folder} holds the layout {name}")
         official.check_md5(folder, splits)
     with _no_garbage_collection():
-        return _select(folder, LAYOUTS[name].listing(folder, splits), seed, classes, per_class)
+        return _select(folder, LAYOUTS[name].listing(folder, splits), seed, classes=classes, per_class=per_class)
 
 
 @contextmanager

@@ -119,7 +119,7 @@ def _samples(archive: str, images: Images, wnids: list[str]) -> list[Sample]:
         wnid, found = images.popitem()
         for name, offset, size in found:
             key, source = key_of(stem_of(basename(name))), f"{folders[wnid]}/{name}"
-            samples.append(Sample(key, source, label[wnid], archive, offset, size))
+            samples.append(Sample(key, source, label[wnid], archive, offset=offset, size=size))
     if not samples:
         raise DataError(f"{archive} has no images: download it again")
     return samples

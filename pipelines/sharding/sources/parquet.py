@@ -39,7 +39,7 @@ def listing(folder: Path, splits: tuple[str, ...]) -> Listing:
 
 
 def _sample(row: Row, label: int) -> Sample:
-    return Sample(key_of(stem_of(row.name)), f"{row.file}/{row.number}/{row.name}", label, row.file, row.number)
+    return Sample(key_of(stem_of(row.name)), f"{row.file}/{row.number}/{row.name}", label, row.file, offset=row.number)
 
 
 def _files(folder: Path, split: str) -> list[Path]:
@@ -80,4 +80,4 @@ def _read_rows(folder: Path, path: Path) -> Iterator[Row]:
         wnid = behind or WNID_IN_FRONT.match(stem)
         if behind:  # Hugging Face appends it
             name = stem[: behind.start()] + name[len(stem) :]
-        yield Row(relative, number, name, label, sys.intern(wnid[1]) if wnid else None)
+        yield Row(relative, number, name, label, wnid=sys.intern(wnid[1]) if wnid else None)

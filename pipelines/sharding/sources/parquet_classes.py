@@ -38,7 +38,7 @@ def class_names(path: Path) -> list[str]:
 
 
 def index_labels(folder: Path, rows: dict[str, list[Row]], names: list[str]) -> Classes:
-    """Number the classes by sorted wnids if image names or class names give wnids, else by their labels.
+    """Assign class indices by sorted wnids if image names or class names give wnids, else by labels.
 
     Raises DataError if labels, image names and class names contradict each other.
     """
