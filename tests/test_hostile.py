@@ -182,7 +182,7 @@ def test_arrays_are_what_they_must_be_or_unread(numbered_shards: Path, tmp_path:
     damages = {
         npy_header((100_000, 100_000, 3), np.float32) + whole[128:]: "is missing or damaged",
         path.read_bytes(): "is missing or damaged",
-        whole[:-4] + struct.pack("<f", float("nan")): "other values than 0 to 255",
+        whole[:-4] + struct.pack("<f", float("nan")): "values outside 0 to 255",
     }
     for data, words in damages.items():
         path.write_bytes(data)

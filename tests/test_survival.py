@@ -66,7 +66,7 @@ def test_a_signal_ends_the_run_with_0_and_the_command_that_goes_on_as_if_nothing
     said = process.communicate()[0]
     assert process.returncode == 0, (tmp_path / "errors").read_text()
     assert checkpoint.load(out / "last.pt")["step"] < 4
-    done = command(*said.split("go on: python ")[1].split())
+    done = command(*said.split("to resume: python ")[1].split())
     assert done.returncode == 0, done.stderr
     assert_the_same_weights(out, trained)
     assert_each_step_stands_once(out, epochs=2, steps=4)
