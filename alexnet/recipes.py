@@ -5,6 +5,8 @@ import difflib
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
+
 from alexnet.errors import AlexNetError
 
 RecipeName = Literal["demo", "paper", "source2012", "torchvision", "modern"]
@@ -85,10 +87,9 @@ def read_recipe(fields: dict[str, Any]) -> Recipe:
     for name in set(fields) - set(known):
         near = ", ".join(difflib.get_close_matches(name, known)) or f"none of {', '.join(known)}"
         raise AlexNetError(f"a recipe has no field {name!r}; the nearest: {near}")
-    steps: dict[str, Any] = {name: tuple(map(tuple, fields.get(name, ()))) for name in ("rate_steps", "conv1_steps")}
     try:
-        return Recipe(**fields | steps)
-    except (TypeError, ValueError) as error:
+        return msgspec.convert(fields, Recipe)
+    except msgspec.ValidationError as error:
         raise AlexNetError(f"not a recipe: {error}") from error
 
 

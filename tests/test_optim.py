@@ -134,7 +134,7 @@ def test_an_unknown_field_is_named_with_the_nearest() -> None:
     with pytest.raises(AlexNetError, match=r"no field 'weigth_decay'; the nearest: weight_decay"):
         read_recipe({"weigth_decay": 1.0})
     with pytest.raises(AlexNetError, match=r"not a recipe.*epochs"):
-        read_recipe({"variant": "bn"})
+        read_recipe({"variant": "bn", "augment": "crop_flip"})
 
 
 @pytest.mark.parametrize("steps", [((30, 0.1), (20, 0.1)), ((-1, 0.5),), ((3, -0.1),)])
