@@ -371,12 +371,12 @@ def test_an_image_that_cannot_be_used_is_named(demo_shards: Path, tmp_path: Path
     ("spoil", "words"),
     [
         (cut_shard, r"train-000003\.tar has \d+ bytes instead of \d+"),  # no image was read yet
-        (missing_member, r"train-000003\.idx is not that .*{key}\.jpg'"),
-        (missing_line, r"train-000003\.idx is not that .*: it lists \d+ samples instead of \d+"),
-        (wrong_offset, r"train-000003\.idx is not that .*{key}\.jpg"),
-        (wrong_size, r"train-000003\.idx is not that .*{key}\.jpg"),
-        (path_for_a_name, r"train-000003\.idx is not that .*\.\./x\.jpg"),
-        (anothers_index, r"train-000003\.idx is not that .*members end at byte"),
+        (missing_member, r"train-000003\.idx does not fit shard .*{key}\.jpg'"),
+        (missing_line, r"train-000003\.idx does not fit shard .*: it lists \d+ samples instead of \d+"),
+        (wrong_offset, r"train-000003\.idx does not fit shard .*{key}\.jpg"),
+        (wrong_size, r"train-000003\.idx does not fit shard .*{key}\.jpg"),
+        (path_for_a_name, r"train-000003\.idx does not fit shard .*\.\./x\.jpg"),
+        (anothers_index, r"train-000003\.idx does not fit shard .*members end at byte"),
     ],
 )
 def test_a_damaged_shard_or_index_is_named(demo_shards: Path, tmp_path: Path, spoil, words: str) -> None:

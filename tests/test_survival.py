@@ -54,7 +54,10 @@ def assert_each_step_stands_once(run: Path, epochs: int, steps: int) -> None:
     assert [entry["epoch"] for entry in entries if entry["kind"] == "epoch"] == list(range(1, epochs + 1))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGHUP))],
+)
 def test_a_signal_ends_the_run_with_0_and_the_command_that_goes_on_as_if_nothing_had_been(
     numbered_shards: Path, trained: Path, tmp_path: Path, number: int
 ) -> None:
