@@ -24,7 +24,7 @@ def draw_rates(rows: list[dict], title: str, path: Path) -> None:
             fontsize=8,
         )
     axes.set_xlim(0, 1.25 * max(row["most"] for row in rows))
-    axes.set_xlabel("images/s: median and range of the rounds (ratio to the reference, round by round)")
+    axes.set_xlabel("images/s, median and range of the rounds (ratio to the reference)")
     axes.set_title(title, loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
