@@ -12,7 +12,8 @@ class EMA:
     """A copy of a network, ``model``, with averaged weights, to evaluate. Call ``update`` after each training step.
 
     The first steps are forgotten sooner: the decay rises as (1 + n) / (10 + n) until it reaches ``decay``. Running
-    statistics of batch normalisation are averaged like weights; counters are copied.
+    statistics of batch normalisation are averaged like weights; counters are copied. torch's AveragedModel differs in
+    both: it copies the weights at its first update, and averages counters.
     """
 
     def __init__(self, trained: AlexNet, decay: float) -> None:

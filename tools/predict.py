@@ -25,7 +25,7 @@ from alexnet.engine import find_device
 from pipelines import DataError
 from pipelines.images.picture import SUFFIXES, read_file, read_picture
 from pipelines.preprocess import Preparation
-from pipelines.terminal import require, run_command
+from pipelines.terminal import in_range, require, run_command
 from pipelines.untrusted import MAX_FILE_BYTES, printable
 
 
@@ -45,8 +45,8 @@ class Options:
 
     def __post_init__(self) -> None:
         require(bool(self.pictures), "no picture is given")
-        require(self.batch_size >= 1, f"--batch-size is {self.batch_size}, it starts at 1")
-        require(self.top >= 1, f"--top is {self.top}, it starts at 1")
+        in_range("batch_size", self.batch_size, 1)
+        in_range("top", self.top, 1)
 
 
 @dataclass

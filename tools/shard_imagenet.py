@@ -30,7 +30,7 @@ from pipelines.sharding.statistics import measured_samples
 from pipelines.sharding.verify import find_problems, verify
 from pipelines.sharding.writer import WORK, ShardTask, read_record
 from pipelines.shards.manifest import ImageFormat, load_manifest
-from pipelines.terminal import require, run_command
+from pipelines.terminal import in_range, require, run_command
 from pipelines.turbo.native import has_native
 
 SPREAD_SHARDS, SPREAD_SAMPLES = 16, 128  # a small dataset is cut into so many shards, of at least so many samples
@@ -85,21 +85,21 @@ class Options:
 
     def __post_init__(self) -> None:
         require((self.out is None) == self.verify, "give SOURCE and OUT, or --verify OUT")
-        require(32 <= self.size <= 4096, f"--size is {self.size}, it goes from 32 to 4096")
+        in_range("size", self.size, 32, 4096)
         require(
             1 <= self.max_pixels <= PILLOW_MAX_PIXELS,
             f"--max-pixels is {self.max_pixels}, it goes from 1 to {PILLOW_MAX_PIXELS}, Pillow's own limit",
         )
-        require(self.statistics_images >= 1, f"--statistics-images is {self.statistics_images}, it starts at 1")
+        in_range("statistics_images", self.statistics_images, 1)
         require(
             self.encoding == "jpeg" or self.resize == "square",
             f"--encoding raw goes with --resize square only, not {self.resize}: raw images need one shape for all",
         )
         require(self.encoding == "jpeg" or not self.restarts, "--restarts goes with --encoding jpeg only")
-        require(0 <= self.max_bad <= 1, f"--max-bad is {self.max_bad}, it goes from 0 to 1")
-        require(1 <= self.quality <= 95, f"--quality is {self.quality}, it goes from 1 to 95")
-        require(0.01 <= self.shard_mb <= 1e6, f"--shard-mb is {self.shard_mb}, it goes from 0.01 to 1000000")
-        require(self.workers >= 1, f"--workers is {self.workers}, it starts at 1")
+        in_range("max_bad", self.max_bad, 0, 1)
+        in_range("quality", self.quality, 1, 95)
+        in_range("shard_mb", self.shard_mb, 0.01, 1_000_000)
+        in_range("workers", self.workers, 1)
         require(
             bool(self.splits) and all(split.isascii() and split.isalpha() and split.islower() for split in self.splits),
             f"--splits is {' '.join(self.splits)!r}, it takes folder names of small letters",

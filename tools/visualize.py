@@ -36,7 +36,7 @@ from pipelines import DataError, open_loader
 from pipelines.images.picture import read_file
 from pipelines.preprocess import Preparation
 from pipelines.shards.gallery import Gallery
-from pipelines.terminal import require, run_command
+from pipelines.terminal import in_range, run_command
 
 LAYERS = tuple(f"conv{i}" for i in range(1, 6))
 MOST_FEATURES = 2000  # images in features.png
@@ -57,8 +57,8 @@ class Options:
     """auto (a GPU if there is one), cpu or cuda."""
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 1, f"--batch-size is {self.batch_size}, it starts at 1")
-        require(self.searched >= 1, f"--searched is {self.searched}, it starts at 1")
+        in_range("batch_size", self.batch_size, 1)
+        in_range("searched", self.searched, 1)
 
 
 def main(options: Options) -> None:
@@ -207,7 +207,7 @@ class Painter:
         return inspection.layers(self._model, self._tensor(views))
 
     def _tensor(self, views: list[np.ndarray]) -> Tensor:
-        """Return the views as N,3,224,224, normalised, on the device."""
+        """Return the crops as N,3,224,224, normalised, on the device."""
         return torch.stack([self._preparation.tensor(view) for view in views]).to(self._device)
 
 
