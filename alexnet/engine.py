@@ -93,7 +93,7 @@ def predict(model: nn.Module, batches: Iterable, device: torch.device, precision
     """
     model.eval()
     scored = []
-    for images, labels, valid in batches:
+    for images, labels, valid, *_ in batches:
         logits = forward(model, images, precision, device)
         if len(images) > len(labels):
             probabilities = logits.double().softmax(dim=1)  # float32 would round unlikely classes to 0

@@ -38,7 +38,7 @@ class Loader(Protocol):
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Any]: ...
     def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any], strict: bool = ...) -> None: ...
 
 
 class Run:
@@ -119,9 +119,8 @@ class Run:
             self.ranks.seed(self.seed + self.state.step)
         place, plan = own["loader"], self.loader.plan
         if (before["ranks"], before["backend"], place["step"]) != (now["ranks"], now["backend"], plan.step):
-            place |= {"backend": now["backend"], "step": plan.step, "source": None}  # keep only how far into the epoch
             self.state.step = place["epoch"] * plan.batches + place["taken"] // plan.step
-        self.loader.load_state_dict(place)
+        self.loader.load_state_dict(place, strict=not self.override)
 
 
 @contextmanager

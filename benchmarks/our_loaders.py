@@ -90,7 +90,7 @@ def loading(settings: OwnSettings) -> Rounds:
 
     def take(batches: int) -> int:
         for _ in range(batches):
-            images, _, _ = next(endless)
+            images = next(endless).images
         images[0, 0, 0, 0].item()  # waits for the GPU
         return batches * settings.batch_size
 

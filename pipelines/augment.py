@@ -1,8 +1,9 @@
 """Preprocessing and augmentation as data: an ``Augment`` says what every backend does to an image after decoding."""
 
 import math
+import operator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,10 @@ from pipelines.shards.npy import read_npy
 from pipelines.untrusted import MAX_FILE_BYTES, read_limited
 
 RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
+
+
+Crop = Literal["random", "resized", "center", "ten"]
+Normalisation = Literal["mean_image", "mean", "mean_std", "none"]
 
 
 @dataclass(frozen=True)
@@ -48,30 +53,68 @@ class Augment:
     divides by the standard deviations of the channels; ``none`` keeps uint8 pixels. With ``mean_image`` and ``mean``
     pixels stay on the 0..255 scale that the paper's initial weights expect. If there is ``lighting``, the result is
     divided by ``lit_divisor``.
+    ``mean`` and ``std``, by default those of the train images, are given for red, green and blue on the 0..1 scale, as
+    for torchvision's Normalize, for networks that were trained elsewhere: (0.485, 0.456, 0.406) and (0.229, 0.224,
+    0.225) for ``mean_std``, or only a ``mean``.
     """
 
-    crop: Literal["random", "resized", "center", "ten"] = "random"
+    crop: Crop = "random"
     size: int = 224
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
     jitter: Jitter | None = None
     lighting: float = 0.0
-    normalise: Literal["mean_image", "mean", "mean_std", "none"] = "mean_std"
+    normalise: Normalisation = "mean_std"
     lit_divisor: float = 1.0
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
+        for name, known in (("crop", get_args(Crop)), ("normalise", get_args(Normalisation)), ("flip", (True, False))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"no {name} {getattr(self, name)!r}, only {', '.join(map(str, known))}")
+        if not isinstance(self.jitter, Jitter | None):
+            raise ValueError(f"jitter is {self.jitter!r}: it must be a Jitter or None")
         for name in ("scale", "ratio"):
-            low, high = getattr(self, name)
+            low, high = self._numbers(name, 2)
             if not 0 < low <= high or (name == "scale" and high > 1):
                 most = " and at most 1" * (name == "scale")
                 raise ValueError(f"{name} is {low} to {high}: it must be ascending and above 0{most}")
-        if self.size < 1 or self.lighting < 0 or self.lit_divisor <= 0:
+        object.__setattr__(self, "size", operator.index(self.size))
+        if self.size < 1 or not 0 <= self.lighting < math.inf or not 0 < self.lit_divisor < math.inf:
             raise ValueError("size must be at least 1, lighting at least 0, and lit_divisor above 0")
         if self.crop == "resized" and self.normalise == "mean_image":
             raise ValueError("resized crops cannot subtract a mean image: normalise by mean or mean_std")
         if self.normalise == "none" and self.lighting:
             raise ValueError("pixels that are not normalised stay uint8, which lighting cannot be added to")
+        self._check_mean_and_std()
+
+    def _numbers(self, name: str, count: int) -> tuple[float, ...]:
+        """Return the field as ``count`` floats. Raises ValueError if it does not hold as many numbers."""
+        value: Any = getattr(self, name)
+        try:
+            numbers = tuple(map(float, value))
+        except (TypeError, ValueError):
+            numbers = ()
+        if len(numbers) != count:
+            raise ValueError(f"{name} is {value!r}: it must be {count} numbers")
+        object.__setattr__(self, name, numbers)
+        return numbers
+
+    def _check_mean_and_std(self) -> None:
+        given = [name for name in ("mean", "std") if getattr(self, name) is not None]
+        if given and given != {"mean": ["mean"], "mean_std": ["mean", "std"]}.get(self.normalise):
+            raise ValueError(
+                f"{' and '.join(given)} given with normalise={self.normalise!r}: give a mean for 'mean', "
+                "a mean and a std for 'mean_std', and neither otherwise"
+            )
+        values = [value for name in given for value in self._numbers(name, 3)]
+        if not all(0 <= value <= 1 for value in values) or 0 in (self.std or ()):
+            raise ValueError(
+                f"mean is {self.mean} and std {self.std}: they must be on the 0..1 scale, as for torchvision's "
+                "Normalize, and the std above 0; divide those of the 0..255 scale by 255"
+            )
 
     @property
     def crops(self) -> int:
@@ -90,6 +133,8 @@ class Augment:
         """
         mean = statistics.mean_rgb if self.normalise in ("mean", "mean_std") else (0.0, 0.0, 0.0)
         std = statistics.std_rgb if self.normalise == "mean_std" else (1.0, 1.0, 1.0)
+        mean = mean if self.mean is None else tuple(255 * value for value in self.mean)
+        std = std if self.std is None else tuple(255 * value for value in self.std)
         if not all(value > 0 for value in std):
             raise DataError(
                 f"the train images have a standard deviation of {std} in red, green and blue: choose an augment that "

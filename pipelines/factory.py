@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+import operator
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pipelines.augment import AUGMENTS, Augment
 from pipelines.errors import DataError
+from pipelines.identity import Identity, manifest_digest
 from pipelines.loader import Backend, Loader, Start
 from pipelines.plan import Plan
 from pipelines.shards.manifest import Manifest, load_manifest
-from pipelines.shards.records import Records
 
 if TYPE_CHECKING:
     import torch
 
+    from pipelines.transform import Transform
+
+LOG = logging.getLogger(__name__)
 BackendName = Literal["auto", "dali", "turbo", "synthetic"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 OnError = Literal["raise", "skip"]
+MAX_SEED = 2**32 - 1
 
 
 def open_loader(
@@ -30,63 +37,115 @@ def open_loader(
     *,
     device: str | torch.device = "cpu",
     backend: BackendName = "auto",
-    rank: int = 0,
-    world_size: int = 1,
+    rank: int | None = None,
+    world_size: int | None = None,
     seed: int = 0,
     training: bool | None = None,
     threads: int | None = None,
     on_error: OnError = "raise",
+    keys: bool = False,
+    extras: tuple[str, ...] = (),
+    transform: Transform | None = None,
 ) -> Loader:
     """Return a loader of ``Batch`` for a split of a shard folder.
 
+    ``batch_size`` is that of each rank. Rank and number of ranks, if not given, are those of torch.distributed, else
+    those of torchrun's environment (RANK and WORLD_SIZE), else 0 of 1; ``repr(loader)`` shows them.
     ``training`` (the default for the split train) shuffles, augments and drops the remainder of an epoch. Otherwise
     images come in order, center crops, and the last batch is padded: over all ranks each image counts once.
     ``augment`` is a name in ``AUGMENTS`` or an ``Augment``. ``threads`` decode; by default one per core.
-    ``backend``: ``auto`` is DALI on a GPU if it is installed, else turbo. ``on_error``: ``raise`` ends with an error
-    if a sample cannot be decoded; ``skip``, for turbo only, takes the next sample instead and reports it.
+    ``backend``: ``auto`` is DALI on a GPU if it is installed, else turbo.
 
-    Raises DataError if the folder is incomplete, the backend is missing, or there is less than a batch to train on;
-    ValueError for an unknown augment or backend.
+    For turbo only: ``on_error``: ``raise`` ends with an error if a sample cannot be decoded; ``skip`` takes the next
+    sample instead and reports it. ``keys``: batches have the samples' names. ``extras``: batches have these members of
+    the samples, by extension: parsed json, txt as text, others as bytes. ``transform`` changes each batch on its
+    device before it is normalised: it takes and returns images N,3,size,size uint8 and labels N, see
+    ``pipelines.transform``.
+
+    Raises DataError if the folder is incomplete, the backend or the GPU is missing, or there is less than a batch to
+    train on; ValueError for a wrong argument.
     """
     import torch
 
-    device = torch.device(device)
-    backend = _resolved(backend, device, on_error)
-    if batch_size < 1 or not 0 <= rank < world_size:
-        raise ValueError(f"batch_size {batch_size} of rank {rank} of {world_size} is out of range")
+    device, rank, world_size = torch.device(device), *_rank_and_world_size(rank, world_size)
+    plan_of = {"batch_size": _integer("batch_size", batch_size, 1), "rank": rank, "world_size": world_size}
+    seed, threads = _integer("seed", seed, 0, MAX_SEED), _threads(threads)
+    only_turbo = {"on_error": on_error != "raise", "keys": keys, "extras": extras, "transform": transform}
+    backend = _resolved(backend, device, [name for name, wanted in only_turbo.items() if wanted])
+    if on_error not in get_args(OnError):
+        raise ValueError(f'on_error is {on_error!r}, not "raise" or "skip"')
+    _check_device(device)
     manifest = load_manifest(folder)
     training = split == "train" if training is None else training
+    plan = Plan(samples=manifest.split(split).samples, training=training, **plan_of)
     chosen = _chosen(augment, training)
-    plan = Plan(
-        samples=manifest.split(split).samples,
-        batch_size=batch_size,
-        rank=rank,
-        world_size=world_size,
-        training=training,
-    )
     _check_sizes(manifest, split, plan, chosen)
-    threads = threads or _cores_of_this_rank()
-    given = _Arguments(
-        manifest=manifest,
+    identity = Identity(
+        backend=backend,
         split=split,
-        plan=plan,
-        augment=chosen,
-        device=device,
+        training=training,
         seed=seed,
-        threads=threads,
-        on_error=on_error,
+        manifest=manifest_digest(manifest),
+        augment=chosen,
+        transform=getattr(transform, "__qualname__", type(transform).__name__) if transform else None,
+        counts=backend != "dali",
+        plan=plan,
     )
+    given = _Arguments(manifest, identity, device, threads, on_error, keys, tuple(extras), transform)
     return {"dali": _dali, "turbo": _turbo, "synthetic": _synthetic}[backend](given)
 
 
-def _resolved(backend: BackendName, device: torch.device, on_error: OnError) -> BackendName:
-    """Return the backend that ``auto`` stands for. Raises ValueError if it is unknown or lacks this ``on_error``."""
+def _integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """Return the argument as an int. Raises ValueError that names it if it is none, or out of range."""
+    bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} is {value!r}: it must be an integer, {bounds}") from None
+    if number < low or (high is not None and number > high):
+        raise ValueError(f"{name} is {number}: it must be {bounds}")
+    return number
+
+
+def _rank_and_world_size(rank: Any, world_size: Any) -> tuple[int, int]:
+    """Return both as given, or else as torch.distributed or torchrun says. Raises ValueError."""
+    if (rank is None) != (world_size is None):
+        raise ValueError(f"rank is {rank} and world_size {world_size}: give both, or neither")
+    if rank is None:
+        rank, world_size, source = _found_ranks()
+        LOG.info("rank %s of %s, as %s says", rank, world_size, source)
+    world_size = _integer("world_size", world_size, 1)
+    return _integer("rank", rank, 0, world_size - 1), world_size
+
+
+def _found_ranks() -> tuple[int, int, str]:
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size(), "torch.distributed"
+    rank, world_size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if rank is not None and world_size is not None and rank.isdecimal() and world_size.isdecimal():
+        return int(rank), int(world_size), "the environment (RANK, WORLD_SIZE)"
+    return 0, 1, "no launcher"
+
+
+def _check_device(device: torch.device) -> None:
+    """Raise DataError if the device is a GPU that torch does not see."""
+    import torch
+
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = f"{torch.cuda.device_count()} GPUs" if torch.cuda.is_available() else "no GPU, or no driver for one"
+        raise DataError(f"device is {str(device)!r}, but torch finds {found}: use another, such as device='cpu'")
+
+
+def _resolved(backend: BackendName, device: torch.device, only_turbo: list[str]) -> BackendName:
+    """Return the backend that ``auto`` stands for. Raises ValueError if it is unknown or cannot do ``only_turbo``."""
     if backend not in BACKENDS:
         raise ValueError(f"no backend {backend!r}, only {', '.join(BACKENDS)}")
     if backend == "auto":
-        backend = "dali" if device.type == "cuda" and _has_dali() else "turbo"
-    if on_error not in get_args(OnError) or (on_error == "skip" and backend == "dali"):
-        raise ValueError(f'on_error={on_error!r} with backend {backend}: it is "raise", or with turbo "skip"')
+        backend = "dali" if device.type == "cuda" and _has_dali() and not only_turbo else "turbo"
+    if only_turbo and backend != "turbo":
+        raise ValueError(f"{only_turbo[0]} needs the backend turbo, not {backend}")
     return backend
 
 
@@ -102,54 +161,61 @@ def _check_sizes(manifest: Manifest, split: str, plan: Plan, augment: Augment) -
         )
 
 
-def _cores_of_this_rank() -> int:
-    """Return this rank's share of the cores that the process may use; torchrun sets the number of ranks."""
+def _threads(threads: Any) -> int:
+    """Return ``threads``, by default this rank's share of the cores of the process; torchrun sets the ranks' number."""
+    if threads is not None:
+        return _integer("threads", threads, 1)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
-class _Arguments(NamedTuple):
-    """Arguments of ``open_loader``, checked and with defaults filled in."""
+@dataclass(frozen=True)
+class _Arguments:
+    """Arguments of ``open_loader``, checked and with defaults filled in; most of them are in ``identity``."""
 
     manifest: Manifest
-    split: str
-    plan: Plan
-    augment: Augment
+    identity: Identity
     device: torch.device
-    seed: int
     threads: int
     on_error: OnError
+    keys: bool
+    extras: tuple[str, ...]
+    transform: Transform | None
 
 
 def _synthetic(o: _Arguments) -> Loader:
     from pipelines.synthetic import SyntheticBatches
 
-    batches = SyntheticBatches(o.manifest, o.plan, o.augment, device=o.device, seed=o.seed)
-    return Loader(o.manifest, o.plan, lambda start: batches, device=o.device, backend="synthetic")
+    i = o.identity
+    batches = SyntheticBatches(o.manifest, i.plan, i.augment, device=o.device, seed=i.seed)
+    return Loader(o.manifest, i, lambda start: batches, device=o.device)
 
 
 def _turbo(o: _Arguments) -> Loader:
+    from pipelines.shards.records import Records
     from pipelines.turbo.batches import TurboBatches, require_turbo
 
     require_turbo()
-    records = Records(o.manifest, o.split)
+    i = o.identity
 
     def open_backend(start: Start) -> Backend:
-        skip = loader.note_lost if o.on_error == "skip" else None
         return TurboBatches(
             o.manifest,
-            records,
-            o.plan,
-            o.augment,
+            Records(o.manifest, i.split),
+            i.plan,
+            i.augment,
             device=o.device,
-            seed=o.seed,
+            seed=i.seed,
             threads=o.threads,
             epoch=start.epoch,
             taken=start.taken,
-            skip=skip,
+            skip=loader.note_lost if o.on_error == "skip" else None,
+            keys=o.keys,
+            extras=o.extras,
+            transform=o.transform,
         )
 
-    loader = Loader(o.manifest, o.plan, open_backend, device=o.device, backend="turbo")
+    loader = Loader(o.manifest, i, open_backend, device=o.device)
     return loader
 
 
@@ -157,23 +223,23 @@ def _dali(o: _Arguments) -> Loader:
     from pipelines.dali.batches import DaliBatches, require_dali
 
     require_dali()
+    i = o.identity
 
     def open_backend(start: Start) -> Backend:
         """Open DALI's endless pipeline. Another is opened only if an epoch was left early or set by the caller."""
-        seed = o.seed * 65536 + start.opened_at
         return DaliBatches(
             o.manifest,
-            o.split,
-            o.plan,
-            o.augment,
+            i.split,
+            i.plan,
+            i.augment,
             device=o.device,
-            seed=seed,
+            seed=i.seed * 65536 + start.opened_at,
             threads=o.threads,
             checkpoint=start.checkpoint,
         )
 
-    surplus = o.plan.padded_batches - o.plan.batches
-    return Loader(o.manifest, o.plan, open_backend, device=o.device, backend="dali", surplus=surplus)
+    surplus = i.plan.padded_batches - i.plan.batches
+    return Loader(o.manifest, i, open_backend, device=o.device, surplus=surplus)
 
 
 def _has_dali() -> bool:
@@ -188,4 +254,6 @@ def _chosen(augment: str | Augment, training: bool) -> Augment:
         if augment not in AUGMENTS:
             raise ValueError(f"no augment {augment!r}, only {', '.join(AUGMENTS)}")
         augment = AUGMENTS[augment]
+    if not isinstance(augment, Augment):
+        raise ValueError(f"augment is {augment!r}: it must be an Augment, or one of {', '.join(AUGMENTS)}")
     return augment if training else augment.for_evaluation(augment.crops)

@@ -3,6 +3,7 @@
 import torch
 
 from pipelines.augment import Augment
+from pipelines.loader import Rows
 from pipelines.plan import Plan
 from pipelines.shards.manifest import Manifest
 
@@ -21,13 +22,12 @@ class SyntheticBatches:
         self._images = images.to(device, memory_format=torch.channels_last)
         self._labels = torch.randint(len(manifest.classes), (plan.batch_size,), generator=generator)
 
-    def next(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return images N,3,H,W, channels-last, on the device, and labels N int64, on the CPU."""
-        return self._images, self._labels
+    def next(self) -> Rows:
+        """Return the batch: images N,3,H,W, channels-last, and labels N int64."""
+        return Rows(self._images, self._labels)
 
-    def checkpoint(self) -> bytes:
-        """Return a constant: there is no position, and torch's safe loading rejects empty bytes."""
-        return b"synthetic"
+    def checkpoint(self) -> None:
+        """Return None: there is no position besides the number of batches."""
 
     def close(self) -> None:
         """Do nothing: no threads were started."""

@@ -121,7 +121,7 @@ def test_ten_crops_are_the_mean_of_their_probabilities(demo_shards: Path) -> Non
     loader = open_loader(demo_shards, "val", 20, AUGMENTS["crop_flip"].for_evaluation(10))
     answers = predict(model, loader, CPU)
     assert len(answers) == 203
-    images, labels, _ = next(iter(loader))
+    images, labels, *_ = next(iter(loader))
     with torch.inference_mode():
         mean = torch.stack([model(images[10 * i : 10 * i + 10]).softmax(1).mean(0) for i in range(20)])
     assert np.array_equal(answers.predicted[:20], mean.argmax(1).numpy())

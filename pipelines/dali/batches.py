@@ -12,6 +12,7 @@ from pipelines.augment import Augment
 from pipelines.dali.graph import Graph
 from pipelines.dali.trace import Trace, complaint, named
 from pipelines.errors import DataError
+from pipelines.loader import Rows
 from pipelines.plan import Plan
 from pipelines.shards.index import check_index
 from pipelines.shards.manifest import Manifest
@@ -61,7 +62,6 @@ class DaliBatches:
         self._width, self._classes = manifest.label_width, len(manifest.classes)
         self._place_values = torch.tensor([10**place for place in reversed(range(self._width))])
         self._batches = int.from_bytes(checkpoint[:COUNT_BYTES], "little") if checkpoint else 0
-        self._failure: DataError | None = None
         try:
             self._pipeline = self._build(threads, checkpoint[COUNT_BYTES:] if checkpoint else None)
         except RuntimeError as error:
@@ -85,20 +85,14 @@ class DaliBatches:
         pipeline.build()
         return pipeline
 
-    def next(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return images N,3,H,W, channels-last, on the device, and labels N int64, on the CPU; ten crops: 10*N images.
+    def next(self) -> Rows:
+        """Return the next batch: images N,3,H,W, channels-last, and labels N int64; ten crops: 10*N images.
 
-        Raises DataError, and again at each further call, as a pipeline that failed cannot continue.
+        Raises DataError. A pipeline that failed cannot continue.
         """
-        if self._failure:
-            raise self._failure
-        try:
-            images, digits = self._run()
-        except DataError as error:
-            self._failure = error
-            raise
+        rows = self._run()
         self._batches += 1
-        return images, digits
+        return rows
 
     def checkpoint(self) -> bytes:
         """Return the position after the last batch that ``next`` returned."""
@@ -107,7 +101,7 @@ class DaliBatches:
     def close(self) -> None:
         """Do nothing: DALI's threads end with the last reference to the pipeline."""
 
-    def _run(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _run(self) -> Rows:
         try:
             images, digits = self._pipeline.run()
         except RuntimeError as error:
@@ -116,7 +110,7 @@ class DaliBatches:
             found = f"{found} cannot be decoded" if found else self._trace().unusable(self._batches)
             raise self._reading_failed(said, found) from error
         pixels: torch.Tensor = torch.from_dlpack(images.as_tensor())  # N,H,W,3, or N,10,H,W,3
-        return pixels.flatten(0, -4).permute(0, 3, 1, 2), self._labels(digits)
+        return Rows(pixels.flatten(0, -4).permute(0, 3, 1, 2), self._labels(digits))
 
     def _labels(self, digits: Any) -> torch.Tensor:
         """Return N int64. Raises DataError that names an image whose label is no class."""

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import threading
 import weakref
 import zlib
@@ -19,7 +20,6 @@ from pipelines.untrusted import MAX_FILE_BYTES
 BLOCK = 512  # of a tar file
 # The place of the sample's checksum in the image's tar header: bytes that USTAR does not use.
 CHECKSUM = slice(500, 508)
-MAX_OPEN_SHARDS = 512  # a process may usually open 1024 files; further shards are opened for each read
 
 
 class SampleError(DataError):
@@ -56,7 +56,7 @@ class Records:
         self._extension, self._checked = manifest.image.extension.encode(), checked_while_read(manifest)
         self._lines: dict[int, tuple[bytes, memoryview, int]] = {}
         self._files: dict[int, int] = {}
-        self._opening = threading.Lock()
+        self._opening, self._keeping = threading.Lock(), True
         weakref.finalize(self, _close, self._files)
 
     def __len__(self) -> int:
@@ -181,13 +181,15 @@ class Records:
         return DataError(f"shard {self._path(number)} cannot be read: {error.strerror}")
 
     def _keep(self, number: int) -> bool:
-        """Keep the shard open if fewer than ``MAX_OPEN_SHARDS`` are. Return true if it is kept open.
+        """Keep the shard open while half of the files that the process may open are free. Return true if it is open.
 
-        In a random order no other choice of shards would be hit more often.
+        The shards that come later are opened for each read. In a random order no other choice would be hit more often.
         """
         with self._opening:
-            if number not in self._files and len(self._files) < MAX_OPEN_SHARDS:
-                self._files[number] = self._open(number)
+            if number not in self._files and self._keeping:
+                self._keeping = _half_of_the_files_are_free()
+                if self._keeping:
+                    self._files[number] = self._open(number)
         return number in self._files
 
     def _path(self, number: int) -> Path:
@@ -228,6 +230,12 @@ def _is_header(block: bytes, name: bytes, size: int) -> bool:
 def _blocks(size: int) -> int:
     """Return the bytes that contents of this size take in a tar file: whole blocks."""
     return (size + BLOCK - 1) // BLOCK * BLOCK
+
+
+def _half_of_the_files_are_free() -> bool:
+    """Return true if this process has less than half as many files open as it may have (ulimit -n)."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return most == resource.RLIM_INFINITY or len(os.listdir("/dev/fd")) < most / 2  # noqa: PTH208
 
 
 def _close(files: dict[int, int]) -> None:

@@ -12,15 +12,18 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
 from pipelines.augment import Augment
 from pipelines.errors import DataError
+from pipelines.loader import Rows
 from pipelines.plan import Plan
 from pipelines.shards.manifest import Manifest
 from pipelines.shards.records import Records, SampleError
+from pipelines.transform import SeededTransform, Transform
 from pipelines.turbo.buffers import LentBuffers
 from pipelines.turbo.native import Worker, renders_natively
 from pipelines.turbo.normalise import Normalise
@@ -48,6 +51,7 @@ class _Work:
     """A batch that threads are filling. ``samples`` has a few more than its rows, which replace damaged ones."""
 
     epoch: int
+    first: int  # the place of its first row in the epoch's order
     valid: int  # leading rows that are samples; the others are padding, left black
     samples: list[int]
     draws: Draws
@@ -56,6 +60,8 @@ class _Work:
     labels: np.ndarray  # N int64
     crops: np.ndarray  # N,3 int64: top and left of each crop, and if it is flipped
     colours: np.ndarray  # N,3 float32
+    keys: list[str]
+    extras: dict[str, list[Any]]
     parts: list[Future] = field(default_factory=list)
     lost: list[tuple[int, SampleError]] = field(default_factory=list)
 
@@ -66,6 +72,8 @@ class TurboBatches:
 
     A sample that cannot be used is replaced by the next in the order, or in evaluation by padding at the end; ``skip``
     is called with its error when ``next`` returns that batch. Without ``skip`` the first such error is raised.
+    ``keys`` and ``extras``, extensions of members, come with each batch. ``transform`` is applied to the batch before
+    normalisation.
     """
 
     def __init__(
@@ -81,9 +89,14 @@ class TurboBatches:
         epoch: int = 0,
         taken: int = 0,
         skip: Callable[[SampleError], None] | None = None,
+        keys: bool = False,
+        extras: tuple[str, ...] = (),
+        transform: Transform | None = None,
     ) -> None:
         self._manifest, self._records, self._plan, self._augment = manifest, records, plan, augment
         self._device, self._seed, self._skip = device, seed, skip
+        self._keys, self._extras = keys, extras
+        self._transform = SeededTransform(transform, seed) if transform else None
         self._normalise, self._renderer = Normalise(manifest, augment, device), Renderer(manifest, augment)
         self._native = renders_natively(manifest, augment)
         self._buffers = LentBuffers(pinned=device.type == "cuda")
@@ -94,34 +107,36 @@ class TurboBatches:
         self._own = threading.local()
         self._threads = ThreadPoolExecutor(threads, "turbo", prepare_opencv)
 
-    def next(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return images N,3,H,W, channels-last, on the device, and labels N int64, on the CPU. Raises DataError."""
+    def next(self) -> Rows:
+        """Return the next batch: images N,3,H,W, channels-last, and labels N int64. Raises DataError."""
         self._begin_more()
         work = self._made.popleft()
-        try:
-            for part in work.parts:
-                part.result()
-        except BaseException:
-            self.close()
-            raise
+        for part in work.parts:
+            part.result()
         self._settle(work)
-        images = work.tensor.to(self._device, non_blocking=True)
-        if self._on_device:
+        images = work.tensor.to(self._device, non_blocking=True)  # N,H,W,3
+        labels = torch.from_numpy(work.labels)
+        if self._transform:
+            labels = labels.to(self._device, non_blocking=True)
+            pixels = images.permute(0, 3, 1, 2)
+            pixels, labels = self._transform(pixels, labels, epoch=work.epoch, first=work.first)
+            images = pixels.permute(0, 2, 3, 1).contiguous()
+        if self._late and self._normalise.normalises:
             images = self._normalise.batch(images, work.crops, work.colours)
-        return images.permute(0, 3, 1, 2), torch.from_numpy(work.labels)
+        keys, extras = work.keys if self._keys else None, work.extras if self._extras else None
+        return Rows(images.permute(0, 3, 1, 2), labels, keys, extras)
 
-    def checkpoint(self) -> bytes:
-        """Return a constant: the position is the epoch and the samples taken, which the Loader saves."""
-        return b"turbo"
+    def checkpoint(self) -> None:
+        """Return None: the position is the epoch and the samples taken, which the Loader saves."""
 
     def close(self) -> None:
         """Let each thread end after the few samples it is working on."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     @property
-    def _on_device(self) -> bool:
-        """True if the device normalises the batch."""
-        return self._device.type == "cuda" and self._normalise.normalises
+    def _late(self) -> bool:
+        """True if a whole uint8 batch is normalised on its device, not each image by the thread that decoded it."""
+        return self._device.type == "cuda" or self._transform is not None
 
     def _begin_more(self) -> None:
         """Queue batches up to ``AHEAD``. Evaluation stops at the end of the epoch, as another may never be wanted."""
@@ -136,7 +151,7 @@ class TurboBatches:
         rows, per_image, size = self._plan.batch_size, self._augment.crops, self._augment.size
         first = self._plan.first(taken)
         draws = draw(self._seed, epoch, self._augment, first=first, count=rows)
-        dtype = np.uint8 if self._device.type == "cuda" or not self._normalise.normalises else np.float32
+        dtype = np.uint8 if self._late or not self._normalise.normalises else np.float32
         images, tensor = self._buffers.take((rows * per_image, size, size, 3), dtype)
         crops = np.zeros((rows * per_image, 3), np.int64)
         colours = self._normalise.colours(draws.lights).repeat(per_image, axis=0)
@@ -145,6 +160,7 @@ class TurboBatches:
         labels = np.zeros(rows, np.int64)
         work = _Work(
             epoch=epoch,
+            first=first,
             valid=valid,
             samples=samples,
             draws=draws,
@@ -153,6 +169,8 @@ class TurboBatches:
             labels=labels,
             crops=crops,
             colours=colours,
+            keys=[""] * rows,
+            extras={name: [None] * rows for name in self._extras},
         )
         for start in range(0, rows, CHUNK):
             chunk = range(start, min(start + CHUNK, rows))
@@ -170,9 +188,12 @@ class TurboBatches:
     def _make(self, work: _Work, rows: range) -> None:
         whole = range(rows.start, max(rows.start, min(rows.stop, work.valid)))
         work.images[self._places(range(whole.stop, rows.stop))] = 0
-        for row in self._make_natively(work, whole) if self._native else whole:
+        left = self._make_natively(work, whole) if self._native else whole
+        for row in whole if self._keys or self._extras else left:
             try:
-                self._fill(work, row, work.samples[row])
+                if row in left:
+                    self._fill(work, row, work.samples[row])
+                self._describe(work, row, work.samples[row])
             except SampleError as error:
                 if self._skip is None:
                     raise
@@ -200,7 +221,8 @@ class TurboBatches:
             return None
         for sample in work.samples[row + 1 : row + 1 + MAX_REPLACEMENTS]:
             try:
-                return self._fill(work, row, sample)
+                self._fill(work, row, sample)
+                return self._describe(work, row, sample)
             except SampleError as another:
                 work.lost.append((row, another))
         raise DataError(f"{MAX_REPLACEMENTS} samples in a row cannot be used. The first of them: {error}")
@@ -212,6 +234,15 @@ class TurboBatches:
         work.labels[row] = record.label
         for place, image in enumerate(pixels, self._places(rows).start):
             self._normalise_place(work, place, image)
+
+    def _describe(self, work: _Work, row: int, sample: int) -> None:
+        """Add the sample's key and extras to the batch, if requested. Raises SampleError."""
+        if self._keys:
+            work.keys[row] = self._records.key(sample)
+        if self._extras:
+            found = self._records.extras(sample)
+            for name, column in work.extras.items():
+                column[row] = found[name]
 
     def _normalise_place(self, work: _Work, place: int, pixels: np.ndarray) -> None:
         """Normalise ``pixels`` into the batch, unless the batch is uint8: the device normalises it, or nothing does."""
@@ -248,6 +279,8 @@ class TurboBatches:
             lost = {row for row, _ in work.lost}
             rows = sorted(range(self._plan.batch_size), key=lambda row: row in lost)
             work.labels = work.labels[rows]
+            work.keys = ["" if row in lost else work.keys[row] for row in rows]
+            work.extras = {n: [None if row in lost else v[row] for row in rows] for n, v in work.extras.items()}
             for array in (work.images, work.crops, work.colours):
                 by_row = array.reshape(len(rows), -1)
                 by_row[:] = by_row[rows]

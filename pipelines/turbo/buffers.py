@@ -20,7 +20,7 @@ class LentBuffers:
     def take(self, shape: tuple[int, ...], dtype: type) -> tuple[np.ndarray, torch.Tensor]:
         """Return an uninitialised array and a tensor of its memory. Each call must have the same shape and type."""
         if self._pinned:
-            tensor = torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True)
+            tensor = torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, device="cpu", pin_memory=True)
             return tensor.numpy(), tensor
         memory = self._free.pop() if self._free else np.empty(shape, dtype)
         lent = memory.view()  # the tensor and its slices keep it alive

@@ -25,7 +25,7 @@ class Normalise:
             self._images = image, np.ascontiguousarray(image[:, ::-1])
         self._lighting = np.array(lighting_matrix(manifest.statistics), np.float32) * augment.lighting
         self._lit = augment.lighting > 0
-        self.batch = OnDevice(self._images, self._scale, device)
+        self.batch = OnDevice(self._images, self._scale, device, self.dtype)
 
     def colours(self, lights: np.ndarray) -> np.ndarray:
         """Return N,3 float32, the colour to add to each image before the division, from N,3 standard normal factors."""
@@ -54,18 +54,24 @@ class Normalise:
 
 
 class OnDevice:
-    """The same map for a whole batch, in a few operations on its device: N,H,W,3 uint8 to N,H,W,3 float16."""
+    """The same map for a whole batch, in a few operations on its device: N,H,W,3, uint8 or floating, to ``dtype``."""
 
-    def __init__(self, images: tuple[np.ndarray, np.ndarray] | None, scale: np.ndarray, device: torch.device) -> None:
+    def __init__(
+        self,
+        images: tuple[np.ndarray, np.ndarray] | None,
+        scale: np.ndarray,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
         self._image = None if images is None else torch.from_numpy(images[0]).to(device)
         self._scale = torch.from_numpy(scale).to(device)
-        self._device = device
+        self._device, self._dtype = device, dtype
 
     def __call__(self, pixels: torch.Tensor, crops: np.ndarray, colours: np.ndarray) -> torch.Tensor:
         lit = pixels + torch.from_numpy(colours).to(self._device, non_blocking=True)[:, None, None]
         if self._image is not None:
             lit -= self._parts(self._image, crops, pixels.shape[1])
-        return lit.mul_(self._scale).half()
+        return lit.mul_(self._scale).to(self._dtype)
 
     def _parts(self, image: torch.Tensor, crops: np.ndarray, size: int) -> torch.Tensor:
         """Return N,size,size,3: the mean image cropped and flipped as each image was."""
