@@ -6,6 +6,8 @@ import tarfile
 import numpy as np
 
 from pipelines.errors import DataError
+from pipelines.shards.checks import remedy_of
+from pipelines.shards.foreign import key_of, read_index_line
 from pipelines.shards.manifest import Manifest, Shard
 from pipelines.untrusted import MAX_FILE_BYTES
 
@@ -19,7 +21,7 @@ def list_samples(manifest: Manifest, split: str) -> tuple[list[str], np.ndarray]
         check_index(manifest, shard)
         for line in (manifest.folder / shard.path).with_suffix(".idx").read_text().splitlines()[1:]:
             fields = line.split()
-            keys.append(fields[3].removesuffix(f".{manifest.image.extension}"))
+            keys.append(key_of(line.encode()))
             sizes.append(int(fields[2]))
     return keys, np.array(sizes)
 
@@ -39,6 +41,9 @@ def check_index(manifest: Manifest, shard: Shard) -> None:
     start, lines = text.find(b"\n") + 1, text.count(b"\n") - 1
     if lines != shard.samples:
         raise _wrong(manifest, shard, f"it lists {lines} samples instead of {shard.samples}")
+    if not manifest.plain:
+        _check_foreign(manifest, shard, text[start:].splitlines())
+        return
     line = _line(manifest)
     if not re.compile(b"(?:" + line + b")*+").fullmatch(text, start):
         raise _wrong(manifest, shard, _first_bad_line(text[start:], line))
@@ -53,6 +58,14 @@ def check_index(manifest: Manifest, shard: Shard) -> None:
         raise _wrong(manifest, shard, f"it lists a member of {sizes.max()} bytes; {MAX_FILE_BYTES} are allowed")
     if -(-(ends[-1] + 2 * BLOCK) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE != shard.bytes:
         raise _wrong(manifest, shard, f"its members end at byte {ends[-1]}, which does not fit the shard's length")
+
+
+def _check_foreign(manifest: Manifest, shard: Shard, lines: list[bytes]) -> None:
+    for line in lines:
+        try:
+            read_index_line(line, shard.bytes)
+        except ValueError:
+            raise _wrong(manifest, shard, f"a line that does not list a sample's members: {_shown(line)}") from None
 
 
 def _line(manifest: Manifest) -> bytes:
@@ -92,6 +105,5 @@ def _shown(line: bytes) -> str:
 def _wrong(manifest: Manifest, shard: Shard, what: str) -> DataError:
     path = (manifest.folder / shard.path).with_suffix(".idx")
     return DataError(
-        f"index {path} does not fit shard {shard.path}: {what}. Restore it, or write the shard again with "
-        "tools/shard_imagenet.py --repair"
+        f"index {path} does not fit shard {shard.path}: {what}: {remedy_of(manifest.folder, manifest.plain)}"
     )

@@ -7,28 +7,22 @@ be checked without reading the shards; ``python tools/shard_imagenet.py --verify
 import dataclasses
 import json
 import math
-import re
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import DataError
 from pipelines.files import write_atomically
+from pipelines.shards.checks import check_distinct, check_members, check_shard, check_split, first_repeated
 from pipelines.untrusted import COMMANDS, coerce, printable, read_json, shown
 
 FORMAT = 1
-ENCODINGS = ("jpeg", "raw")
+ENCODINGS = ("jpeg", "raw", "any")
 RESIZES = ("square", "shorter", "none")
-SPLIT_NAME = re.compile(r"[a-z]{1,40}")
-SHARD_NAME = re.compile(r"[a-z]+-[0-9]{6}\.tar")
 MEAN_IMAGE = "mean.npy"
 MAX_SIZE = 4096  # pixels of the side that images are resized to
 MAX_CLASSES = 100_000  # a network's last layer has 4096 weights for each
-SAMPLE_BYTES = 2048  # a sample's least size in a tar: two headers, an image and a label
-NEVER_ALIKE = 16  # samples; a random order of so many is sorted once in 10**13 times
-INDEX_LINE_BYTES = 300  # at most: two names of 100 bytes, four numbers
 
 
 @dataclass(frozen=True)
@@ -57,7 +51,8 @@ class ImageClass:
 class ImageFormat:
     """The format in which the images were written.
 
-    ``encoding``: ``jpeg``, or ``raw`` for ``.npy`` members of H,W,3 uint8 (only with ``square``: one shape for all).
+    ``encoding``: ``jpeg``, or ``raw`` for ``.npy`` members of H,W,3 uint8 (only with ``square``: one shape for all), or
+    ``any`` in shards that another program wrote: files of every format that ``read_picture`` reads (only ``none``).
     ``resize`` and ``size``, in pixels: ``square``, images are size x size; ``shorter``, their shorter side is size;
     ``none``, they keep the size of the source, and loaders resize the shorter side to size.
     ``quality`` is that of the JPEGs that were encoded: all of them, or under ``none`` the repaired ones; 0 for
@@ -75,6 +70,8 @@ class ImageFormat:
             raise ValueError(f"this version does not read {self.encoding} images resized {self.resize}")
         if self.encoding == "raw" and self.resize != "square":
             raise ValueError("raw images must be square, so that all have one shape")
+        if self.encoding == "any" and self.resize != "none":
+            raise ValueError(f"images of any encoding are as they came, not resized {self.resize}")
         if not 1 <= self.size <= MAX_SIZE:
             raise ValueError(f"images of {self.size} pixels a side; the size must be from 1 to {MAX_SIZE}")
 
@@ -124,7 +121,8 @@ class Statistics:
 class Manifest:
     """A shard folder's contents. ``repaired`` and ``quarantined`` list source images by split, source and reason.
 
-    ``checksums``: each image's tar header holds the CRC-32 of the sample.
+    ``checksums``: each image's tar header holds the CRC-32 of the sample. ``labels`` says what a label is: ``cls``,
+    ``json:FIELD`` (a path with dots) or ``none``. ``extras`` are the extensions of the samples' other members.
     """
 
     folder: Path
@@ -136,6 +134,19 @@ class Manifest:
     repaired: tuple[dict[str, str], ...] = ()
     quarantined: tuple[dict[str, str], ...] = ()
     checksums: bool = False
+    labels: str = "cls"
+    extras: tuple[str, ...] = ()
+
+    @cached_property
+    def class_numbers(self) -> dict[str, int]:
+        """The number of each class, by its wnid."""
+        return {entry.wnid: number for number, entry in enumerate(self.classes)}
+
+    @property
+    def plain(self) -> bool:
+        """True for shards of ``tools/shard_imagenet.py``: an image and a ``.cls`` of fixed width in each sample. False
+        if another program wrote the tars, which ``--index`` then read."""
+        return self.image.encoding != "any"
 
     @property
     def label_width(self) -> int:
@@ -151,6 +162,8 @@ class Manifest:
         """Write ``manifest.json``, whole or not at all."""
         content = {"format": FORMAT} | dataclasses.asdict(self)
         del content["folder"]
+        if self.plain:  # as before these fields existed
+            del content["labels"], content["extras"]
         write_atomically(self.folder / "manifest.json", json.dumps(content, indent=1).encode() + b"\n")
 
 
@@ -161,7 +174,10 @@ def load_manifest(folder: str | Path, check_shards: bool = True) -> Manifest:
     if not path.is_file():
         if (folder / ".work").is_dir():
             raise DataError(f"{folder} is unfinished: run the same tools/shard_imagenet.py command again to finish it")
-        raise DataError(f"no shards at {folder}: make them with tools/shard_imagenet.py SOURCE {folder}")
+        raise DataError(
+            f"no shards at {folder}: make them with tools/shard_imagenet.py SOURCE {folder}; if it holds tars that "
+            f"webdataset wrote: tools/shard_imagenet.py --index {folder}"
+        )
     try:
         manifest = _parse(folder, read_json(path))
     except ValueError as error:
@@ -171,7 +187,7 @@ def load_manifest(folder: str | Path, check_shards: bool = True) -> Manifest:
     if check_shards:
         for split in manifest.splits.values():
             for shard in split.shards:
-                check_shard(folder, shard)
+                check_shard(folder, shard, manifest.plain)
     return manifest
 
 
@@ -181,7 +197,8 @@ def _parse(folder: Path, content: Any) -> Manifest:
     if found != FORMAT or found is True:
         raise ValueError(f"format is {shown(found)}, this version reads {FORMAT}")
     manifest: Manifest = coerce(content | {"folder": str(folder)}, Manifest, "manifest")
-    if not 1 <= len(manifest.classes) <= MAX_CLASSES:
+    check_members(manifest)
+    if not (manifest.labels != "none") <= len(manifest.classes) <= MAX_CLASSES:
         raise ValueError(f"it lists {len(manifest.classes) or 'no'} classes; from 1 to {MAX_CLASSES} are allowed")
     odd = next((name for entry in manifest.classes for name in vars(entry).values() if COMMANDS.search(name)), None)
     if odd is not None:
@@ -189,62 +206,9 @@ def _parse(folder: Path, content: Any) -> Manifest:
     if not all({"split", "source"} <= entry.keys() for entry in (*manifest.repaired, *manifest.quarantined)):
         raise ValueError("it lists repaired or quarantined images without their split or source")
     wnids = [entry.wnid for entry in manifest.classes]
-    if twice := _first_repeated(wnids):
+    if twice := first_repeated(wnids):
         raise ValueError(f"two classes are called {twice[:40]!r}")
     for name, split in manifest.splits.items():
-        _check_split(name, split)
-    _check_distinct(manifest.splits)
+        check_split(name, split, manifest.plain)
+    check_distinct(manifest.splits)
     return manifest
-
-
-def _first_repeated(values: Sequence[str]) -> str | None:
-    return next((value for value, count in Counter(values).items() if count > 1), None)
-
-
-def _check_distinct(splits: dict[str, Split]) -> None:
-    """Raise ValueError for a shard that is listed twice, under one name or as a copy.
-
-    The keys within a split are distinct, so two of its shards differ. Two splits may hold the same few images. If
-    there are many, the random order of train makes their shards differ.
-    """
-    shards = [shard for split in splits.values() for shard in split.shards]
-    if twice := _first_repeated([shard.path for shard in shards]):
-        raise ValueError(f"{twice} is listed twice")
-    within = (split.shards for split in splits.values())
-    for some in (*within, [shard for shard in shards if shard.samples >= NEVER_ALIKE]):
-        if twice := _first_repeated([shard.sha256 for shard in some]):
-            first, second = [shard.path for shard in some if shard.sha256 == twice][:2]
-            raise ValueError(f"{first} and {second} are the same file, with one sha256")
-
-
-def _check_split(name: str, split: Split) -> None:
-    """Raise ValueError for names that are paths, and for impossible counts."""
-    if not SPLIT_NAME.fullmatch(name):
-        raise ValueError(f"{name[:80]!r} is not a split's name")
-    for shard in split.shards:
-        if not SHARD_NAME.fullmatch(shard.path):
-            raise ValueError(f"{shard.path[:80]!r} is not a shard's name")
-    if split.samples < 1 or split.samples != sum(shard.samples for shard in split.shards):
-        raise ValueError(f"{name} does not have the {split.samples} samples it claims")
-    for shard in split.shards:
-        if not 1 <= shard.samples <= shard.bytes // SAMPLE_BYTES:
-            raise ValueError(f"{shard.path} of {shard.bytes} bytes cannot hold {shard.samples} samples")
-
-
-def check_shard(folder: Path, shard: Shard) -> None:
-    """Raise DataError unless the shard has its full length and an index of as many samples."""
-    remedy = "restore it, or write it again with tools/shard_imagenet.py --repair"
-    path = folder / shard.path
-    if not path.is_file():
-        raise DataError(f"shard {path} is missing: {remedy}")
-    if path.stat().st_size != shard.bytes:
-        raise DataError(f"shard {path} has {path.stat().st_size} bytes instead of {shard.bytes}: {remedy}")
-    index = path.with_suffix(".idx")
-    if not index.is_file():
-        raise DataError(f"index {index} is missing: {remedy}")
-    if index.stat().st_size > INDEX_LINE_BYTES * (shard.samples + 1):
-        raise DataError(f"index {index} is longer than one of {shard.samples} samples can be: {remedy}")
-    with index.open("rb") as file:
-        header = file.readline(100)
-    if header != b"v1.2 %d\n" % shard.samples:
-        raise DataError(f"index {index} does not list the {shard.samples} samples of its shard: {remedy}")

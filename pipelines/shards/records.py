@@ -7,43 +7,24 @@ import threading
 import weakref
 import zlib
 from bisect import bisect_right
+from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
 from pipelines.errors import DataError
+from pipelines.shards.checks import remedy_of
+from pipelines.shards.foreign import key_of, read_extras, read_foreign
 from pipelines.shards.manifest import Manifest
+from pipelines.shards.record import Record, SampleError
 from pipelines.untrusted import MAX_FILE_BYTES
 
 BLOCK = 512  # of a tar file
 # The place of the sample's checksum in the image's tar header: bytes that USTAR does not use.
 CHECKSUM = slice(500, 508)
-
-
-class SampleError(DataError):
-    """An error in one sample: ``shard`` and ``key`` name it, ``reason`` says why it cannot be used."""
-
-    def __init__(self, folder: Path, shard: str, key: str, reason: str) -> None:
-        super().__init__(
-            f"{folder}/{shard}: sample {key} {reason}. python tools/shard_imagenet.py --verify {folder} lists all such "
-            'samples, --repair writes the shard again, and on_error="skip" goes on without them'
-        )
-        self.shard, self.key, self.reason = shard, key, reason
-
-
-class Record(NamedTuple):
-    """A sample as it is stored."""
-
-    folder: Path
-    shard: str
-    key: str
-    data: memoryview
-    label: int
-
-    def error(self, reason: str) -> SampleError:
-        return SampleError(self.folder, self.shard, self.key, reason)
 
 
 class Records:
@@ -77,11 +58,10 @@ class Records:
 
     def read(self, sample: int) -> Record:
         """Read and check one sample. Raises SampleError if it is damaged, DataError if the shard or index is."""
-        number = bisect_right(self._ends, sample)
+        number, line = self._line(sample)
         shard = self._shards[number]
-        row = sample - self._ends[number] + shard.samples
-        text, ends, _ = self._indexed(number)
-        line = text[ends[row] + 1 : ends[row + 1]]
+        if not self._manifest.plain:
+            return read_foreign(self._manifest, shard, line, partial(self._span, number))
         entry = line.split()
         key = entry[3].decode("ascii", "replace").rpartition(".")[0] if len(entry) == 8 else "?"
 
@@ -100,12 +80,7 @@ class Records:
             raise error("has a damaged line in the index")
         if label_start != start + _blocks(size) + BLOCK or label_size != self._manifest.label_width:
             raise error("is not where the index says, or its label is elsewhere")
-        try:
-            span = self._read(number, start - BLOCK, label_start + label_size)
-        except OSError as failed:  # EIO is a bad sector; any other error concerns the whole shard
-            if failed.errno == errno.EIO:
-                raise error(f"cannot be read: {failed.strerror}") from failed
-            raise self._unreadable(number, failed) from failed
+        span = self._span(number, start - BLOCK, label_start + label_size, error)
         label_header = label_start - start  # the span begins BLOCK before the image, the header BLOCK before the label
         if not _is_header(span[:BLOCK], name, size) or label_name != name[: -len(extension)] + b"cls":
             raise error(f"has another name or size than the index says, or a forbidden name: {name[:80]!r}")
@@ -115,6 +90,36 @@ class Records:
             raise error("has other bytes than were sharded, by its checksum")
         data, label = memoryview(span)[BLOCK : BLOCK + size], self._label(span[-label_size:], error)
         return Record(self._manifest.folder, shard.path, key, data, label=label)
+
+    def key(self, sample: int) -> str:
+        """Return the key of a sample, from the index alone. Raises DataError for a damaged index."""
+        line = self._line(sample)[1]
+        return key_of(line) or "?"
+
+    def extras(self, sample: int) -> dict[str, Any]:
+        """Return the sample's members besides image and label, by extension: JSON parsed, text as str, else bytes.
+
+        Plain shards have none. Raises SampleError if one is damaged, DataError if the shard or index is.
+        """
+        if not self._manifest.extras:
+            return {}
+        number, line = self._line(sample)
+        return read_extras(self._manifest, self._shards[number], line, partial(self._span, number))
+
+    def _line(self, sample: int) -> tuple[int, bytes]:
+        """Return the number of the sample's shard, and its line of the index."""
+        number = bisect_right(self._ends, sample)
+        text, ends, _ = self._indexed(number)
+        row = sample - self._ends[number] + self._shards[number].samples
+        return number, text[ends[row] + 1 : ends[row + 1]]
+
+    def _span(self, number: int, start: int, end: int, error: Callable[[str], SampleError]) -> bytes:
+        try:
+            return self._read(number, start, end)
+        except OSError as failed:  # EIO is a bad sector; any other error concerns the whole shard
+            if failed.errno == errno.EIO:
+                raise error(f"cannot be read: {failed.strerror}") from failed
+            raise self._unreadable(number, failed) from failed
 
     @staticmethod
     def _entry(entry: list[bytes]):
@@ -149,8 +154,7 @@ class Records:
         lines = self._shards[number].samples + 1
         if len(ends) != lines or text[-1:] != b"\n" or len(set(text.split(b"\n"))) != lines + 1:  # no line twice
             raise DataError(
-                f"index {path} does not list the {self._shards[number].samples} samples of its shard: restore it, or "
-                "write it again with tools/shard_imagenet.py --repair"
+                f"index {path} does not list the {self._shards[number].samples} samples of its shard: {self._remedy}"
             )
         return text, memoryview(ends.data), letters.ctypes.data  # a memoryview is indexed faster than an array
 
@@ -166,8 +170,8 @@ class Records:
                 os.close(file)
         if len(data) != end - start:
             raise DataError(
-                f"shard {self._path(number)} ends at byte {start + len(data)}, in the middle of a sample: restore it, "
-                "or write it again with tools/shard_imagenet.py --repair"
+                f"shard {self._path(number)} ends at byte {start + len(data)}, in the middle of a sample: "
+                f"{self._remedy}"
             )
         return data
 
@@ -191,6 +195,10 @@ class Records:
                 if self._keeping:
                     self._files[number] = self._open(number)
         return number in self._files
+
+    @property
+    def _remedy(self) -> str:
+        return remedy_of(self._manifest.folder, self._manifest.plain)
 
     def _path(self, number: int) -> Path:
         return self._manifest.folder / self._shards[number].path

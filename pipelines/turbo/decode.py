@@ -9,8 +9,9 @@ import numpy as np
 
 from pipelines.crops import Box, shrink_to
 from pipelines.errors import DataError
-from pipelines.images.jpeg import check_agreed
-from pipelines.images.limits import check_jpeg
+from pipelines.images.jpeg import check_agreed, inspect
+from pipelines.images.limits import PILLOW_MAX_PIXELS, check_jpeg, check_shape
+from pipelines.images.picture import read_picture
 from pipelines.shards.manifest import ImageFormat
 from pipelines.shards.npy import read_npy
 from pipelines.turbo.native import has_native, is_whole
@@ -65,11 +66,30 @@ class Decoder:
         return simplejpeg.decode_jpeg(jpeg, "RGBX", **least, buffer=self._own.buffer, **exact)
 
 
+def decode_unusual(data: bytes, image: ImageFormat) -> np.ndarray | None:
+    """Decode a whole image, H,W,3 uint8, that is no plain upright JPEG: a PNG, or a JPEG with an EXIF turn or in CMYK.
+
+    Return None for a plain JPEG, which a ``Decoder`` decodes. Raises ValueError if it cannot be decoded.
+    """
+    jpeg = inspect(data)
+    if not jpeg.obstacles and not jpeg.cuts:
+        return None
+    try:
+        pixels = read_picture(data, "", PILLOW_MAX_PIXELS, jpeg).pixels
+    except DataError as error:
+        raise ValueError(str(error)) from None
+    check_shape(*pixels.shape[:2], image)
+    return pixels
+
+
 def read_member(data: bytes, image: ImageFormat) -> np.ndarray:
     """Decode an image of a shard to H,W,3 uint8, as the loaders do. Raises DataError if they would refuse it."""
     try:
         if image.encoding == "raw":
             return read_npy(data, (image.size, image.size, 3), np.uint8)
+        unusual = decode_unusual(data, image) if image.encoding == "any" else None
+        if unusual is not None:
+            return unusual
         height, width = Decoder.size(data, image)
         return Decoder().whole(data, height, width)[..., :3].copy()
     except ValueError as error:

@@ -142,7 +142,7 @@ def renders_natively(manifest: Manifest, augment: Augment) -> bool:
     It does not make ten crops of an image, nor crops of raw pixels that must be resized.
     """
     resized = manifest.image.encoding == "raw" and augment.crop == "resized"
-    return has_native() and augment.crop in CROPS and not resized
+    return has_native() and manifest.plain and augment.crop in CROPS and not resized
 
 
 @cache

@@ -6,12 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 from pipelines.augment import Augment
-from pipelines.crops import Box, center_box, in_source, random_box, resized_box, shorter_sides, ten_boxes
+from pipelines.crops import Box, center_box, in_source, random_box, resized_box, shorter_sides, shrink_to, ten_boxes
 from pipelines.images.resize import resize
 from pipelines.shards.manifest import Manifest
 from pipelines.shards.npy import raw_header_of
 from pipelines.shards.records import Record
-from pipelines.turbo.decode import Decoder
+from pipelines.turbo.decode import Decoder, decode_unusual
 from pipelines.turbo.native import Worker
 from pipelines.turbo.randomness import Draws, SampleDraws
 
@@ -40,14 +40,15 @@ class Renderer:
     def render(self, record: Record, sample_draws: SampleDraws, out: np.ndarray) -> list[Crop]:
         """Fill ``out``, crops,size,size,3 uint8. Return where the image was cropped. Raises SampleError."""
         try:
-            height, width = self._size(record)
+            whole = self._whole(record)
+            height, width = self._decoder.size(record.data, self._image) if whole is None else whole.shape[:2]
             chosen = self._choose(height, width, sample_draws)
             if chosen:
                 box, crop = chosen
                 crops = [crop]
-                self._put(self._part(record, height, width, box), sample_draws.flip, out[0])
+                self._put(self._part(record, whole, height, width, box), sample_draws.flip, out[0])
             else:
-                crops = self._render_fixed(record, (height, width), sample_draws.flip, out)
+                crops = self._render_fixed(record, whole, (height, width), sample_draws.flip, out)
         except ValueError as error:
             raise record.error(f"cannot be decoded: {error}") from error
         if sample_draws.colour is not None:
@@ -85,9 +86,11 @@ class Renderer:
         crop = Crop(box.top, box.left, sample_draws.flip)
         return (box if resized == (height, width) else in_source(box, height, width, *resized)), crop
 
-    def _render_fixed(self, record: Record, shape: tuple[int, int], flip: bool, out: np.ndarray) -> list[Crop]:
+    def _render_fixed(
+        self, record: Record, whole: np.ndarray | None, shape: tuple[int, int], flip: bool, out: np.ndarray
+    ) -> list[Crop]:
         """Render the center or ten crops of the whole image, resized. Return where it was cropped."""
-        pixels = self._part(record, *shape, None)
+        pixels = self._decoder.whole(record.data, *shape) if whole is None else whole
         resized = self._resized_size(*shape)
         if resized != shape:
             pixels = resize(pixels, *resized)
@@ -98,25 +101,26 @@ class Renderer:
             self._put(pixels[box.top : box.top + size, box.left : box.left + size], crop.flipped, place)
         return crops
 
-    def _size(self, record: Record) -> tuple[int, int]:
+    def _whole(self, record: Record) -> np.ndarray | None:
+        """Return the whole image, H,W,3 uint8, unless it is a JPEG for the decoder: then None. Raises ValueError."""
         wanted = self._image.size
-        if self._raw_header:
-            if bytes(record.data[: len(self._raw_header)]) != self._raw_header:
-                raise ValueError(f"it is not an array of {wanted},{wanted},3 uint8")
-            return wanted, wanted
-        return self._decoder.size(record.data, self._image)
+        if self._image.encoding == "any":
+            return decode_unusual(bytes(record.data), self._image)
+        if not self._raw_header:
+            return None
+        if bytes(record.data[: len(self._raw_header)]) != self._raw_header:
+            raise ValueError(f"it is not an array of {wanted},{wanted},3 uint8")
+        return np.frombuffer(record.data[len(self._raw_header) :], np.uint8).reshape(wanted, wanted, 3)
 
     def _resized_size(self, height: int, width: int) -> tuple[int, int]:
         return shorter_sides(height, width, self._image.size)
 
-    def _part(self, record: Record, height: int, width: int, box: Box | None) -> np.ndarray:
-        """Return H,W,3 or H,W,4 uint8: the box, at the crop's size or larger, or without a box the whole image."""
-        if self._raw_header:
-            pixels = np.frombuffer(record.data[len(self._raw_header) :], np.uint8).reshape(height, width, 3)
-            return pixels[box.top : box.top + box.height, box.left : box.left + box.width] if box else pixels
-        if box is None:
-            return self._decoder.whole(record.data, height, width)
-        return self._decoder.part(record.data, (height, width), box, self._augment.size)
+    def _part(self, record: Record, whole: np.ndarray | None, height: int, width: int, box: Box) -> np.ndarray:
+        """Return the box, H,W,3 or H,W,4 uint8, at the crop's size or larger."""
+        if whole is None:
+            return self._decoder.part(record.data, (height, width), box, self._augment.size)
+        pixels = whole[box.top : box.top + box.height, box.left : box.left + box.width]
+        return _shrunk(pixels, shrink_to(box, self._augment.size))
 
     def _put(self, pixels: np.ndarray, flip: bool, out: np.ndarray) -> None:
         """Flip, resize and drop a fourth channel, if necessary, and write to ``out`` once: it is not in the cache."""
@@ -130,6 +134,16 @@ class Renderer:
             cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB, dst=out)
         else:
             np.copyto(out, pixels)
+
+
+def _shrunk(pixels: np.ndarray, times: int) -> np.ndarray:
+    """Return the means of ``times`` x ``times`` pixels, as a JPEG decoded at 1/2, 1/4 or 1/8 has them."""
+    import cv2
+
+    if times == 1:
+        return pixels
+    height, width = pixels.shape[0] // times, pixels.shape[1] // times
+    return cv2.resize(pixels[: height * times, : width * times], (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _mirrored(pixels: np.ndarray) -> np.ndarray:
