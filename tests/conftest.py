@@ -128,6 +128,23 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.02)
 
 
+def signalled(step: int, number: int) -> str:
+    """Return a program, for ``python -c``, that is train.py but sends itself a signal as that step begins."""
+    return f"""
+import os, runpy, sys
+from alexnet.engine import TrainStep
+learn, steps = TrainStep.__call__, []
+def step(*arguments):
+    steps.append(1)
+    if len(steps) == {step}:
+        os.kill(os.getpid(), {int(number)})
+    return learn(*arguments)
+TrainStep.__call__ = step
+sys.argv[0] = "train.py"
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def script(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run a script like ``command``, but in this process, because a new import of torch takes seconds."""
     line = [str(ROOT / str(arguments[0])), *map(str, arguments[1:])]

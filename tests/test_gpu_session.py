@@ -54,7 +54,7 @@ def test_an_item_goes_on_after_failures_and_ends_in_time(tmp_path: Path, monkeyp
     """Check a command that fails, and one that hangs after it has printed: its three seconds are over at once."""
     lines = [
         Line("-c 'raise SystemExit(\"no such engine\")'", "", 10),
-        Line(f"-c 'print(1 + 1); open(\"{tmp_path}/printed\", \"w\"); import signal; signal.pause()'", "", 0.05),
+        Line(f'-c \'print(1 + 1); open("{tmp_path}/printed", "w"); import signal; signal.pause()\'', "", 0.05),
         Line("-c 'print(6 * 7)'", "", 10),
     ]
     monkeypatch.setitem(gpu.ITEMS, "1", lines)
