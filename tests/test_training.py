@@ -4,9 +4,6 @@ import json
 import math
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +16,7 @@ from alexnet.engine import TrainStep, compile_model
 from alexnet.log import read_log
 from alexnet.optim import PLATEAU_EPOCHS, Schedule, make_optimizer
 from alexnet.options import defaults
-from tests.conftest import NUMBERED_IMAGES, QUICK, ROOT, assert_refused, command, script
+from tests.conftest import NUMBERED_IMAGES, QUICK, assert_refused, command, script, signalled
 from train import Options
 
 CPU = torch.device("cpu")
@@ -48,13 +45,8 @@ def test_a_run_killed_and_resumed_ends_as_the_uninterrupted_one(
     Each run has its own process, because earlier tests may leave torch with other threads, which round differently.
     """
     out = tmp_path / "killed"
-    line = [sys.executable, "train.py", "--data", numbered_shards, "--out", out, *QUICK]
-    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not (out / "last.pt").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    done = command("-c", signalled(3, signal.SIGKILL), "--data", numbered_shards, "--out", out, *QUICK)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     done = command("train.py", "--out", out, "--resume")
     assert done.returncode == 0, done.stderr
     assert "after epoch 1" in done.stdout
