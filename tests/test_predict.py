@@ -13,6 +13,7 @@ from pipelines.images.picture import read_file
 from pipelines.preprocess import Preparation
 from pipelines.sharding.sources import find_images
 from tests.conftest import ROOT, assert_refused, script
+from tools.predict import expand
 from train import mean_image
 
 
@@ -51,6 +52,21 @@ def test_standard_input_is_a_picture_too(trained: Path, demo_images: Path) -> No
     assert done.returncode == 0, done.stderr
     named = script("tools/predict.py", trained / "best.pt", picture)
     assert done.stdout.decode().splitlines()[1:] == named.stdout.splitlines()[1:]
+
+
+def test_a_folder_is_walked_and_what_is_left_out_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = ["a.JPG", "b/c.tiff", "b/d/e.jfif", "gone.jpg"]
+    others = ["__MACOSX/._a.jpg", "@eaDir/a.jpg/b.jpg", "._a.jpg", ".cache/f.png", "notes.txt", "b/more.TXT", "README"]
+    for name in (*wanted, *others):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "gone.jpg").unlink()
+    (tmp_path / "gone.jpg").symlink_to("nowhere")
+    (tmp_path / "b" / "round").symlink_to(tmp_path)
+    assert list(expand([tmp_path, Path("-")])) == [*(tmp_path / name for name in wanted), Path("-")]
+    assert sorted(capsys.readouterr().err.strip().removeprefix("left out: ").split(", ")) == sorted(
+        ["2 .txt", "1 in .cache/", "1 in @eaDir/", "1 in __MACOSX/", "1 hidden", "1 without a suffix"]
+    )
 
 
 def test_a_folder_without_pictures_is_refused(trained: Path, tmp_path: Path) -> None:

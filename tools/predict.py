@@ -10,6 +10,7 @@ is named and skipped; the exit code is then 1.
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -24,6 +25,7 @@ from alexnet import AlexNet, AlexNetError, checkpoint
 from alexnet.engine import find_device
 from pipelines import DataError
 from pipelines.images.picture import SUFFIXES, read_file, read_picture
+from pipelines.images.walk import describe, walk
 from pipelines.preprocess import Preparation
 from pipelines.terminal import in_range, require, run_command
 from pipelines.untrusted import MAX_FILE_BYTES, printable
@@ -85,12 +87,18 @@ def main(options: Options) -> None:
 
 
 def expand(paths: Sequence[Path]) -> Iterator[Path]:
-    """Yield the files in the order given, and the image files of folders sorted by name."""
+    """Yield the files in the order given, and the image files of folders sorted by name. At the end, print to standard
+    error what was left out of the folders, by kind."""
+    left_out: Counter[str] = Counter()
     for path in paths:
         if path.is_dir():
-            yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            names, others = walk(path)
+            left_out += others
+            yield from (path / name for name in names)
         else:
             yield path
+    if left_out:
+        print(printable(f"left out: {describe(left_out)}"), file=sys.stderr)
 
 
 def read_standard_input() -> np.ndarray:

@@ -14,6 +14,7 @@ import io
 import re
 import warnings
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,17 @@ from pipelines.images.jpeg_header import BROKEN_EXIF, FIRST_PICTURE
 from pipelines.images.limits import MAX_PIXELS, check_scans
 from pipelines.untrusted import MAX_FILE_BYTES, read_limited
 
-SUFFIXES = {".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".gif": "GIF"}
-FORMATS = (*dict.fromkeys(SUFFIXES.values()), "TIFF")  # never EPS, which would start another program
+SUFFIXES = {
+    **dict.fromkeys((".jpeg", ".jpg", ".jpe", ".jfif"), "JPEG"),
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
+    **dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm"), "PPM"),
+    **({".avif": "AVIF"} if find_spec("PIL._avif") else {}),  # Pillow 11.3 and later, if built with libavif
+}
+FORMATS = tuple(dict.fromkeys(SUFFIXES.values()))  # never EPS, which would start another program
 WEB_PAGE = re.compile(rb"\s*<(!doctype|html|\?xml|svg)", re.IGNORECASE)
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
