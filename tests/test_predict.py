@@ -49,7 +49,7 @@ def test_standard_input_is_a_picture_too(trained: Path, demo_images: Path) -> No
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(line, input=picture.read_bytes(), capture_output=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
-    named = script("tools/predict.py", trained / "best.pt", picture)
+    named = script("tools/predict.py", trained, picture)
     assert done.stdout.decode().splitlines()[1:] == named.stdout.splitlines()[1:]
 
 
