@@ -93,5 +93,5 @@ def _wrong(manifest: Manifest, shard: Shard, what: str) -> DataError:
     path = (manifest.folder / shard.path).with_suffix(".idx")
     return DataError(
         f"index {path} does not fit shard {shard.path}: {what}. Restore it, or write the shard again with "
-        "tools/shard_imagenet.py --repair"
+        "the command that made it and --repair"
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.commands import command
 from pipelines.errors import DataError
 from pipelines.files import write_atomically
 from pipelines.untrusted import COMMANDS, coerce, printable, read_json, shown
@@ -161,7 +162,8 @@ def load_manifest(folder: str | Path, check_shards: bool = True) -> Manifest:
     if not path.is_file():
         if (folder / ".work").is_dir():
             raise DataError(f"{folder} is unfinished: run the same tools/shard_imagenet.py command again to finish it")
-        raise DataError(f"no shards at {folder}: make them with tools/shard_imagenet.py SOURCE {folder}")
+        made = command("tools/shard_imagenet.py", "SOURCE", folder)
+        raise DataError(f"no shards at {folder}: make them: {made}")
     try:
         manifest = _parse(folder, read_json(path))
     except ValueError as error:
@@ -233,7 +235,7 @@ def _check_split(name: str, split: Split) -> None:
 
 def check_shard(folder: Path, shard: Shard) -> None:
     """Raise DataError unless the shard has its full length and an index of as many samples."""
-    remedy = "restore it, or write it again with tools/shard_imagenet.py --repair"
+    remedy = "restore it, or write it again with the command that made it and --repair"
     path = folder / shard.path
     if not path.is_file():
         raise DataError(f"shard {path} is missing: {remedy}")

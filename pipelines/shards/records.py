@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipelines.commands import command
 from pipelines.errors import DataError
 from pipelines.shards.manifest import Manifest
 from pipelines.untrusted import MAX_FILE_BYTES
@@ -26,9 +27,10 @@ class SampleError(DataError):
     """An error in one sample: ``shard`` and ``key`` name it, ``reason`` says why it cannot be used."""
 
     def __init__(self, folder: Path, shard: str, key: str, reason: str) -> None:
+        check = command("tools/shard_imagenet.py", "--verify", folder)
         super().__init__(
-            f"{folder}/{shard}: sample {key} {reason}. python tools/shard_imagenet.py --verify {folder} lists all such "
-            'samples, --repair writes the shard again, and on_error="skip" goes on without them'
+            f"{folder}/{shard}: sample {key} {reason}. {check} lists all such samples, --repair writes the shard again, "
+            'and on_error="skip" goes on without them'
         )
         self.shard, self.key, self.reason = shard, key, reason
 
@@ -150,7 +152,7 @@ class Records:
         if len(ends) != lines or text[-1:] != b"\n" or len(set(text.split(b"\n"))) != lines + 1:  # no line twice
             raise DataError(
                 f"index {path} does not list the {self._shards[number].samples} samples of its shard: restore it, or "
-                "write it again with tools/shard_imagenet.py --repair"
+                "write it again with the command that made it and --repair"
             )
         return text, memoryview(ends.data), letters.ctypes.data  # a memoryview is indexed faster than an array
 
@@ -167,7 +169,7 @@ class Records:
         if len(data) != end - start:
             raise DataError(
                 f"shard {self._path(number)} ends at byte {start + len(data)}, in the middle of a sample: restore it, "
-                "or write it again with tools/shard_imagenet.py --repair"
+                "or write it again with the command that made it and --repair"
             )
         return data
 
