@@ -113,8 +113,10 @@ def _chosen(
 ) -> Options:
     try:
         start: dict[str, Any] = {} if default is None else {"default": default}
-        no_pairs = (tyro.conf.FlagCreatePairsOff,)  # --resume has no counterpart --no-resume
-        return tyro.cli(options, description=description, args=arguments, config=no_pairs, **start)
+        turned = any(value is True for value in vars(default).values()) if default else False
+        # A flag needs its counterpart, as in --no-resume, only where one is set already: it may be given again.
+        pairs = () if turned else (tyro.conf.FlagCreatePairsOff,)
+        return tyro.cli(options, description=description, args=arguments, config=pairs, **start)
     except ValueError as error:
         fail(f"{error}. Try --help.", code=2)
 

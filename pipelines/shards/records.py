@@ -29,8 +29,8 @@ class SampleError(DataError):
     def __init__(self, folder: Path, shard: str, key: str, reason: str) -> None:
         check = command("tools/shard_imagenet.py", "--verify", folder)
         super().__init__(
-            f"{folder}/{shard}: sample {key} {reason}. {check} lists all such samples, --repair writes the shard again, "
-            'and on_error="skip" goes on without them'
+            f"{folder}/{shard}: sample {key} {reason}. {check} lists all such samples, --repair writes the shard "
+            'again, and on_error="skip" goes on without them'
         )
         self.shard, self.key, self.reason = shard, key, reason
 
