@@ -25,14 +25,14 @@ $(ENV): requirements.txt setup.cfg setup.py $(wildcard pipelines/*/*.c pipelines
 
 demo: $(ENV)
 	$(PY) train.py --overwrite
-	$(PY) tools/evaluate.py runs/demo/best.pt
-	$(PY) tools/visualize.py runs/demo/best.pt
+	$(PY) tools/evaluate.py runs/demo
+	$(PY) tools/visualize.py runs/demo
 	$(PY) tools/report.py runs/demo
 
 solar: data/solar/shards/manifest.json
 	$(PY) train.py --data data/solar/shards --out runs/solar --epochs 8 --overwrite
-	$(PY) tools/evaluate.py runs/solar/best.pt --data data/solar/shards
-	$(PY) tools/visualize.py runs/solar/best.pt --data data/solar/shards
+	$(PY) tools/evaluate.py runs/solar
+	$(PY) tools/visualize.py runs/solar
 	$(PY) tools/report.py runs/solar
 
 data/solar/shards/manifest.json: | $(ENV)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import msgspec
 import tyro
 
 from alexnet.engine import CompileMode
@@ -20,18 +21,18 @@ AnyOptions = TypeVar("AnyOptions", bound="TrainOptions")
 
 @dataclass(frozen=True)
 class TrainOptions:
-    settings: Annotated[Recipe, tyro.conf.arg(name="")]
+    settings: tyro.conf.OmitArgPrefixes[Annotated[Recipe, tyro.conf.arg(name="recipe")]]
     """The recipe, field by field."""
     recipe: RecipeName = "demo"
     """The recipe that these fields start from; docs/recipes.md."""
     out: Path = Path("runs/demo")
     """The run folder."""
     resume: bool = False
-    """Resume from last.pt in the run folder, with the configuration kept there."""
+    """Go on with the run in the folder, with its configuration; the command that started it may be given again."""
     override: bool = False
     """Resume even if data or configuration changed."""
     overwrite: bool = False
-    """Replace an earlier run in the run folder."""
+    """Replace an earlier run in the run folder; without effect beside --resume."""
     checkpoint_minutes: float = 15.0
     """Minutes between two checkpoints, besides the one at the end of each epoch; 0: only that one."""
     keep: int = 2
@@ -61,8 +62,6 @@ class TrainOptions:
         _at_least(0, "checkpoint_minutes", self.checkpoint_minutes)
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"--seed is {self.seed}, it goes from 0 to 4294967295")
-        if self.resume and self.overwrite:
-            raise ValueError("--resume and --overwrite exclude each other")
 
     def configuration(self) -> dict[str, Any]:
         """Return the options as JSON has them, without those that concern only this start."""
@@ -74,7 +73,7 @@ class TrainOptions:
 class Start:
     """The options that decide the defaults of the others."""
 
-    recipe: str = "demo"
+    recipe: str | None = None
     out: Path | None = None
     resume: bool = False
 
@@ -82,14 +81,18 @@ class Start:
 def defaults(kind: type[AnyOptions], arguments: list[str]) -> AnyOptions:
     """Return the defaults of the command line: a recipe's options, or with --resume those of the run itself.
 
+    Another recipe than the run's brings its own fields, so that the run's checkpoint does not fit them unnoticed.
     Raises AlexNetError if there is no run to resume, or its configuration is damaged.
     """
     config = (tyro.conf.FlagCreatePairsOff,)
     start, _ = tyro.cli(Start, args=arguments, return_unknown_args=True, add_help=False, config=config)
-    if start.resume:
-        return read_options(kind, start.out or Path("runs/demo"))
-    recipe = RECIPES.get(start.recipe, RECIPES["demo"])  # type: ignore[call-overload]  # tyro names the wrong one
-    return kind(settings=recipe, out=Path("runs", start.recipe))
+    name = start.recipe or "demo"
+    out = start.out or Path("runs", name)
+    recipe = RECIPES.get(name, RECIPES["demo"])  # type: ignore[call-overload]  # tyro names the wrong one
+    if not start.resume:
+        return kind(settings=recipe, out=out)
+    kept = read_options(kind, out)
+    return kept if start.recipe in (None, kept.recipe) else dataclasses.replace(kept, settings=recipe)
 
 
 def read_options(kind: type[AnyOptions], out: Path) -> AnyOptions:
@@ -97,14 +100,22 @@ def read_options(kind: type[AnyOptions], out: Path) -> AnyOptions:
     path = out / "config.json"
     if not path.is_file():
         raise AlexNetError(f"no run to resume at {out}: {path} is missing")
-    kept = read_json(path)
+    kept = {name: value for name, value in read_json(path).items() if name not in ABOUT_A_START} | {"out": str(out)}
+    known = {field.name for field in dataclasses.fields(kind)}
     try:
-        kept |= {"settings": read_recipe(kept["settings"]), "out": out}
-        if "data" in kept:
-            kept["data"] = Path(kept["data"])
-        return kind(**{name: value for name, value in kept.items() if name not in ABOUT_A_START})
-    except (ValueError, TypeError, KeyError, AttributeError, AlexNetError) as error:
+        read_recipe(kept["settings"])  # it names the nearest field
+        if unknown := kept.keys() - known:
+            raise AlexNetError(f"no option is called {' or '.join(sorted(unknown))}")
+        return msgspec.convert(kept, kind, dec_hook=_path)
+    except (ValueError, TypeError, KeyError, AlexNetError) as error:
         raise AlexNetError(f"{path} is damaged: {error}") from error
+
+
+def _path(kind: type, value: Any) -> Any:
+    """Convert what msgspec leaves to us: JSON has paths as text."""
+    if kind is not Path or not isinstance(value, str):
+        raise ValueError(f"Expected a path, got {value!r}")
+    return Path(value)
 
 
 def _at_least(least: int, option: str, value: float) -> None:

@@ -3,9 +3,10 @@
 import dataclasses
 import difflib
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+import tyro
 
 from alexnet.errors import AlexNetError
 
@@ -23,7 +24,7 @@ class Recipe:
     """The augmentation, a name in pipelines.AUGMENTS."""
     epochs: int
     batch_size: int
-    learning_rate: float
+    learning_rate: Annotated[float, tyro.conf.arg(aliases=["--lr"])]
     """The highest rate of the schedule."""
     schedule: Literal["plateau", "cosine", "steps"]
     """plateau: a tenth when validation stops improving, three times. cosine: down to zero. steps: by rate-steps."""

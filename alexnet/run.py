@@ -138,7 +138,7 @@ def open_run(
             path, kept = find_checkpoint(out, ranks)
         else:
             run_folder.check_free(out, overwrite)
-        yield Run(out, ranks, path, kept, overwrite=overwrite, override=override)
+        yield Run(out, ranks, path, kept, overwrite=overwrite and not resume, override=override)
 
 
 def find_checkpoint(out: Path, ranks: Ranks) -> tuple[Path, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""A reader of run folders: it checks the files that train.py, tools/evaluate.py and tools/visualize.py write."""
+"""A reader of run folders: it finds their checkpoint and data, and checks the files that commands write."""
 
 import csv
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypedDict
 from alexnet import AlexNetError
 from alexnet.files import read_json, read_limited
 from alexnet.log import read_lines
+from alexnet.run_folder import ROOT
 from alexnet.tables import original
 
 
@@ -69,8 +70,38 @@ class Run:
         return median(values) if values else None
 
 
-def read_run(folder: Path) -> Run:
-    """Read a run folder. Raises AlexNetError if there is no run, or a file of it is damaged."""
+def find_checkpoint(path: Path) -> Path:
+    """Return the checkpoint of a run folder, best.pt or else last.pt; a path of a file as it is. Raises AlexNetError.
+
+    Every command that takes a checkpoint takes the folder of its run too.
+    """
+    if not path.is_dir():
+        return path
+    for name in ("best.pt", "last.pt"):
+        if (path / name).is_file():
+            return path / name
+    raise AlexNetError(f"no checkpoint in {path}: neither best.pt nor last.pt; name the folder that train.py wrote")
+
+
+def find_data(path: Path, state: dict[str, Any]) -> Path:
+    """Return the shard folder that the checkpoint at ``path``, with the content ``state``, was trained on.
+
+    The run's config.json beside it says it, as a resumed run may have moved, else the configuration in the checkpoint.
+    A relative path starts at the working directory, or at this checkout. Raises AlexNetError if it is not there.
+    """
+    configs = (_read(path.with_name("config.json"), dict[str, Any]), state.get("config"))
+    named = [config["data"] for config in configs if isinstance(config, dict) and isinstance(config.get("data"), str)]
+    for data in named:
+        for folder in (Path(data), ROOT / data):
+            if folder.is_dir():
+                return folder
+    known = f"was trained on {named[0]}, which is not here" if named else "does not say what it was trained on"
+    raise AlexNetError(f"{path} {known}: name its shard folder with --data")
+
+
+def read_run(path: Path) -> Run:
+    """Read a run folder, given it or a checkpoint in it. Raises AlexNetError if there is no run, or it is damaged."""
+    folder = path.parent if path.is_file() else path
     if not (folder / "log.jsonl").is_file():
         raise AlexNetError(f"no run at {folder}: log.jsonl is missing; train.py --out {folder} makes one")
     config, environment = (_read(folder / f"{name}.json", dict[str, Any]) for name in ("config", "env"))

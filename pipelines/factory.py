@@ -70,12 +70,13 @@ def open_loader(
     device, rank, world_size = torch.device(device), *_rank_and_world_size(rank, world_size)
     plan_of = {"batch_size": _integer("batch_size", batch_size, 1), "rank": rank, "world_size": world_size}
     seed, threads = _integer("seed", seed, 0, MAX_SEED), _threads(threads)
-    only_turbo = {"on_error": on_error != "raise", "keys": keys, "extras": extras, "transform": transform}
-    backend = _resolved(backend, device, [name for name, wanted in only_turbo.items() if wanted])
-    if on_error not in get_args(OnError):
-        raise ValueError(f'on_error is {on_error!r}, not "raise" or "skip"')
     _check_device(device)
     manifest = load_manifest(folder)
+    only_turbo = {"keys": keys, "extras": extras, "transform": transform, "on_error": on_error != "raise"}
+    backend = _resolved(backend, device, manifest, [name for name, wanted in only_turbo.items() if wanted])
+    if on_error not in get_args(OnError):
+        raise ValueError(f'on_error is {on_error!r}, not "raise" or "skip"')
+    _check_extras(extras, manifest)
     training = split == "train" if training is None else training
     plan = Plan(samples=manifest.split(split).samples, training=training, **plan_of)
     chosen = _chosen(augment, training)
@@ -138,15 +139,31 @@ def _check_device(device: torch.device) -> None:
         raise DataError(f"device is {str(device)!r}, but torch finds {found}: use another, such as device='cpu'")
 
 
-def _resolved(backend: BackendName, device: torch.device, only_turbo: list[str]) -> BackendName:
-    """Return the backend that ``auto`` stands for. Raises ValueError if it is unknown or cannot do ``only_turbo``."""
+def _resolved(backend: BackendName, device: torch.device, manifest: Manifest, only_turbo: list[str]) -> BackendName:
+    """Return the backend that ``auto`` stands for.
+
+    Raises ValueError if it is unknown or lacks one of the arguments ``only_turbo``, DataError if it cannot read the
+    shards.
+    """
     if backend not in BACKENDS:
         raise ValueError(f"no backend {backend!r}, only {', '.join(BACKENDS)}")
     if backend == "auto":
-        backend = "dali" if device.type == "cuda" and _has_dali() and not only_turbo else "turbo"
+        for_dali = manifest.plain and not only_turbo
+        backend = "dali" if device.type == "cuda" and for_dali and _has_dali() else "turbo"
     if only_turbo and backend != "turbo":
         raise ValueError(f"{only_turbo[0]} needs the backend turbo, not {backend}")
+    if backend == "dali" and not manifest.plain:
+        raise DataError(
+            f"{manifest.folder} was written by another program, which DALI's graph does not read: use turbo"
+        )
     return backend
+
+
+def _check_extras(extras: Any, manifest: Manifest) -> None:
+    """Raise ValueError unless ``extras`` names members that the shards have."""
+    if isinstance(extras, str) or not set(extras) <= set(manifest.extras):
+        known = ", ".join(map(repr, manifest.extras)) or "none but the image and the label"
+        raise ValueError(f"extras is {extras!r}: it must be a tuple of members that {manifest.folder} has: {known}")
 
 
 def _check_sizes(manifest: Manifest, split: str, plan: Plan, augment: Augment) -> None:

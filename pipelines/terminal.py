@@ -5,6 +5,7 @@
 
 import errno
 import os
+import select
 import signal
 import sys
 import threading
@@ -41,20 +42,44 @@ def run_command(
         try:
             with _stoppable():
                 main(_chosen(options, description, default, arguments))
-        finally:
-            sys.stdout.flush()
+        except SystemExit:  # after --help, say
+            _flush()
+            raise
+        _flush()
     except KeyboardInterrupt:
         fail("stopped", code=130)
     except errors as error:
         fail(str(error))
-    except BrokenPipeError:  # the reader of the output, such as head, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+    except BrokenPipeError as error:
+        if _reader_has_gone():
+            _discard_output()
+            raise SystemExit(1) from None
+        fail(f"{error.strerror or error}: a process or a connection that this command works with has ended")
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = ": free some space, then run the same command again" if full else ""
         where = f" {error.filename}" if error.filename else ""
         fail(f"{error.strerror or error}{where}{advice}")
+
+
+def _flush() -> None:
+    if sys.stdout:  # None if the command was started without standard output
+        sys.stdout.flush()
+
+
+def _reader_has_gone() -> bool:
+    """Return true if standard output is a pipe whose reader, such as head, has closed it."""
+    with suppress(OSError, ValueError, AttributeError):  # it is no file
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)  # errors are reported in any case
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    return False
+
+
+def _discard_output() -> None:
+    """Send what is left of standard output to nowhere, as Python's own flush at the end would fail loudly."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
@@ -88,14 +113,20 @@ def _chosen(
 ) -> Options:
     try:
         start: dict[str, Any] = {} if default is None else {"default": default}
-        no_pairs = (tyro.conf.FlagCreatePairsOff,)  # --resume has no counterpart --no-resume
-        return tyro.cli(options, description=description, args=arguments, config=no_pairs, **start)
+        turned = any(value is True for value in vars(default).values()) if default else False
+        # A flag needs its counterpart, as in --no-resume, only where one is set already: it may be given again.
+        pairs = () if turned else (tyro.conf.FlagCreatePairsOff,)
+        return tyro.cli(options, description=description, args=arguments, config=pairs, **start)
     except ValueError as error:
         fail(f"{error}. Try --help.", code=2)
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
     """End the process with one message on standard error, in which terminal escape sequences are escaped."""
+    try:
+        _flush()
+    except OSError:
+        _discard_output()
     with suppress(OSError):  # the terminal may be gone
         print("error:", "\n".join(map(printable, message.split("\n"))), file=sys.stderr)
     raise SystemExit(code)

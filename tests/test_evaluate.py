@@ -130,8 +130,8 @@ def test_ten_crops_are_the_mean_of_their_probabilities(demo_shards: Path) -> Non
     assert np.array_equal(answers.labels[:20], labels.numpy())
 
 
-def test_evaluate_tells_what_best_pt_is_worth(run_folder: Path, numbered_shards: Path) -> None:
-    done = script("tools/evaluate.py", run_folder / "best.pt", "--data", numbered_shards)
+def test_evaluate_tells_what_best_pt_is_worth(run_folder: Path) -> None:
+    done = script("tools/evaluate.py", run_folder)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((run_folder / "metrics.json").read_text())
     assert metrics["samples"] == NUMBERED_IMAGES and metrics["images_per_second"] > 0

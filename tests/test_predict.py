@@ -1,17 +1,22 @@
 """Tests of predictions for pictures from outside the dataset."""
 
+import errno
 import json
 import os
+import shlex
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from pipelines import DataError, open_loader
+from pipelines.commands import command
 from pipelines.images.picture import read_file
 from pipelines.preprocess import Preparation
 from pipelines.sharding.sources import find_images
+from pipelines.terminal import run_command
 from tests.conftest import ROOT, assert_refused, script
 from tools.predict import expand
 from train import mean_image
@@ -50,7 +55,7 @@ def test_standard_input_is_a_picture_too(trained: Path, demo_images: Path) -> No
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(line, input=picture.read_bytes(), capture_output=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
-    named = script("tools/predict.py", trained / "best.pt", picture)
+    named = script("tools/predict.py", trained, picture)
     assert done.stdout.decode().splitlines()[1:] == named.stdout.splitlines()[1:]
 
 
@@ -97,3 +102,62 @@ def test_a_reader_that_has_enough_ends_a_command_quietly() -> None:
         assert process.stdout and process.stderr
         process.stdout.close()
         assert process.stderr.read() == b"" and process.wait() == 1
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a command that has none."""
+
+
+def broken(*_: object) -> None:
+    raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+def test_a_broken_pipe_other_than_the_output_is_an_error_with_a_message(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        run_command(broken, NoOptions, None, arguments=[])
+    assert end.value.code == 1
+    assert capsys.readouterr().err.startswith("error: Broken pipe: a process or a connection")
+
+
+@pytest.mark.parametrize("words", [10, 100_000])
+def test_a_closed_output_is_quiet_however_much_is_written(
+    words: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check lines that fit into Python's buffer, which fail at the end, and longer ones, which fail at once."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(SystemExit) as end:
+            run_command(lambda _: print("x" * words), NoOptions, None, arguments=[])
+        monkeypatch.undo()
+    assert end.value.code == 1 and capsys.readouterr().err == ""
+
+
+def test_an_error_is_said_even_if_nobody_reads_the_output(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: object) -> None:
+        print("begun")
+        raise DataError("no shards")
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(SystemExit) as end:
+            run_command(fails, NoOptions, None, arguments=[])
+        monkeypatch.undo()
+    assert end.value.code == 1 and capsys.readouterr().err == "error: no shards\n"
+
+
+def test_a_printed_command_runs_in_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check a path with a space and a quote, from the checkout and from elsewhere."""
+    folder = "my runs/o'clock"
+    for here in (ROOT, tmp_path):
+        monkeypatch.chdir(here)
+        python, script_path, *rest = shlex.split(command("train.py", "--out", Path(folder), "--resume"))
+        assert rest == ["--out", folder, "--resume"] and Path(script_path).samefile(ROOT / "train.py")
+        found = subprocess.run([python, "-c", "import sys; print(sys.executable)"], capture_output=True, text=True)
+        assert found.stdout.strip() == sys.executable

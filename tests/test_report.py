@@ -22,11 +22,11 @@ PROBE = """<script>addEventListener("load", () => document.body.append(JSON.stri
 
 
 @pytest.fixture
-def seen_run(run_folder: Path, numbered_shards: Path) -> Path:
+def seen_run(run_folder: Path) -> Path:
     """Return the folder of a run with its metrics and pictures."""
     for tool in ("evaluate", "visualize"):
         more = ("--searched", 20) if tool == "visualize" else ()
-        done = script(f"tools/{tool}.py", run_folder / "best.pt", "--data", numbered_shards, *more)
+        done = script(f"tools/{tool}.py", run_folder, *more)
         assert done.returncode == 0, done.stderr
     return run_folder
 
@@ -49,7 +49,7 @@ def open_page(page: Path, *options: str) -> dict:
 
 
 def test_a_page_shows_the_run_and_two_runs_beside_each_other(seen_run: Path, tmp_path: Path) -> None:
-    done = script("tools/report.py", seen_run)
+    done = script("tools/report.py", seen_run / "best.pt")
     assert done.returncode == 0, done.stderr
     page = seen_run / "report.html"
     metrics = json.loads((seen_run / "metrics.json").read_text())

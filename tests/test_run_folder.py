@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from alexnet import AlexNetError, checkpoint, run_folder
+from alexnet import AlexNetError, checkpoint, run_folder, run_reader
 from alexnet.figures.saving import save_pictures
 from alexnet.ranks import Ranks
 from alexnet.run import find_checkpoint
-from alexnet.run_reader import read_run
+from alexnet.run_reader import find_checkpoint as checkpoint_of
+from alexnet.run_reader import find_data, read_run
 from pipelines.files import write_atomically
 from tests.conftest import ROOT, assert_refused, script
 from tools import evaluate, report
@@ -218,3 +219,32 @@ def test_two_writers_of_one_checkpoint_do_not_share_a_temporary_file(
     monkeypatch.setattr(torch, "save", interrupted)
     checkpoint.save(path, {"number": 1})
     assert checkpoint.load(path)["number"] == 1 and [file.name for file in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_run_folder_stands_for_its_best_checkpoint_and_else_for_its_last(tmp_path: Path) -> None:
+    with pytest.raises(AlexNetError, match=r"no checkpoint in .*neither best\.pt nor last\.pt"):
+        checkpoint_of(tmp_path)
+    for name in ("last.pt", "best.pt"):
+        put(tmp_path, name)
+        assert checkpoint_of(tmp_path) == tmp_path / name
+    assert checkpoint_of(tmp_path / "last.pt") == tmp_path / "last.pt"
+
+
+def test_a_checkpoint_knows_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check paths from the working directory and from the checkout; and a run, a checkpoint alone, data that moved."""
+    here, checkout, run = tmp_path / "here", tmp_path / "checkout", tmp_path / "run"
+    for folder in (here, checkout / "typed", run):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(run_reader, "ROOT", checkout)
+    state = {"config": {"data": "typed"}}
+    assert find_data(run / "best.pt", state) == checkout / "typed"
+    (here / "typed").mkdir()
+    assert find_data(run / "best.pt", state) == Path("typed")
+    (run / "config.json").write_text(json.dumps(CONFIG | {"data": str(tmp_path)}))
+    assert find_data(run / "best.pt", state) == tmp_path, "a resume may have given another place"
+    (run / "config.json").write_text(json.dumps(CONFIG | {"data": "moved"}))
+    with pytest.raises(AlexNetError, match=r"best\.pt was trained on moved, which is not here: .*--data"):
+        find_data(run / "best.pt", {"config": {"data": "moved too"}})
+    with pytest.raises(AlexNetError, match=r"does not say what it was trained on: .*--data"):
+        find_data(tmp_path / "best.pt", {"config": 5})

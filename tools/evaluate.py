@@ -1,8 +1,8 @@
 """Evaluate a checkpoint on a split: accuracy with 95 % intervals, F1, calibration, and confused classes.
 
-    python tools/evaluate.py runs/demo/best.pt --data data/demo/shards
-    python tools/evaluate.py runs/paper/best.pt --data SHARDS --crops 10      # as the paper, section 4.1
-    torchrun --nproc-per-node 8 tools/evaluate.py runs/paper/best.pt --data SHARDS
+    python tools/evaluate.py runs/demo                        # best.pt, on the val split of the run's data
+    python tools/evaluate.py runs/paper --crops 10            # as the paper, section 4.1
+    torchrun --nproc-per-node 8 tools/evaluate.py runs/paper/last.pt --data SHARDS
 
 Prints a table. Beside the checkpoint it writes metrics.json, classes.csv (a line per class), predictions.csv (a line
 per image), pictures/confusions.png and pictures/reliability.png.
@@ -11,7 +11,7 @@ per image), pictures/confusions.png and pictures/reliability.png.
 import json
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from alexnet import AlexNetError, checkpoint, engine, figures, metrics
 from alexnet.figures.saving import save_pictures
 from alexnet.metrics import Predictions
 from alexnet.ranks import Ranks, join_ranks, rank_device
+from alexnet.run_reader import find_checkpoint, find_data
 from alexnet.tables import write_csv
 from pipelines import AUGMENTS, DataError, Manifest, open_loader
 from pipelines.factory import BackendName
@@ -35,9 +36,9 @@ from pipelines.terminal import require, run_command
 @dataclass(frozen=True)
 class Options:
     checkpoint: tyro.conf.Positional[Path]
-    """best.pt or last.pt of a run."""
-    data: Path = Path("data/demo/shards")
-    """A shard folder."""
+    """A run folder (its best.pt, else its last.pt), or a checkpoint."""
+    data: Path | None = None
+    """A shard folder; by default the one of the run's training."""
     split: str = "val"
     crops: Literal[1, 10] = 1
     """1: the centre crop; 10: the mean over crops at the corners and the centre, and their flips."""
@@ -52,6 +53,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    options = replace(options, checkpoint=find_checkpoint(options.checkpoint))
     with join_ranks() as ranks:
         manifest, part, seconds = evaluate(options, ranks)
         predictions, seconds = ranks.gather_predictions(part), max(ranks.gather(seconds))
@@ -63,8 +65,9 @@ def evaluate(options: Options, ranks: Ranks) -> tuple[Manifest, Predictions, flo
     """Predict this rank's share of the split, in order. Return manifest, predictions and the seconds it took."""
     device = rank_device(options.device)
     model, state = checkpoint.load_model(options.checkpoint, device)
+    data = options.data or find_data(options.checkpoint, state)
     loader = open_loader(
-        options.data,
+        data,
         options.split,
         options.batch_size // options.crops,
         AUGMENTS[state["augment"]].for_evaluation(options.crops),
@@ -74,7 +77,7 @@ def evaluate(options: Options, ranks: Ranks) -> tuple[Manifest, Predictions, flo
         world_size=ranks.world_size,
         training=False,
     )
-    checkpoint.check_classes(state, options.checkpoint, [c.wnid for c in loader.manifest.classes], options.data)
+    checkpoint.check_classes(state, options.checkpoint, [c.wnid for c in loader.manifest.classes], data)
     batches = tqdm(loader, "evaluate", unit=" batches", dynamic_ncols=True, disable=ranks.rank > 0)
     start = time.perf_counter()
     predictions = engine.predict(model, batches, device)
@@ -88,7 +91,7 @@ def report(options: Options, manifest: Manifest, predictions: Predictions, secon
     groups = groups_of(manifest, options.split, keys=keys, image_bytes=sizes, labels=predictions.labels)
     found: dict[str, Any] = metrics.scores(predictions, len(names)) | metrics.more_scores(predictions, len(names))
     found |= {
-        "data": str(options.data),
+        "data": str(manifest.folder),
         "split": options.split,
         "crops": options.crops,
         "images_per_second": round(len(predictions) / seconds, 1),
@@ -110,7 +113,7 @@ def report(options: Options, manifest: Manifest, predictions: Predictions, secon
 
 
 def print_table(options: Options, found: dict[str, Any]) -> None:
-    print(f"{options.checkpoint} on {found['samples']} images of {options.data}, split {options.split}")
+    print(f"{options.checkpoint} on {found['samples']} images of {found['data']}, split {options.split}")
     for name in ("top1", "top5"):
         low, high = found[f"{name}_interval"]
         print(f"  {name:<10} {100 * found[name]:6.2f} %   (95 %: {100 * low:.2f} to {100 * high:.2f})")

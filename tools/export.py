@@ -1,7 +1,7 @@
 """Export a checkpoint to one file that other programs can run, from pixels to probabilities: torch.export or ONNX.
 
-    python tools/export.py runs/demo/best.pt runs/demo/model.pt2      # torch.export.load(...).module()
-    python tools/export.py runs/demo/best.pt runs/demo/model.onnx     # needs onnx, onnxscript and onnxruntime
+    python tools/export.py runs/demo runs/demo/model.pt2      # torch.export.load(...).module()
+    python tools/export.py runs/demo runs/demo/model.onnx     # needs onnx, onnxscript and onnxruntime
 
 The exported network takes N,size,size,3 uint8 RGB: squares of the shards' image size (256), from images whose shorter
 side was resized to it and whose centre was cropped. It crops and normalises them itself and returns N,num_classes
@@ -22,6 +22,7 @@ import tyro
 from torch import Tensor, nn
 
 from alexnet import AlexNet, AlexNetError, checkpoint
+from alexnet.run_reader import find_checkpoint
 from pipelines import DataError
 from pipelines.files import replacing, write_atomically
 from pipelines.preprocess import Preparation
@@ -34,7 +35,7 @@ ONNX_WHEELS = ("onnx", "onnxscript", "onnxruntime")
 @dataclass(frozen=True)
 class Options:
     checkpoint: tyro.conf.Positional[Path]
-    """best.pt or last.pt of a run."""
+    """A run folder (its best.pt, else its last.pt), or a checkpoint."""
     out: tyro.conf.Positional[Path]
     """The file: .pt2 for torch.export, .onnx for ONNX."""
 
@@ -64,7 +65,7 @@ class FromPixels(nn.Module):
 def main(options: Options) -> None:
     if not options.out.parent.is_dir():
         raise AlexNetError(f"{options.out.parent} is no folder: make it, or name another place")
-    model, state = checkpoint.load_model(options.checkpoint, torch.device("cpu"))
+    model, state = checkpoint.load_model(find_checkpoint(options.checkpoint), torch.device("cpu"))
     whole = FromPixels(model, Preparation.of(state)).eval()
     pixels = torch.randint(256, (3, state["image_size"], state["image_size"], 3), dtype=torch.uint8)
     names: list[Any] = [{"wnid": wnid, "name": name} for wnid, name in state["classes"]]

@@ -1,8 +1,8 @@
 """Predict what pictures show: the five likeliest classes of each, with their probabilities.
 
-    python tools/predict.py runs/demo/best.pt cat.jpg holiday/
-    cat cat.jpg | python tools/predict.py runs/demo/best.pt -
-    python tools/predict.py runs/demo/best.pt holiday/ --json > answers.jsonl
+    python tools/predict.py runs/demo cat.jpg holiday/
+    cat cat.jpg | python tools/predict.py runs/demo -
+    python tools/predict.py runs/demo/last.pt holiday/ --json > answers.jsonl
 
 A folder stands for the image files in and below it, - for one picture on standard input. A picture that cannot be read
 is named and skipped; the exit code is then 1.
@@ -23,6 +23,7 @@ import tyro
 
 from alexnet import AlexNet, AlexNetError, checkpoint
 from alexnet.engine import find_device
+from alexnet.run_reader import find_checkpoint
 from pipelines import DataError
 from pipelines.images.picture import SUFFIXES, read_file, read_picture
 from pipelines.images.walk import describe, walk
@@ -34,7 +35,7 @@ from pipelines.untrusted import MAX_FILE_BYTES, printable
 @dataclass(frozen=True)
 class Options:
     checkpoint: tyro.conf.Positional[Path]
-    """best.pt or last.pt of a run."""
+    """A run folder (its best.pt, else its last.pt), or a checkpoint."""
     pictures: tyro.conf.Positional[tuple[Path, ...]]
     """Image files, folders, or -."""
     top: int = 5
@@ -73,7 +74,7 @@ class Reader:
 
 def main(options: Options) -> None:
     device = find_device(options.device)
-    model, state = checkpoint.load_model(options.checkpoint, device)
+    model, state = checkpoint.load_model(find_checkpoint(options.checkpoint), device)
     reader = Reader(Preparation.of(state))
     pictures = reader.read(expand(options.pictures))
     while batch := list(islice(pictures, options.batch_size)):

@@ -40,7 +40,7 @@ WORST_CLASSES = 20
 @dataclass(frozen=True)
 class Options:
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders."""
+    """Run folders, or checkpoints in them."""
     out: Path | None = None
     """The page to write; by default report.html in the first run's folder."""
 
@@ -51,7 +51,7 @@ class Options:
 
 def main(options: Options) -> None:
     runs = [read_run(folder) for folder in options.runs]
-    out = options.out or options.runs[0] / "report.html"
+    out = options.out or runs[0].folder / "report.html"
     write_atomically(out, page(" and ".join(str(run.folder) for run in runs), parts(runs)).encode(errors="replace"))
     print(out)
 

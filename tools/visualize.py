@@ -1,6 +1,6 @@
 """Draw what a checkpoint has learned into pictures/ beside it.
 
-    python tools/visualize.py runs/demo/best.pt --data data/demo/shards
+    python tools/visualize.py runs/demo
 
 The files are called NAME.png:
 
@@ -15,7 +15,7 @@ The files are called NAME.png:
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from alexnet.engine import find_device
 from alexnet.figures import Shown, shortened
 from alexnet.figures.saving import save_pictures
 from alexnet.log import read_lines
+from alexnet.run_reader import find_checkpoint, find_data
 from pipelines import DataError, open_loader
 from pipelines.images.picture import read_file
 from pipelines.preprocess import Preparation
@@ -45,9 +46,9 @@ MOST_FEATURES = 2000  # images in features.png
 @dataclass(frozen=True)
 class Options:
     checkpoint: tyro.conf.Positional[Path]
-    """best.pt or last.pt of a run."""
-    data: Path = Path("data/demo/shards")
-    """A shard folder."""
+    """A run folder (its best.pt, else its last.pt), or a checkpoint."""
+    data: Path | None = None
+    """A shard folder; by default the one of the run's training."""
     images: tuple[Path, ...] = ()
     """Pictures whose activations are drawn, each in a file of its own; by default a val image."""
     searched: int = 50_000
@@ -63,6 +64,7 @@ class Options:
 
 def main(options: Options) -> None:
     device = find_device(options.device)
+    options = replace(options, checkpoint=find_checkpoint(options.checkpoint))
     model, state = checkpoint.load_model(options.checkpoint, device)
     painter = Painter(options, model, state, device)
     folder = options.checkpoint.with_name("pictures")
@@ -82,9 +84,10 @@ class Painter:
     def __init__(self, options: Options, model: AlexNet, state: dict[str, Any], device: torch.device) -> None:
         self._options, self._model, self._augment, self._device = options, model, state["augment"], device
         self._preparation = Preparation.of(state)
-        self._val = Gallery(options.data, "val", self._preparation)
+        self._data = options.data or find_data(options.checkpoint, state)
+        self._val = Gallery(self._data, "val", self._preparation)
         wnids = [entry.wnid for entry in self._val.manifest.classes]
-        checkpoint.check_classes(state, options.checkpoint, wnids, options.data)
+        checkpoint.check_classes(state, options.checkpoint, wnids, self._data)
 
     def network(self) -> dict[str, Figure]:
         """Draw the kernels, and the activations for ``--images`` or for a val image."""
@@ -162,7 +165,7 @@ class Painter:
         return padded[top : top + field.size, left : left + field.size]
 
     def _neighbours(self, queries: int = 5) -> Figure:
-        chosen, train = self._val.various(queries), Gallery(self._options.data, "train", self._preparation)
+        chosen, train = self._val.various(queries), Gallery(self._data, "train", self._preparation)
         search = inspection.Neighbours(self._layers([self._val[number][0] for number in chosen])["hidden"])
         searched = min(self._options.searched, len(train))
         for layers in self._passing("train", searched):
@@ -189,7 +192,7 @@ class Painter:
     def _passing(self, split: str, count: int) -> Iterator[dict[str, Tensor]]:
         """Yield the layers' activations for the first ``count`` images of a split, in order, batch by batch."""
         loader = open_loader(
-            self._options.data, split, self._options.batch_size, self._augment, device=self._device, training=False
+            self._data, split, self._options.batch_size, self._augment, device=self._device, training=False
         )
         batches = islice(loader, -(-count // self._options.batch_size))
         for batch in tqdm(batches, split, -(-count // self._options.batch_size), unit=" batches", dynamic_ncols=True):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipelines.augment import Augment
+from pipelines.commands import command
 from pipelines.dali.graph import Graph
 from pipelines.dali.trace import Trace, complaint, named
 from pipelines.errors import DataError
@@ -135,9 +136,10 @@ class DaliBatches:
 
     @property
     def _advice(self) -> str:
+        check = command("tools/shard_imagenet.py", "--verify", self._folder)
         return (
-            f"python tools/shard_imagenet.py --verify {self._folder} names all shards and images that are wrong, and "
-            "the command that made them with --repair writes them again"
+            f"{check} names all shards and images that are wrong, and the command that made them with --repair writes "
+            "them again"
         )
 
 

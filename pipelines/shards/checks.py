@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.commands import command
 from pipelines.errors import DataError
 from pipelines.untrusted import COMMANDS
 
@@ -72,12 +72,12 @@ def check_split(name: str, split: Split, plain: bool) -> None:
 
 def remedy_of(folder: Path, plain: bool) -> str:
     """Return what to do about a shard or an index that is missing or damaged."""
-    again = "write it again with tools/shard_imagenet.py --repair"
+    again = "write it again with the command that made it and --repair"
     return f"restore it, or {again if plain else index_again(folder)}"
 
 
 def index_again(folder: Path) -> str:
-    return f"index the folder again: python tools/shard_imagenet.py --index {shlex.quote(str(folder))}"
+    return f"index the folder again: {command('tools/shard_imagenet.py', '--index', folder)}"
 
 
 def check_shard(folder: Path, shard: Shard, plain: bool = True) -> None:

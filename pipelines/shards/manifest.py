@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pipelines.commands import command
 from pipelines.errors import DataError
 from pipelines.files import write_atomically
 from pipelines.shards.checks import check_distinct, check_members, check_shard, check_split, first_repeated
@@ -174,10 +175,9 @@ def load_manifest(folder: str | Path, check_shards: bool = True) -> Manifest:
     if not path.is_file():
         if (folder / ".work").is_dir():
             raise DataError(f"{folder} is unfinished: run the same tools/shard_imagenet.py command again to finish it")
-        raise DataError(
-            f"no shards at {folder}: make them with tools/shard_imagenet.py SOURCE {folder}; if it holds tars that "
-            f"webdataset wrote: tools/shard_imagenet.py --index {folder}"
-        )
+        made = command("tools/shard_imagenet.py", "SOURCE", folder)
+        indexed = command("tools/shard_imagenet.py", "--index", folder)
+        raise DataError(f"no shards at {folder}: make them: {made}; if it holds tars that webdataset wrote: {indexed}")
     try:
         manifest = _parse(folder, read_json(path))
     except ValueError as error:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from pipelines.commands import command
 from pipelines.errors import DataError
 from pipelines.shards.checks import index_again
 
@@ -12,8 +13,9 @@ class SampleError(DataError):
 
     def __init__(self, folder: Path, shard: str, key: str, reason: str, plain: bool = True) -> None:
         again = "--repair writes the shard again" if plain else index_again(folder)
+        check = command("tools/shard_imagenet.py", "--verify", folder)
         super().__init__(
-            f"{folder}/{shard}: sample {key} {reason}. python tools/shard_imagenet.py --verify {folder} lists all such "
+            f"{folder}/{shard}: sample {key} {reason}. {check} lists all such "
             f'samples, {again}, and on_error="skip" goes on without them'
         )
         self.shard, self.key, self.reason = shard, key, reason

@@ -242,7 +242,7 @@ class TurboBatches:
         if self._extras:
             found = self._records.extras(sample)
             for name, column in work.extras.items():
-                column[row] = found[name]
+                column[row] = found.get(name)
 
     def _normalise_place(self, work: _Work, place: int, pixels: np.ndarray) -> None:
         """Normalise ``pixels`` into the batch, unless the batch is uint8: the device normalises it, or nothing does."""

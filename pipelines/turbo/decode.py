@@ -78,7 +78,8 @@ def decode_unusual(data: bytes, image: ImageFormat) -> np.ndarray | None:
         pixels = read_picture(data, "", PILLOW_MAX_PIXELS, jpeg).pixels
     except DataError as error:
         raise ValueError(str(error)) from None
-    check_shape(*pixels.shape[:2], image)
+    height, width, _ = pixels.shape
+    check_shape(height, width, image)
     return pixels
 
 
