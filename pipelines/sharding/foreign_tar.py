@@ -74,8 +74,8 @@ def index_tar(path: Path, image: ImageFormat, places: Sequence[str], required: b
             except DataError as error:
                 raise DataError(f"{path}: sample {key} {error}") from None
         digest = reader.finish()
-        found.shard = Shard(path.name, len(lines), reader.position, digest)
     found.index = f"v1.2 {len(lines)}\n{''.join(line + chr(10) for line in lines)}".encode()
+    found.shard = Shard(path.name, len(lines), reader.position, digest, hashlib.sha256(found.index).hexdigest())
     return found
 
 
@@ -185,7 +185,7 @@ def _check_image(data: bytes, extension: str, image: ImageFormat) -> list[str]:
         picture = read_picture(data, f".{extension}", MAX_PIXELS, jpeg)
     except DataError as error:
         raise ValueError(str(error)) from None
-    check_shape(*picture.pixels.shape[:2], image, MAX_PIXELS)
+    check_shape(picture.pixels.shape[0], picture.pixels.shape[1], image, MAX_PIXELS)
     if picture.format != "JPEG":
         return [picture.format]
     return [[*jpeg.obstacles, *(why for _, _, why in jpeg.cuts)][0].partition(":")[0]]

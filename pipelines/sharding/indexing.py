@@ -117,7 +117,7 @@ def _manifest(folder: Path, image: ImageFormat, tars: Sequence[ForeignTar], plac
             shards.setdefault(split_of(tar.shard.path), []).append(tar.shard)
     if not shards:
         raise DataError(f"no sample of {folder} can be used")
-    splits = {
+    splits: dict[str, Split] = {
         name: Split(sum(shard.samples for shard in shards[name]), tuple(shards[name]))
         for name in ("train", "val", "test")
         if name in shards
@@ -158,7 +158,8 @@ def _classes(folder: Path, place: str, values: set[int | str]) -> tuple[ImageCla
     if place == "none":
         return ()
     names = _class_names(folder / CLASSES)
-    texts, numbers = ({value for value in values if isinstance(value, kind)} for kind in (str, int))
+    texts = {value for value in values if isinstance(value, str)}
+    numbers = {value for value in values if isinstance(value, int)}
     if texts and numbers:
         raise DataError(
             f"{folder}: {place} is a number in some samples and a text in others, as {min(numbers)} and {min(texts)!r}"
@@ -228,6 +229,8 @@ def _report(manifest: Manifest, tars: Sequence[ForeignTar]) -> None:
     for name, split in manifest.splits.items():
         first, last = split.shards[0].path, split.shards[-1].path
         print(f"{name}: {split.samples} images in {len(split.shards)} shards, {first} to {last}")
+    if "val" not in manifest.splits:
+        print("no val split, which train.py evaluates on: tars with the word val in their names make one")
     print(f"{len(manifest.classes)} classes; extras: {', '.join(manifest.extras) or 'none'}")
     unusual: Counter[str] = sum((tar.unusual for tar in tars), Counter())
     if unusual:

@@ -78,7 +78,7 @@ def decode_unusual(data: bytes, image: ImageFormat) -> np.ndarray | None:
         pixels = read_picture(data, "", PILLOW_MAX_PIXELS, jpeg).pixels
     except DataError as error:
         raise ValueError(str(error)) from None
-    check_shape(*pixels.shape[:2], image)
+    check_shape(pixels.shape[0], pixels.shape[1], image)
     return pixels
 
 
