@@ -11,6 +11,7 @@ Ctrl-C and SIGTERM end a run so that --resume continues with its next step; docs
 
 import dataclasses
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -163,7 +164,13 @@ def open_share(options: Options, split: str, augment: str, *, ranks: Ranks, devi
         )
     share = {"rank": ranks.rank, "world_size": ranks.world_size, "batch_size": size // ranks.world_size}
     how = {"augment": augment, "device": device, "backend": options.backend, "seed": options.seed}
-    return open_loader(options.data, split, **share, **how)  # type: ignore[arg-type]
+    loader = open_loader(options.data, split, **share, **how)  # type: ignore[arg-type]
+    if not loader.manifest.classes:
+        again = shlex.join(["python", "tools/shard_imagenet.py", "--index", str(options.data), "--label", "json:FIELD"])
+        raise AlexNetError(
+            f"the samples of {options.data} have no labels: {again} takes them from a field of their JSON"
+        )
+    return loader
 
 
 def progress_bar(run: Run, epochs: int) -> tqdm:

@@ -2,6 +2,7 @@
 
     python tools/shard_imagenet.py SOURCE OUT       # ImageNet as it ships: archives, folders, Kaggle or parquet
     python tools/shard_imagenet.py --verify OUT     # read everything again and compare
+    python tools/shard_imagenet.py --index FOLDER   # tars that webdataset wrote: index and manifest beside them
 
 Images become 256x256 JPEGs (shorter side resized, centre cropped) in one seeded global permutation, unless options
 such as --resize say otherwise. An image that cannot be decoded is skipped and listed in OUT/manifest.json under
@@ -23,6 +24,7 @@ import tyro
 from pipelines.errors import DataError
 from pipelines.images.limits import MAX_PIXELS, PILLOW_MAX_PIXELS
 from pipelines.sharding.folder import SPOOL, claim, discard, fingerprint, finish, leftovers, report
+from pipelines.sharding.indexing import check_label, index_folder
 from pipelines.sharding.members import expected_bytes
 from pipelines.sharding.runners import ShardingProgress, write_on_cluster, write_on_this_machine
 from pipelines.sharding.sources import Source, find_images
@@ -44,6 +46,10 @@ class Options:
     """The shard folder to make."""
     verify: bool = False
     """Re-read a shard folder: sizes, sha256, counts, labels, indices, and that each image decodes."""
+    index: bool = False
+    """SOURCE is a folder of tars that webdataset or another program wrote: write index and manifest beside them."""
+    label: str | None = None
+    """With --index, where labels are: cls, json:FIELD or none; by default cls, or label, class or cls in the JSON."""
     size: int = 256
     """Width and height of the images written, in pixels."""
     resize: Literal["square", "shorter", "none"] = "square"
@@ -84,7 +90,10 @@ class Options:
     """Use only so many train images of each class, drawn with the seed."""
 
     def __post_init__(self) -> None:
-        require((self.out is None) == self.verify, "give SOURCE and OUT, or --verify OUT")
+        alone = self.verify + self.index
+        require(alone < 2 and (self.out is None) == alone, "give SOURCE and OUT, --verify OUT, or --index FOLDER")
+        require(self.index or self.label is None, "--label goes with --index only")
+        require(check_label(self.label), f"--label is {self.label}, it is cls, json:FIELD or none")
         in_range("size", self.size, 32, 4096)
         require(
             1 <= self.max_pixels <= PILLOW_MAX_PIXELS,
@@ -112,6 +121,16 @@ class Options:
 def main(options: Options) -> None:
     if options.verify:
         verify(options.source, options.workers)
+        return
+    if options.index:
+        index_folder(
+            options.source,
+            label=options.label,
+            size=options.size,
+            statistics_images=options.statistics_images,
+            max_bad=options.max_bad,
+            workers=options.workers,
+        )
         return
     assert options.out is not None
     start = time.monotonic()
