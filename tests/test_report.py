@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import NUMBERED_IMAGES, assert_refused, script
+from tests.conftest import NUMBERED_IMAGES, PATIENCE, assert_refused, script
 
 # Measure the page in the browser and append the result, so that --dump-dom prints it
 PROBE = """<script>addEventListener("load", () => document.body.append(JSON.stringify({
@@ -42,7 +42,7 @@ def open_page(page: Path, *options: str) -> dict:
     probed.write_text(text.replace("</body>", PROBE + "</body>"))
     line = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,900", *options]
     line += [f"--user-data-dir={page.parent / 'browser'}", "--virtual-time-budget=5000", "--dump-dom", probed.as_uri()]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE)
     found = re.findall(r"(\{[^{}]*\})PROBED", unescape(done.stdout))
     assert found, done.stderr[-1000:]
     return json.loads(found[-1])
