@@ -42,7 +42,7 @@ def save(path: Path, state: dict[str, Any], keep: int = 1) -> None:
         full = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "free some space" if full else f"check {path.parent}"
         raise AlexNetError(
-            f"cannot write {path} ({str(error).splitlines()[0]}): {advice}, then continue with --resume; "
+            f"cannot write {path} ({str(error).splitlines()[0]}): {advice}, then give the same command with --resume; "
             "earlier checkpoints are intact"
         ) from error
 
@@ -110,7 +110,7 @@ def load(path: Path) -> dict[str, Any]:
     The file is opened once: the content that was checked is the content read, even if ``path`` is replaced meanwhile.
     """
     if not path.is_file():
-        raise AlexNetError(f"no checkpoint {path}: train one with train.py --out {path.parent}")
+        raise AlexNetError(f"no checkpoint {path}: name a run folder, or a checkpoint that train.py wrote")
     try:
         with path.open("rb") as file:
             _check(file)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import sklearn.metrics
 import torch
@@ -57,6 +58,8 @@ def test_figures_agree_with_scikit_learn(classes: int, ties: bool) -> None:
     predicted = classes - 1 - rated[:, ::-1].argmax(1)  # the last of equal scores, as in top_k_accuracy_score
     found = scores(answers, classes) | more_scores(answers, classes)
     expected = {"top1": sklearn.metrics.accuracy_score(true, predicted), "samples": 997}
+    likely = scipy.special.softmax(rated.astype(np.float64), axis=1)
+    expected["loss"] = sklearn.metrics.log_loss(true, likely, labels=range(classes))
     for k in (1, 5):
         ranked = sklearn.metrics.top_k_accuracy_score(true, rated, k=k, labels=range(classes)) if k < classes else 1.0
         expected[f"top{k}"] = ranked
@@ -169,7 +172,7 @@ def test_accuracy_by_property_tells_groups_apart(demo_shards: Path) -> None:
     keys, sizes = list_samples(manifest, "val")
     large = sizes > np.median(sizes)
     labels = np.arange(203) % 10
-    answers = Predictions(labels, np.where(large, labels, (labels + 1) % 10), np.where(large, 0, 3), np.ones(203))
+    answers = Predictions(labels, np.where(large, labels, (labels + 1) % 10), np.where(large, 0, 3), np.ones(203), np.ones(203))
     found = groups_of(manifest, "val", keys=keys, image_bytes=sizes, labels=labels)
     groups = accuracy_by_group(answers, found)["file size"]
     assert [group["top1"] for group in groups] == [0, 0, 1, 1]
