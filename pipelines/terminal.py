@@ -21,7 +21,7 @@ from pipelines import DataError
 from pipelines.untrusted import printable
 
 Options = TypeVar("Options")
-BAR = "{desc}: {percentage:.0f} %|{bar}| {n_fmt}/{total_fmt}{unit}, {remaining} left{postfix}"
+BAR = "{desc}{percentage:.0f} %|{bar}| {n_fmt}/{total_fmt}{unit}, {remaining} left{postfix}"
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 SAME_SECONDS = 1.0  # within it a second signal is part of the first stop: terminal and shell both send SIGHUP
 
