@@ -16,9 +16,10 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 from torch import nn
 from tqdm import tqdm
 
@@ -49,7 +50,7 @@ DEMO_IMAGES, DEMO_SHARDS = Path("data/demo/images"), Path("data/demo/shards")
 
 @dataclass(frozen=True)
 class Options(TrainOptions):
-    data: Path = DEMO_SHARDS
+    data: Annotated[Path, tyro.conf.arg(metavar="SHARDS")] = DEMO_SHARDS
     """A shard folder; the demo's is made if it is missing."""
     backend: BackendName = "auto"
     """The loader; synthetic: the same synthetic batch again and again, to measure the network alone."""
@@ -193,6 +194,7 @@ def describe(options: Options, loader: Loader, ranks: Ranks) -> dict[str, Any]:
         "statistics": dataclasses.asdict(manifest.statistics),
         "mean_image": mean_image(manifest),
         "image_size": manifest.image.size,
+        "image": dataclasses.asdict(manifest.image),
         "config": config,
         "environment": environment(loader.device, ranks.world_size, native=has_native()),
         "made_with": fingerprint(config, manifest=content, backend=loader.backend, world_size=ranks.world_size),

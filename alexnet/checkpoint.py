@@ -196,6 +196,22 @@ def check_variant(state: dict[str, Any], path: Path, variant: str) -> None:
         )
 
 
+def class_columns(state: dict[str, Any], path: Path, wnids: list[str], data: Path) -> list[int]:
+    """Return the network's class number for each class of the data, found by wnid.
+
+    Raises AlexNetError, which names some, if the network does not know a class.
+    """
+    known = {wnid: number for number, (wnid, _) in enumerate(state["classes"])}
+    unknown = [wnid for wnid in wnids if wnid not in known]
+    if unknown:
+        named = ", ".join(unknown[:5]) + ", ..." * (len(unknown) > 5)
+        raise AlexNetError(
+            f"{path} was trained on {len(known)} classes, and {len(unknown)} of the {len(wnids)} in {data} are not "
+            f"among them ({named}): use data of the classes it was trained on, or a part of them"
+        )
+    return [known[wnid] for wnid in wnids]
+
+
 def check_classes(state: dict[str, Any], path: Path, wnids: list[str], data: Path) -> None:
     """Raise AlexNetError unless the checkpoint was trained on the classes of the data."""
     trained = [wnid for wnid, _ in state["classes"]]

@@ -33,7 +33,9 @@ class Metrics(TypedDict, total=False):
     recall: float
     f1: float
     calibration_error: float
+    loss: float
     samples: int
+    classes: int
     crops: int
     images_per_second: float
     confused: tuple[tuple[str, str, int], ...]

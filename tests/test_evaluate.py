@@ -13,7 +13,7 @@ import sklearn.metrics
 import torch
 from torch import nn
 
-from alexnet import AlexNet, AlexNetError
+from alexnet import AlexNet, AlexNetError, checkpoint
 from alexnet.engine import predict
 from alexnet.log import read_log
 from alexnet.metrics import (
@@ -31,9 +31,11 @@ from alexnet.metrics import (
     wilson,
 )
 from pipelines import AUGMENTS, open_loader
+from pipelines.preprocess import Preparation
+from pipelines.shards.gallery import Gallery
 from pipelines.shards.groups import groups_of
 from pipelines.shards.index import list_samples
-from tests.conftest import NUMBERED_IMAGES, command, script
+from tests.conftest import NUMBERED_IMAGES, command, script, shard
 
 CPU = torch.device("cpu")
 
@@ -172,7 +174,9 @@ def test_accuracy_by_property_tells_groups_apart(demo_shards: Path) -> None:
     keys, sizes = list_samples(manifest, "val")
     large = sizes > np.median(sizes)
     labels = np.arange(203) % 10
-    answers = Predictions(labels, np.where(large, labels, (labels + 1) % 10), np.where(large, 0, 3), np.ones(203), np.ones(203))
+    answers = Predictions(
+        labels, np.where(large, labels, (labels + 1) % 10), np.where(large, 0, 3), np.ones(203), np.ones(203)
+    )
     found = groups_of(manifest, "val", keys=keys, image_bytes=sizes, labels=labels)
     groups = accuracy_by_group(answers, found)["file size"]
     assert [group["top1"] for group in groups] == [0, 0, 1, 1]
@@ -197,3 +201,46 @@ def test_evaluating_adds_no_cost_to_loading(demo_shards: Path) -> None:
     finally:
         torch.set_num_threads(threads)
     assert min(evaluating[1:]) < 1.1 * min(loading[1:]), (loading, evaluating)
+
+
+@pytest.fixture(scope="module")
+def subset(numbered_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return shards of 12 of the 101 classes, with images of 240 pixels and therefore another mean."""
+    source = tmp_path_factory.mktemp("subset") / "images"
+    for number in range(40, 52):
+        for split in ("train", "val"):
+            folder = source / split / f"c{number:03d}"
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.symlink_to(numbered_images / split / folder.name)
+    return shard(source, source.with_name("shards"), size=240)
+
+
+def test_a_part_of_the_classes_is_evaluated_among_them(trained: Path, run_folder: Path, subset: Path) -> None:
+    """Check predictions against the network's logits of these classes, and its own normalisation for other data."""
+    done = script("tools/evaluate.py", run_folder, "--data", subset)
+    assert done.returncode == 0, done.stderr
+    assert "among the 12 classes of the data, of 101 in the network" in done.stdout
+    assert "size 240 here and 256 in training" in done.stdout
+    found = json.loads((run_folder / "metrics.json").read_text())
+    assert (found["classes"], found["network_classes"], found["samples"]) == (12, 101, 12)
+    model, state = checkpoint.load_model(trained / "best.pt", CPU)
+    preparation = Preparation(state["augment"], 240, state["statistics"], None)
+    gallery = Gallery(subset, "val", preparation)
+    rows = list(csv.DictReader((run_folder / "predictions.csv").open()))
+    for number, row in enumerate(rows):
+        view, label = gallery[number]
+        with torch.inference_mode():
+            likely = model(preparation.tensor(view)[None])[0, 40:52].softmax(0)
+        predicted = int(row["predicted"].removeprefix("c")) - 40
+        assert row["true"] == f"c{40 + label:03d}" and float(row["confidence"]) == pytest.approx(
+            likely[predicted].item(), abs=1e-3
+        )
+        assert likely[predicted] == pytest.approx(likely.max().item(), abs=1e-3)
+
+
+def test_classes_are_found_by_wnid_and_unknown_ones_are_named() -> None:
+    state = {"classes": [[f"n{number}", "name"] for number in range(9)]}
+    assert checkpoint.class_columns(state, Path("best.pt"), ["n8", "n0", "n3"], Path("data")) == [8, 0, 3]
+    unknown = [f"x{number}" for number in range(7)]
+    with pytest.raises(AlexNetError, match=r"on 9 classes, and 7 of the 8 in data .*\(x0, x1, x2, x3, x4, \.\.\.\)"):
+        checkpoint.class_columns(state, Path("best.pt"), ["n1", *unknown], Path("data"))
