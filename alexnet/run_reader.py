@@ -33,7 +33,9 @@ class Metrics(TypedDict, total=False):
     recall: float
     f1: float
     calibration_error: float
+    loss: float
     samples: int
+    classes: int
     crops: int
     images_per_second: float
     confused: tuple[tuple[str, str, int], ...]
@@ -103,7 +105,7 @@ def read_run(path: Path) -> Run:
     """Read a run folder, given it or a checkpoint in it. Raises AlexNetError if there is no run, or it is damaged."""
     folder = path.parent if path.is_file() else path
     if not (folder / "log.jsonl").is_file():
-        raise AlexNetError(f"no run at {folder}: log.jsonl is missing; train.py --out {folder} makes one")
+        raise AlexNetError(f"no run at {folder}: log.jsonl is missing; name a folder that train.py wrote")
     config, environment = (_read(folder / f"{name}.json", dict[str, Any]) for name in ("config", "env"))
     metrics, classes = _read(folder / "metrics.json", Metrics), folder / "classes.csv"
     rows = _read_classes(classes) if classes.is_file() else []

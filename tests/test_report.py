@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.commands import command
 from tests.conftest import NUMBERED_IMAGES, PATIENCE, assert_refused, script
 
 # Measure the page in the browser and append the result, so that --dump-dom prints it
@@ -78,7 +79,7 @@ def test_a_page_shows_the_run_and_two_runs_beside_each_other(seen_run: Path, tmp
     text = (tmp_path / "both.html").read_text()
     marked = re.findall(r"<tr class=differs><td>([^<]*)</td>", text)
     assert marked == ["settings.learning_rate"] and "0.125" in text
-    assert "Not evaluated yet: python tools/evaluate.py" in text
+    assert f"Not evaluated yet: {command('tools/evaluate.py', other)}" in unescape(text)
 
 
 def test_what_comes_from_files_is_escaped(run_folder: Path) -> None:

@@ -34,9 +34,9 @@ from pipelines.untrusted import MAX_FILE_BYTES, printable
 
 @dataclass(frozen=True)
 class Options:
-    checkpoint: tyro.conf.Positional[Path]
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
     """A run folder (its best.pt, else its last.pt), or a checkpoint."""
-    pictures: tyro.conf.Positional[tuple[Path, ...]]
+    pictures: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PICTURE ...")]
     """Image files, folders, or -."""
     top: int = 5
     """Classes to print for each picture."""

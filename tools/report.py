@@ -9,7 +9,7 @@ It shows what is in the run folders: tools/evaluate.py and tools/visualize.py pu
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -19,6 +19,7 @@ from alexnet.figures import compared_curves
 from alexnet.page import folded, page, paragraph, picture, section, side_by_side, table
 from alexnet.run_reader import Run, read_run
 from pipelines import DataError
+from pipelines.commands import command
 from pipelines.files import write_atomically
 from pipelines.images.picture import read_file
 from pipelines.terminal import require, run_command
@@ -39,9 +40,9 @@ WORST_CLASSES = 20
 
 @dataclass(frozen=True)
 class Options:
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN ...")]
     """Run folders, or checkpoints in them."""
-    out: Path | None = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """The page to write; by default report.html in the first run's folder."""
 
     def __post_init__(self) -> None:
@@ -76,10 +77,12 @@ def logs(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
 
 
 def summary(runs: Sequence[Run]) -> Iterator[list[object]]:
-    for label, field in (("top-1", "top1"), ("top-5", "top5")):
+    many = any(run.metrics.get("classes", 6) > 5 for run in runs)  # else top-5 says nothing
+    for label, field in (("top-1", "top1"), ("top-5", "top5"))[: 1 + many]:
         yield [f"{label}, 95 % interval", *(_accuracy(run.metrics, field) for run in runs)]
     for label, field in (("precision", "precision"), ("recall", "recall"), ("F1", "f1")):
         yield [f"{label}, mean of classes", *(_percent(run.metrics.get(field)) for run in runs)]
+    yield ["loss", *(_number(run.metrics.get("loss")) for run in runs)]
     yield ["calibration error", *(_percent(run.metrics.get("calibration_error")) for run in runs)]
     yield ["images evaluated", *(_number(run.metrics.get("samples")) for run in runs)]
     yield ["crops", *(_number(run.metrics.get("crops")) for run in runs)]
@@ -110,9 +113,9 @@ def _accuracy(metrics: dict[str, Any], field: str) -> str | None:
 def missing(runs: Sequence[Run]) -> Iterator[str]:
     for one in runs:
         if not one.metrics:
-            yield paragraph(f"Not evaluated yet: python tools/evaluate.py {one.folder / 'best.pt'}")
+            yield paragraph(f"Not evaluated yet: {command('tools/evaluate.py', one.folder)}")
         if not (one.folder / "pictures" / "filters.png").is_file():
-            yield paragraph(f"Not drawn yet: python tools/visualize.py {one.folder / 'best.pt'}")
+            yield paragraph(f"Not drawn yet: {command('tools/visualize.py', one.folder)}")
 
 
 def pictures(runs: Sequence[Run], name: str) -> str:

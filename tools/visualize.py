@@ -18,14 +18,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import tyro
 from matplotlib.figure import Figure
 from torch import Tensor
-from tqdm import tqdm
 
 from alexnet import AlexNet, AlexNetError, checkpoint, figures, inspection
 from alexnet.engine import find_device
@@ -37,7 +36,7 @@ from pipelines import DataError, open_loader
 from pipelines.images.picture import read_file
 from pipelines.preprocess import Preparation
 from pipelines.shards.gallery import Gallery
-from pipelines.terminal import in_range, run_command
+from pipelines.terminal import counting, in_range, run_command
 
 LAYERS = tuple(f"conv{i}" for i in range(1, 6))
 MOST_FEATURES = 2000  # images in features.png
@@ -45,9 +44,9 @@ MOST_FEATURES = 2000  # images in features.png
 
 @dataclass(frozen=True)
 class Options:
-    checkpoint: tyro.conf.Positional[Path]
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
     """A run folder (its best.pt, else its last.pt), or a checkpoint."""
-    data: Path | None = None
+    data: Annotated[Path | None, tyro.conf.arg(metavar="SHARDS")] = None
     """A shard folder; by default the one of the run's training."""
     images: tuple[Path, ...] = ()
     """Pictures whose activations are drawn, each in a file of its own; by default a val image."""
@@ -195,7 +194,7 @@ class Painter:
             self._data, split, self._options.batch_size, self._augment, device=self._device, training=False
         )
         batches = islice(loader, -(-count // self._options.batch_size))
-        for batch in tqdm(batches, split, -(-count // self._options.batch_size), unit=" batches", dynamic_ncols=True):
+        for batch in counting(batches, f"features of {split}", count):
             valid = min(batch.valid, count)
             count -= valid
             found = inspection.layers(self._model, batch.images.float())
