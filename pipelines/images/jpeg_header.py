@@ -16,6 +16,7 @@ KNOWN = FRAMES | {SOS, DQT, DHT, DRI, COM, *range(APP0, APP15 + 1)}
 COMMON_SAMPLINGS = frozenset({(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)})
 
 BROKEN_EXIF = "broken EXIF ignored"
+SECOND_EXIF = "a second EXIF block ignored"
 FIRST_PICTURE = "the first of its pictures kept"
 
 
@@ -38,7 +39,7 @@ class Header:
     jfif: bool = False
     adobe: int | None = None
     several_pictures: bool = False
-    turned: bool = False
+    orientation: int = 0  # 1 to 8, as in EXIF; 0 without an EXIF block that can be read
     cuts: list[tuple[int, int, str]] = field(default_factory=list)
     scan: int = 0  # offset of the SOS segment's contents
 
@@ -132,7 +133,13 @@ def _read_frame(content: bytes, marker: int, header: Header) -> None:
 
 
 def _read_exif(content: bytes, segment: tuple[int, int], header: Header) -> None:
+    """Take the orientation of the first block that can be read. Any other is cut, since decoders differ on it."""
     try:
-        header.turned |= orientation(content) != 1
+        found = orientation(content)
     except ValueError:
         header.cuts.append((*segment, BROKEN_EXIF))
+        return
+    if header.orientation:
+        header.cuts.append((*segment, SECOND_EXIF))
+    else:
+        header.orientation = found
