@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from alexnet.model import AlexNet
 
 DEAD = 1e-6  # activations up to here count as none
+ALIKE = 0.95  # correlation of two activation maps that cannot be told apart
 
 
 @torch.inference_mode()
@@ -35,14 +36,14 @@ def distinct_maps(maps: Tensor, count: int) -> list[int]:
     """Return the channels of ``count`` strong activation maps (C,H,W) that differ from each other, the strongest first.
 
     Each next one has the largest product of its mean and of 1 - r, where r is its highest correlation with one chosen
-    before. Channels that are zero everywhere, and copies of a chosen one, are left out, so there may be fewer.
+    before. Channels that are zero everywhere, or have a correlation above ``ALIKE``, are left out: there may be fewer.
     """
     flat = maps.float().flatten(1)
     strength = flat.mean(1)
     centred = F.normalize(flat - strength[:, None], dim=1)
     highest, chosen = torch.zeros_like(strength), list[int]()
     for _ in range(min(count, len(flat))):
-        gain = strength * (1 - highest)
+        gain = strength * (1 - highest) * (highest < ALIKE)
         best = int(gain.argmax())
         if gain[best] <= DEAD:
             break

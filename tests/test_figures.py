@@ -128,7 +128,7 @@ def test_blank_patches_are_marked() -> None:
     note = figure.axes[-1].texts[0].get_text()
     assert "plain: a patch of a single colour" in note and "is zero\nin all other images" in note
     assert figure.axes[1].get_title() == "conv2: no channel is above zero"
-    assert "1 patches have a single colour" in figure.get_label()
+    assert "empty areas: 1." in figure.get_label()
 
 
 def test_bins_of_few_images_are_pale_and_have_wide_intervals() -> None:

@@ -164,7 +164,7 @@ def properties(run: Run) -> str:
         for name, groups in run.metrics.get("by_property", {}).items()
         for group in groups
     ]
-    return table([f"{run.folder}: by", "", "images", "top-1, 95 % interval"], rows, sortable=True) if rows else ""
+    return table([f"{run.folder}: by", "group", "images", "top-1, 95 % interval"], rows, sortable=True) if rows else ""
 
 
 def settings(runs: Sequence[Run], columns: Sequence[dict[str, str]]) -> str:

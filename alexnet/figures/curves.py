@@ -37,7 +37,7 @@ def compared_curves(runs: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
     _label(rate, "learning rate")
     _label(speed, "training, images/s")
     _label(wait, "share of time waiting for data")
-    wait.yaxis.set_major_formatter(PercentFormatter(1))
+    wait.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     _label(memory, "peak memory, GiB")
     for place in axes if len(runs) > 1 else [loss, accuracy]:
         if place.lines:

@@ -98,7 +98,7 @@ def mistakes(images: Sequence[Shown], total: int, searched: int) -> Figure:
     """Draw wrong predictions, the most certain first. ``total`` of ``searched`` images were predicted wrongly."""
     columns, size = 6, 1.9
     rows = max(1, math.ceil(len(images) / columns))
-    figure = Figure(figsize=(size * columns, (size + 0.45) * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(size * columns, (size + 0.2) * rows + 0.4), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for place, shown in zip(axes, images, strict=False):
         _picture(place, shown.picture, shown.name, size=8)

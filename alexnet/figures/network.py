@@ -93,7 +93,7 @@ def exciting_patches(layers: Mapping[str, Rows], searched: int) -> Figure:
     )
     panels[-1].text(0.5, 0.6, note, ha="center", va="center", fontsize=11, linespacing=1.6)
     counts = ", ".join(f"{len(rows)} in {name}" for name, rows in layers.items())
-    empty = f"{plains} patches have a single colour: their channels answer to an empty area." if plains else ""
+    empty = f"Patches of a single colour, of channels that answer to empty areas: {plains}." if plains else ""
     figure.set_label(f"Channels with patches of their own, of at most nine: {counts}. {empty}".strip())
     return figure
 

@@ -32,7 +32,7 @@ def model_card(run: Run) -> Iterator[tuple[str, str]]:
     yield "input", "an RGB image, its centre crop of 224 x 224"
     yield "output", f"probabilities of {len(run.classes)} classes" if run.classes else "probabilities of the classes"
     told = ", ".join(
-        f"{title} {settings[name]}" for name, title in RECIPE.items() if settings.get(name) not in (None, "")
+        f"{title} {settings[name]}" for name, title in RECIPE.items() if settings.get(name) not in (None, "", 0)
     )
     yield "recipe", f"{run.config.get('recipe', 'not known')}: {told}" if told else "not known"
     yield "trained on", str(run.config.get("data", "not known"))

@@ -54,7 +54,7 @@ class Thumbnails:
     def _tile(self, number: int, named: bool) -> str:
         one, classes = self._run.mistakes[number], self._run.classes
         true, predicted = (classes[i].name for i in self._pair(number))
-        told = f"{100 * one.probability:.0f} %"
+        told = f"{100 * one.probability:.0f}\N{NO-BREAK SPACE}%"
         caption = f"{shortened_text(predicted)}, {told}; is {shortened_text(true)}" if named else told
         place = f"background-position: -{number % COLUMNS * SIDE}px -{number // COLUMNS * SIDE}px"
         label = escape(f"{one.key}: {true}, predicted {predicted} with {told}")

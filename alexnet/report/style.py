@@ -23,6 +23,7 @@ p, figcaption { color: var(--soft); margin: .3rem 0 .8rem; max-width: 52rem; } f
 .side > * { min-width: 0; }
 table { border-collapse: collapse; font-size: .9rem; overflow-wrap: normal; }
 th, td { padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+td:first-child { min-width: 9rem; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; } tr.differs { background: var(--mark); }
 th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid var(--link); }
 th button::after { content: " \\2195"; color: var(--soft); }
@@ -48,9 +49,11 @@ circle { color: var(--text); } circle.dot { fill: currentColor; }
   border-top: 2.5px solid; }
 .key.pale { opacity: .5; } .key.dotted::before { border-top-style: dotted; }
 .key.dashed::before { border-top-style: dashed; }
-.matrix th, .matrix td { padding: .15rem .3rem; min-width: 2.1rem; text-align: center; vertical-align: middle; }
+.matrix th, .matrix td:first-child { min-width: 2.1rem; }
+.matrix td { padding: .15rem .3rem; min-width: 2.1rem; text-align: center; vertical-align: middle; }
 .matrix th { font-weight: normal; } .matrix tbody th { text-align: right; white-space: nowrap; }
 .matrix thead th.class { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 10rem; text-align: left; }
+.matrix td:first-child { min-width: 2.1rem; }
 .matrix td { border: 1px solid var(--line);
   background: color-mix(in srgb, var(--shade) calc(var(--share, 0) * 100%), transparent); }
 .matrix td a { display: block; color: inherit; }
