@@ -54,7 +54,7 @@ def read_mistakes(folder: Path) -> list[Mistake]:
     try:
         rows = csv.DictReader(read_limited(path).decode().splitlines())
         return [
-            Mistake(*(original(row[name]) for name in Mistake._fields[:3]), float(row["probability"]))
+            Mistake(original(row["key"]), original(row["true"]), original(row["predicted"]), float(row["probability"]))
             for row in list(rows)[:MOST]
         ]
     except (ValueError, TypeError, AttributeError, KeyError, csv.Error) as error:

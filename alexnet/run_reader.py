@@ -104,11 +104,17 @@ def _read(path: Path, kind: Any) -> dict[str, Any]:
 
 
 def _read_classes(path: Path) -> list[ClassRow]:
-    scores = ("precision", "recall", "f1")
     try:
         table = csv.DictReader(read_limited(path).decode().splitlines())
         return [
-            ClassRow(original(row["name"]), int(row["images"]), *(float(row[s]) for s in scores), original(row["wnid"]))
+            ClassRow(
+                original(row["name"]),
+                int(row["images"]),
+                precision=float(row["precision"]),
+                recall=float(row["recall"]),
+                f1=float(row["f1"]),
+                wnid=original(row.get("wnid") or ""),
+            )
             for row in table
         ]
     except (ValueError, TypeError, KeyError, csv.Error) as error:

@@ -86,7 +86,7 @@ def saliency(images: Sequence[Shown], falls: Sequence[np.ndarray], heats: Sequen
         share = column[2].imshow(100 * heat / hottest, cmap="inferno", vmin=0, vmax=100, alpha=0.65)
     figure.colorbar(falling, ax=axes[1], label="fall of the logit", shrink=0.8)
     figure.colorbar(share, ax=axes[2], label=f"% of the row's highest, {hottest:.2g}", shrink=0.8)
-    most_so, least_so = (images[i(most)].name for i in (np.argmax, np.argmin))
+    most_so, least_so = (images[most.index(end(most))].name for end in (max, min))
     figure.set_label(
         f"Covering a part costs most for {most_so!r} (its logit falls by up to {max(most):.1f}) "
         f"and least for {least_so!r} (up to {min(most):.1f})."
@@ -147,7 +147,7 @@ def _closest(places: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> st
     distances = np.linalg.norm(centres[:, None] - centres, axis=2) + np.diag(np.full(len(found), np.inf))
     if len(found) < 2:
         return ""
-    one, other = (names[found[i]] for i in np.unravel_index(distances.argmin(), distances.shape))
+    one, other = (names[int(found[i])] for i in divmod(int(distances.argmin()), len(found)))
     return f"Closest together lie the images of {one!r} and {other!r}."
 
 

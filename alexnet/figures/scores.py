@@ -62,7 +62,7 @@ def reliability_diagram(bins: dict[str, np.ndarray], error: float) -> Figure:
         chosen = some & ((bins["images"] < FEW) == few)
         if chosen.any():
             alpha = 0.2 if few else 0.75
-            low, high = np.array([wilson_of(bins, i) for i in np.flatnonzero(chosen)]).T
+            low, high = np.array([wilson_of(bins, i) for i in np.flatnonzero(chosen).tolist()]).T
             reach = np.abs(np.stack([low, high]) - bins["accuracy"][chosen])
             how = {"yerr": reach, "ecolor": (0, 0, 0, 0.25 if few else 0.6), "error_kw": {"lw": 1}}
             curve.bar(middle[chosen], bins["accuracy"][chosen], 0.92 / BINS, color=("C0", alpha), label=label, **how)

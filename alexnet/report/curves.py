@@ -55,8 +55,8 @@ def _accuracies(run: Run, number: int, runs: int) -> Iterator[Line]:
     """Yield all accuracies of a single run; of several, top-1."""
     for i, (field, title) in enumerate(ACCURACIES.items()):
         if runs == 1 or i == 0:
-            style = "strong" if i == 0 else "dashed"
-            yield Line(_name(run, runs, title), *of_epochs(run.log, field), number if runs > 1 else i, style)
+            curve, colour = of_epochs(run.log, field), number if runs > 1 else i
+            yield Line(_name(run, runs, title), *curve, colour, "dashed" if i else "strong")
 
 
 def confidence_chart(run: Run) -> str:
@@ -65,7 +65,7 @@ def confidence_chart(run: Run) -> str:
         return ""
     bins = reliability(run.predictions)
     bars = []
-    for i in np.flatnonzero(bins["images"]):
+    for i in np.flatnonzero(bins["images"]).tolist():
         images, accuracy, interval = int(bins["images"][i]), float(bins["accuracy"][i]), wilson_of(bins, i)
         shown = f"{images} images with confidence {percent(i / BINS)} to {percent((i + 1) / BINS)}: "
         shown += f"{percent(accuracy)} right (95 %: {percent(interval[0])} to {percent(interval[1])})"
