@@ -68,6 +68,7 @@ def main(options: Options) -> None:
 def evaluate(options: Options, ranks: Ranks) -> tuple[Manifest, Predictions, dict[str, Any]]:
     """Predict this rank's share of the split, in order. Return manifest, predictions and facts for metrics.json."""
     device = rank_device(options.device)
+    model: nn.Module
     model, state = checkpoint.load_model(options.checkpoint, device)
     manifest = load_manifest(options.data or find_data(options.checkpoint, state))
     wnids = [entry.wnid for entry in manifest.classes]
@@ -76,7 +77,8 @@ def evaluate(options: Options, ranks: Ranks) -> tuple[Manifest, Predictions, dic
     if columns != list(range(len(state["classes"]))):
         model = OfClasses(model, columns)
     if not of_training(state, manifest):
-        augment, model = replace(augment, normalise="none"), normalising(model, state, augment).to(device)
+        model = normalising(model, state, augment).to(device)
+        augment = replace(augment, normalise="none")
     loader = open_loader(
         manifest.folder,
         options.split,
