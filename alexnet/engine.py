@@ -79,7 +79,8 @@ class TrainStep:
 
     def _learn(self, images: Tensor, labels: Tensor) -> Tensor:
         """Accumulate a part's gradients. Return its share of the batch's loss."""
-        torch.compiler.cudagraph_mark_step_begin()  # outputs of the previous pass's CUDA graph may be overwritten
+        if self._device.type == "cuda":  # on a CPU this would import torch's compiler, for a second or two
+            torch.compiler.cudagraph_mark_step_begin()  # outputs of the previous pass's CUDA graph may be overwritten
         logits = forward(self.model, images, self._recipe.precision, self._device)
         loss = F.cross_entropy(logits, labels, label_smoothing=self._recipe.label_smoothing) / self._parts
         self.scaler.scale(loss).backward()
