@@ -5,6 +5,7 @@
 
 import errno
 import os
+import re
 import select
 import signal
 import sys
@@ -118,7 +119,9 @@ def _chosen(
         turned = any(value is True for value in vars(default).values()) if default else False
         # A flag needs its counterpart, as in --no-resume, only where one is set already: it may be given again.
         pairs = () if turned else (tyro.conf.FlagCreatePairsOff,)
-        return tyro.cli(options, description=description, args=arguments, config=pairs, **start)
+        # tyro joins lines that are not indented, those with a command too.
+        described = re.sub(r"(?m)^(?=(?:python|torchrun) )", "    ", description or "") or None
+        return tyro.cli(options, description=described, args=arguments, config=pairs, **start)
     except ValueError as error:
         fail(f"{error}. Try --help.", code=2)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -76,14 +77,18 @@ def test_a_signal_ends_the_run_with_0_and_the_command_that_goes_on_as_if_nothing
     numbered_shards: Path, trained: Path, tmp_path: Path, number: int
 ) -> None:
     """Check with a signal in the first of an epoch's two steps."""
-    out = tmp_path / "stopped"
+    out = tmp_path / "it stopped"
     done = command("-c", SIGNALLED, int(number), "--data", numbered_shards, "--out", out, *QUICK)
     assert done.returncode == 0, done.stderr
     assert checkpoint.load(out / "last.pt")["step"] == 1
-    done = command(*done.stdout.split("to resume: python ")[1].split())
+    done = command(*shlex.split(done.stdout.split("to resume: ")[1])[1:])
     assert done.returncode == 0, done.stderr
     assert_the_same_weights(out, trained)
     assert_each_step_stands_once(out, epochs=2, steps=4)
+    lines, whole = (
+        [entry for entry in read_log(run / "log.jsonl") if entry["kind"] == "epoch"] for run in (out, trained)
+    )
+    assert lines == whole and all("train_top1" in line for line in lines), "of all train images, before the stop too"
 
 
 def test_the_first_signal_asks_and_the_second_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

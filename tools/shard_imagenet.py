@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -40,9 +40,9 @@ SPREAD_SHARDS, SPREAD_SAMPLES = 16, 128  # a small dataset is cut into so many s
 
 @dataclass(frozen=True)
 class Options:
-    source: tyro.conf.Positional[Path]
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """The folder with ImageNet's archives, train/ and val/, ILSVRC/ or parquet files; with --verify, the shards."""
-    out: tyro.conf.Positional[Path | None] = None
+    out: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[OUT]")] = None
     """The shard folder to make."""
     verify: bool = False
     """Re-read a shard folder: sizes, sha256, counts, labels, indices, and that each image decodes."""
