@@ -162,7 +162,7 @@ def test_the_first_picture_of_an_animation_is_kept(form: str) -> None:
     assert np.abs(found.pixels - read_picture(still, f".{form}").pixels.astype(int)).mean() < 2
 
 
-NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8))
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)).resize((64, 48))
 WHOLE = {
     "PNG": saved(NOISE, "PNG"),
     "palette PNG": saved(NOISE.quantize(16), "PNG"),

@@ -283,6 +283,9 @@ PICTURES = [
     saved("BMP"),
     saved("WEBP"),
     saved("TIFF", compression="tiff_lzw"),
+    saved("TIFF", mode="I;16"),
+    saved("PPM"),
+    saved("AVIF"),
 ]
 
 

@@ -337,8 +337,10 @@ def holed(data: bytes, share: float, length: int = 200) -> bytes:
 
 
 HALF = len(PLAIN) // 2
+PHOTOGRAPH = saved(Image.fromarray(load_sample_image("china.jpg")).resize((320, 213)))
 DAMAGES = {
-    "half, then zeros": PLAIN[:HALF] + bytes(len(PLAIN) - HALF),
+    "half, then zeros": PHOTOGRAPH[: len(PHOTOGRAPH) // 2] + bytes(len(PHOTOGRAPH) // 2),
+    "all but the end, then a few zeros": PHOTOGRAPH[:-400] + bytes(400),
     "half, then a few zeros": PLAIN[:-80] + bytes(80),
     "a hole": holed(PLAIN, 0.5),
     "a hole in a progressive file": holed(saved(picture(), progressive=True), 0.7),

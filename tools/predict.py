@@ -4,8 +4,8 @@
     cat cat.jpg | python tools/predict.py runs/demo -
     python tools/predict.py runs/demo/last.pt holiday/ --json > answers.jsonl
 
-A folder stands for the image files in and below it, - for one picture on standard input. A picture that cannot be read
-is named and skipped; the exit code is then 1.
+A folder stands for the image files in and below it, - for one picture on standard input. What is left out of a folder
+is counted at the end, by kind. A picture that cannot be read is named and skipped; the exit code is then 1.
 """
 
 import json

@@ -46,9 +46,20 @@ class Header:
     @property
     def common_sampling(self) -> bool:
         """True for grey and ``COMMON_SAMPLINGS``, on whose pixels decoders agree. native.c has the same rule."""
-        if len(self.components) != 3:
-            return len(self.components) == 1
-        first, *others = (component[1:3] for component in self.components)
+        return len(self.components) == 1 or (len(self.components) == 3 and self._common_colours)
+
+    @property
+    def usual(self) -> bool:
+        """True if every build of libjpeg-turbo decodes the file: Huffman codes, 8 bits, a common sampling, also of CMYK
+        with black sampled as the first component."""
+        black = [component[1:3] for component in self.components[3:]]
+        cmyk = len(black) == 1 and black[0] == self.components[0][1:3] and self._common_colours
+        frames = (BASELINE, EXTENDED, PROGRESSIVE)
+        return self.frame in frames and self.precision == 8 and (cmyk or self.common_sampling)
+
+    @property
+    def _common_colours(self) -> bool:
+        first, *others = (component[1:3] for component in self.components[:3])
         return first in COMMON_SAMPLINGS and others == [(1, 1)] * 2
 
     @property

@@ -110,16 +110,15 @@ def _decode_strictly(data: bytes, jpeg: Jpeg, max_pixels: int) -> tuple[np.ndarr
     """Return the H,W,3 uint8 of a JPEG that libjpeg decodes without a warning. Return None if Pillow must decode the
     file, and what libjpeg warned of: Pillow hides that."""
     header = jpeg.header
-    cmyk = len(header.components) == 4
-    if jpeg.damage or header.width * header.height > max_pixels or not (cmyk or header.common_sampling):
+    if jpeg.damage or not header.usual or header.width * header.height > max_pixels:
         return None, ()
+    colours = "CMYK" if len(header.components) == 4 else "RGB"
     try:
         check_scans(data, header)
-        colours = "CMYK" if cmyk else "RGB"
         pixels = simplejpeg.decode_jpeg(data, colours, fastdct=False, fastupsample=False)
     except ValueError as error:
         return None, (f"{DAMAGED}{error}",)
-    return None if cmyk else pixels, ()
+    return (pixels if colours == "RGB" else None), ()
 
 
 def _decode(data: bytes, suffix: str, max_pixels: int, jpeg: Jpeg, damage: tuple[str, ...]) -> Picture:

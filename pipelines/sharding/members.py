@@ -57,7 +57,8 @@ def _copy_jpeg(data: bytes, suffix: str, image: ImageFormat, *, max_pixels: int,
             check_data(plain)
     except ValueError as error:
         found = _reencode(data, jpeg, suffix, image, max_pixels=max_pixels)
-        return found if found.repairs else replace(found, repairs=(f"{DAMAGED}{error}",))
+        listed = any(why.startswith(DAMAGED) for why in found.repairs)
+        return found if listed else replace(found, repairs=(*found.repairs, f"{DAMAGED}{error}"))
     pixels = read_picture(data, suffix, max_pixels, jpeg).pixels if want_pixels else None
     return Member(plain, repairs, pixels)
 
