@@ -222,6 +222,12 @@ def test_an_empty_class_that_val_has_pictures_of_is_an_error(tmp_path: Path) -> 
     assert [entry.wnid for entry in source.classes] == ["a"] and "left out: 1 (b)" in said(source)
 
 
+def test_a_folder_of_images_is_no_class(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "yolo", *many("train/images/", 3), *many("train/labels/", 3, ".txt"), "val/images/9.jpg")
+    with pytest.raises(DataError, match="train has no class folders"):
+        found(folder)
+
+
 def test_a_circle_of_links_is_an_error(tmp_path: Path) -> None:
     folder = fill(tmp_path / "in", "train/a/1.jpg", "val/a/1.jpg")
     (folder / "train/a/up").symlink_to(folder / "train/a")
@@ -264,6 +270,17 @@ def test_a_column_of_splits_is_followed(tmp_path: Path) -> None:
     assert "the rows of test are taken as val" in said(found(folder, labels=file))
     with pytest.raises(DataError, match="has the splits extra, test, train, but no holdout"):
         found(folder, ("train", "holdout"), labels=file)
+
+
+def test_a_repeated_row_is_counted_and_not_taken_into_two_splits(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "in", "1.jpg", "2.jpg", "3.jpg")
+    file = table(tmp_path, "file,label,set\n1.jpg,a,train\n2.jpg,a,train\n3.jpg,a,val\n1,a,train\n")
+    source = found(folder, labels=file)
+    assert {*taken(source, "train")} == {"1.jpg", "2.jpg"}
+    assert counted(source.left_out) == "1 repeated rows in labels.csv"
+    file.write_text(file.read_text() + "2,a,val\n")
+    with pytest.raises(DataError, match="line 6: 2 is in another split in line 3"):
+        found(folder, labels=file)
 
 
 @pytest.mark.parametrize(

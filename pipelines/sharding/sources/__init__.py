@@ -103,7 +103,7 @@ def _recognise(folder: Path, splits: tuple[str, ...], out: Path) -> str:
     names = _layouts(folder, splits)
     if not names:
         wanted = "; ".join(f"{layout.LOOKED_FOR} ({name})" for name, layout in LAYOUTS.items())
-        raise DataError(unknown.describe(folder, out, wanted, lambda inner: next(iter(_layouts(inner, splits)), None)))
+        raise DataError(unknown.describe(folder, out, wanted, lambda inner: _layouts(inner, splits)))
     if len(names) > 1:
         raise DataError(
             f"{folder} holds {len(names)} layouts, {' and '.join(names)}: say which with --layout {names[0]}"

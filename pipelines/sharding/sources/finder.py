@@ -41,14 +41,18 @@ def _common(one: Sequence[str], other: Sequence[str]) -> int:
     return count
 
 
-def located(rows: Sequence[Row], paths: Sequence[str], file: Path, folder: Path) -> dict[str, Row]:
-    """Return the row of each picture that has one, by path. ``file`` holds the rows, ``folder`` the pictures.
+def located(
+    rows: Sequence[Row], paths: Sequence[str], file: Path, folder: Path
+) -> tuple[dict[str, Row], list[tuple[Row, Row]]]:
+    """Return the row of each picture that has one, by path, and pairs of rows that name one picture and one label.
 
+    ``file`` holds the rows, ``folder`` the pictures.
     Raises DataError for rows whose picture is missing or ambiguous, and for two rows that contradict each other.
     """
     finder = Finder(paths)
     missing: list[Row] = []
     taken: dict[str, Row] = {}
+    repeated: list[tuple[Row, Row]] = []
     for row in rows:
         line, name, label = row
         found = finder.find(name)
@@ -63,6 +67,8 @@ def located(rows: Sequence[Row], paths: Sequence[str], file: Path, folder: Path)
                 f"{file}, line {line}: {found[0]} is {label!r}, but {earlier[2]!r} in line {earlier[0]}: keep one of "
                 "the two; a picture has one label"
             )
+        elif earlier is not row:
+            repeated.append((earlier, row))
     if missing:
         line, name, _ = missing[0]
         advice = "" if any(is_image(n) for _, n, _ in missing) else f"{name}.jpg, .png or another picture; "
@@ -70,4 +76,4 @@ def located(rows: Sequence[Row], paths: Sequence[str], file: Path, folder: Path)
             f"{len(missing)} of the {len(rows)} pictures in {file} are not below {folder}; the first, in line {line}: "
             f"{name!r} ({advice}copy them there, or take their lines out)"
         )
-    return taken
+    return taken, repeated

@@ -53,7 +53,8 @@ def list_flat(
         if bare:
             raise DataError(f"{file}, line {bare}: expected the name of a picture and its label")
         rows = [(line, name, label) for line, name, label in lines if label is not None]
-    taken = located(rows, paths, file, folder / path)
+    taken, repeated = located(rows, paths, file, folder / path)
+    left_out[f"repeated lines in {file.name}"] += len(repeated)
     if len(taken) < len(paths):
         left_out[f"without a line in {file.name}"] += len(paths) - len(taken)
     names, notes = _class_names({label for _, _, label in taken.values()}, wnids, file)

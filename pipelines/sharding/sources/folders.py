@@ -65,12 +65,12 @@ def list_class_folders(folder: Path, path: str, left_out: Counter[str]) -> Pictu
     Raises DataError if there is no folder, or none with pictures.
     """
     names = subfolders(folder / path)
-    if not names:
+    pictures = {name: pictures_below(folder, f"{path}/{name}" if path else name, left_out) for name in names}
+    if not names or [name for name in names if pictures[name]] == ["images"]:  # with labels/, as YOLO has them
         raise DataError(
             f"{folder / path} has no class folders: expected {folder / path}/<class>/*.JPEG, or a file of labels, "
             f"{folder / path}.txt (Kaggle: name the parent of ILSVRC/)"
         )
-    pictures = {name: pictures_below(folder, f"{path}/{name}" if path else name, left_out) for name in names}
     if path:
         leave_out_beside(folder / path, names, left_out)
     if not any(pictures.values()):

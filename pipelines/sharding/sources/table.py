@@ -55,7 +55,13 @@ def listing(folder: Path, splits: tuple[str, ...], labels: Path) -> Listing:
         left_out[kind(file.name)] -= 1
     rows = [row for some in table.rows.values() for row in some]
     split_of = {row[0]: split for split, some in chosen.items() for row in some}
-    taken = located(rows, sorted(paths), file, folder)
+    taken, repeated = located(rows, sorted(paths), file, folder)
+    for one, other in repeated:
+        if split_of.get(one[0]) != split_of.get(other[0]):
+            raise DataError(
+                f"{file}, line {other[0]}: {other[1]} is in another split in line {one[0]}: keep one of the two"
+            )
+    left_out[f"repeated rows in {file.name}"] += len(repeated)
     left_out[f"pictures without a row in {file.name}"] += len(paths) - len(taken)
     pictures: dict[str, Pictures] = {split: {} for split in chosen}
     for path, (line, _, label) in taken.items():

@@ -14,8 +14,8 @@ from pipelines.sharding.sources.walk import counted, pictures_below, subfolders
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 
 
-def describe(folder: Path, out: Path, looked_for: str, recognise: Callable[[Path], str | None]) -> str:
-    """Return what ``folder`` holds and what to do. ``out`` is for the command; ``recognise`` names a folder's layout.
+def describe(folder: Path, out: Path, looked_for: str, recognise: Callable[[Path], list[str]]) -> str:
+    """Return what ``folder`` holds and the command that takes it with ``out``. ``recognise`` lists a folder's layouts.
 
     Tries the folders in it and in these, and the CSV files.
     """
@@ -27,8 +27,12 @@ def describe(folder: Path, out: Path, looked_for: str, recognise: Callable[[Path
     held += [counted(others)] if others else []
     found = f"{folder} holds {' and '.join(held) or 'no files'}, in no layout that is known"
     for inner in _folders(folder):
-        if layout := recognise(inner):
-            return f"{found}; {inner} has the layout {layout}: {command(inner, out)}"
+        try:
+            layouts = recognise(inner)
+        except DataError:
+            continue
+        if len(layouts) == 1:
+            return f"{found}; {inner} has the layout {layouts[0]}: {command(inner, out)}"
     if pictures and (table := _table(folder, pictures)):
         return f"{found}; {table.name} has their labels: {command(folder, out, '--labels', str(table))}"
     if not pictures and any(others[suffix] for suffix in ARCHIVES):
