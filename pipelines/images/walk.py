@@ -44,6 +44,7 @@ def walk(folder: Path) -> tuple[list[str], Counter[str]]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
+        folders.sort()
         below = os.path.relpath(place, folder)
         for name in files:
             path = name if below == "." else f"{below}/{name}"
