@@ -272,6 +272,15 @@ def test_a_column_of_splits_is_followed(tmp_path: Path) -> None:
         found(folder, ("train", "holdout"), labels=file)
 
 
+def test_a_column_that_names_no_split_is_none(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "in", "1.jpg", "2.jpg")
+    file = table(tmp_path, "lesion_id,image_id,dx,age,dataset\nL,1,mel,20,vidir\nM,2,mel,30,rosendahl\n")
+    assert {split: len(samples) for split, samples in found(folder, labels=file).splits.items()} == {
+        "train": 1,
+        "val": 1,
+    }
+
+
 def test_a_repeated_row_is_counted_and_not_taken_into_two_splits(tmp_path: Path) -> None:
     folder = fill(tmp_path / "in", "1.jpg", "2.jpg", "3.jpg")
     file = table(tmp_path, "file,label,set\n1.jpg,a,train\n2.jpg,a,train\n3.jpg,a,val\n1,a,train\n")
@@ -313,6 +322,7 @@ def test_columns_are_found_by_name(header: str, columns: tuple | None) -> None:
         ("filename,label\n,a\n", "line 2: the column 'filename' is empty"),
         ("one,two,three\n1.jpg,a,b\n", "has the columns one, two, three: its first line must name"),
         ("filename,label\n", "has no rows with a label"),
+        ("filename,label\n1.jpg,a,b\n", "line 2: 3 cells for 2 columns"),
         ("", "of an empty file"),
     ],
 )

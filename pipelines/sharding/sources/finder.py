@@ -5,7 +5,6 @@ from pathlib import Path
 
 from pipelines.errors import DataError
 from pipelines.sharding.sources.sample import stem_of
-from pipelines.sharding.sources.walk import is_image
 
 Row = tuple[int, str, str]  # line, name of the picture, label
 
@@ -71,9 +70,8 @@ def located(
             repeated.append((earlier, row))
     if missing:
         line, name, _ = missing[0]
-        advice = "" if any(is_image(n) for _, n, _ in missing) else f"{name}.jpg, .png or another picture; "
         raise DataError(
             f"{len(missing)} of the {len(rows)} pictures in {file} are not below {folder}; the first, in line {line}: "
-            f"{name!r} ({advice}copy them there, or take their lines out)"
+            f"{name!r}: copy them there, or take their lines out"
         )
     return taken, repeated

@@ -94,19 +94,20 @@ def _rows_of_splits(table: Table, splits: Sequence[str], file: Path) -> tuple[di
 
 def read_table(file: Path) -> Table:
     """Read a CSV file whose first line names its columns. Raises DataError."""
-    lines = _lines(file)
-    header = next(lines, (0, []))[1]
+    (_, header), *lines = [*_lines(file)] or [(0, [])]
     columns = find_columns(header)
     if columns is None:
         raise DataError(
             f"{file} has the columns {', '.join(header) or 'of an empty file'}: its first line must name one with the "
             "pictures, such as filename, and one with the labels, such as label; rename them there"
         )
+    _fill(lines, len(header), file)
     picture, label, split = columns
+    if split is not None and not any(cells[split].lower() in SPLIT_OF for _, cells in lines):
+        split = None  # such as the column dataset, with names of hospitals
     rows: dict[str | None, list[Row]] = {} if split is not None else {None: []}
     left_out: Counter[str] = Counter()
     for number, cells in lines:
-        cells += [""] * (len(header) - len(cells))
         if not cells[picture]:
             raise DataError(f"{file}, line {number}: the column {header[picture]!r} is empty")
         if not cells[label]:
@@ -118,6 +119,14 @@ def read_table(file: Path) -> Table:
         raise DataError(f"{file} has no rows with a label")
     note = f"{file}: the pictures are in its column {header[picture]!r}, the labels in {header[label]!r}"
     return Table(rows, (note if split is None else f"{note}, the splits in {header[split]!r}",), left_out)
+
+
+def _fill(lines: Sequence[tuple[int, list[str]]], columns: int, file: Path) -> None:
+    """Fill short lines with empty cells. Raises DataError for one that is too long."""
+    for number, cells in lines:
+        cells += [""] * (columns - len(cells))
+        if any(cells[columns:]):
+            raise DataError(f"{file}, line {number}: {len(cells)} cells for {columns} columns: is a quote missing?")
 
 
 def _lines(file: Path) -> Iterator[tuple[int, list[str]]]:
