@@ -68,7 +68,8 @@ def main(options: Options) -> None:
 def evaluate(options: Options, ranks: Ranks) -> tuple[Manifest, Predictions, dict[str, Any]]:
     """Predict this rank's share of the split, in order. Return manifest, predictions and facts for metrics.json."""
     device = rank_device(options.device)
-    model, state = checkpoint.load_model(options.checkpoint, device)
+    trained, state = checkpoint.load_model(options.checkpoint, device)
+    model: nn.Module = trained
     manifest = load_manifest(options.data or find_data(options.checkpoint, state))
     wnids = [entry.wnid for entry in manifest.classes]
     columns = checkpoint.class_columns(state, options.checkpoint, wnids, manifest.folder)
