@@ -68,9 +68,9 @@ def main(options: Options) -> None:
     """Train; resume automatically if torchrun restarted this process. Raises AlexNetError, DataError."""
     if restarted():
         options = dataclasses.replace(options, resume=True, overwrite=False)
-    if options.deterministic:
+    if options.computation.deterministic:
         make_deterministic()
-    device = rank_device(options.device)
+    device = rank_device(options.computation.device)
     start = {"resume": options.resume, "overwrite": options.overwrite, "override": options.override}
     try:
         with join_ranks(device.type == "cuda") as ranks, open_run(options.out, ranks, **start) as run:
@@ -129,17 +129,17 @@ def resuming(options: Options, ranks: Ranks) -> str:
 
 def build(options: Options, ranks: Ranks, device: torch.device, loader: Loader) -> tuple[TrainState, nn.Module]:
     """Return the initial state of training, and the network to evaluate, compiled if the options say so."""
-    recipe = options.settings
+    recipe, how = options.settings, options.computation
     torch.manual_seed(options.seed)
-    model = AlexNet(recipe.variant, len(loader.manifest.classes), recipe.dropout, options.conv1)
+    model = AlexNet(recipe.variant, len(loader.manifest.classes), recipe.dropout, how.conv1)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer, schedule = make_optimizer(model, recipe), Schedule(recipe, len(loader))
     ema = EMA(model, recipe.average_decay) if recipe.average_decay else None
-    compiled = compile_model(model, options.compile, device)
-    parallel = ranks.parallel(compiled, device, options.compress)
-    train_step = TrainStep(parallel, optimizer, recipe, device, ema=ema, parts=options.accumulate)
+    compiled = compile_model(model, how.compile, device)
+    parallel = ranks.parallel(compiled, device, how.compress)
+    train_step = TrainStep(parallel, optimizer, recipe, device, ema=ema, parts=how.accumulate)
     ranks.seed(options.seed)  # for dropout
-    compiled_val_model = compile_model(ema.model, options.compile, device) if ema else compiled
+    compiled_val_model = compile_model(ema.model, how.compile, device) if ema else compiled
     return TrainState(model, optimizer, schedule, train_step), compiled_val_model
 
 
@@ -173,11 +173,11 @@ def train_epoch(options: Options, run: Run, log: RunLog, *, stop: Stop, writer: 
 
 def open_share(options: Options, split: str, augment: str, *, ranks: Ranks, device: torch.device) -> Loader:
     """Return a loader of this rank's share of a split; a recipe's batch is split over ranks. Raises AlexNetError."""
-    size, parts = options.settings.batch_size, ranks.world_size * options.accumulate
+    size, parts = options.settings.batch_size, ranks.world_size * options.computation.accumulate
     if size % parts:
         raise AlexNetError(
             f"--batch-size {size} cannot be split into {parts} equal parts: {ranks.world_size} ranks, each "
-            f"--accumulate {options.accumulate}"
+            f"--accumulate {options.computation.accumulate}"
         )
     share = {"rank": ranks.rank, "world_size": ranks.world_size, "batch_size": size // ranks.world_size}
     how = {"augment": augment, "device": device, "backend": options.backend, "seed": options.seed}

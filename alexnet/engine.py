@@ -83,8 +83,8 @@ class TrainStep:
             torch.compiler.cudagraph_mark_step_begin()  # outputs of the previous pass's CUDA graph may be overwritten
         logits = forward(self.model, images, self._recipe.precision, self._device)
         loss = F.cross_entropy(logits, labels, label_smoothing=self._recipe.label_smoothing) / self._parts
-        self.scaler.scale(loss).backward()
         self._right += (logits.detach().argmax(1) == labels).sum()
+        self.scaler.scale(loss).backward()
         return loss.detach()
 
     def take_right(self) -> int:

@@ -130,7 +130,7 @@ def epoch_text(epoch: int, epochs: int, values: dict[str, float], num_classes: i
 def interval_text(measured: dict[str, float]) -> str:
     """Return what an interval measured, for the bar."""
     seconds, images = measured["step_ms"] / 1000, measured["images_per_second"]
-    return f"loss {measured['loss']:.3f}, {seconds:.3g} s/step, {images:.0f} images/s"
+    return f"loss {measured['loss']:.3f}, {seconds:.3g} s/step, {images:.{0 if images > 10 else 1}f} images/s"
 
 
 class Interval:

@@ -19,10 +19,38 @@ ABOUT_A_START = ("resume", "override", "overwrite")
 AnyOptions = TypeVar("AnyOptions", bound="TrainOptions")
 
 
+def _at_least(least: int, option: str, value: float) -> None:
+    if not value >= least:
+        raise ValueError(f"--{option.replace('_', '-')} is {value}, it starts at {least}")
+
+
+@dataclass(frozen=True)
+class Computation:
+    """How a run computes: on what, and in which parts and precisions."""
+
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu or cuda."""
+    compile: CompileMode = "auto"
+    """torch.compile; auto: on a GPU; graphs: with CUDA graphs."""
+    conv1: Literal["direct", "blocks"] = "direct"
+    """How the first convolution is computed; blocks: as a convolution over 4 x 4 pixels. The weights are the same."""
+    accumulate: int = 1
+    """Gradient accumulation: parts of a rank's batch, for batches that do not fit into memory."""
+    compress: Compression = "none"
+    """Precision of the gradients that ranks exchange."""
+    deterministic: bool = False
+    """Bit-identical from run to run on one machine; slower on a GPU."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, "accumulate", self.accumulate)
+
+
 @dataclass(frozen=True)
 class TrainOptions:
     settings: tyro.conf.OmitArgPrefixes[Annotated[Recipe, tyro.conf.arg(name="recipe")]]
     """The recipe, field by field."""
+    computation: tyro.conf.OmitArgPrefixes[Computation] = Computation()
+    """How the run computes."""
     recipe: RecipeName = "demo"
     """The recipe that these fields start from; docs/recipes.md."""
     out: Path = Path("runs/demo")
@@ -39,25 +67,13 @@ class TrainOptions:
     """How many checkpoints are kept: last.pt, last-1.pt, ..."""
     seed: int = 0
     """Seed of weights, dropout, order and augmentation."""
-    deterministic: bool = False
-    """Bit-identical from run to run on one machine; slower on a GPU."""
-    accumulate: int = 1
-    """Gradient accumulation: parts of a rank's batch, for batches that do not fit into memory."""
-    compress: Compression = "none"
-    """Precision of the gradients that ranks exchange."""
-    device: str = "auto"
-    """auto (a GPU if there is one), cpu or cuda."""
-    compile: CompileMode = "auto"
-    """torch.compile; auto: on a GPU; graphs: with CUDA graphs."""
-    conv1: Literal["direct", "blocks"] = "direct"
-    """How the first convolution is computed; blocks: as a convolution over 4 x 4 pixels. The weights are the same."""
     log_steps: int = 10
     """Steps between two lines of log.jsonl."""
     tensorboard: bool = False
     """Write the figures of log.jsonl for TensorBoard too: tensorboard --logdir runs."""
 
     def __post_init__(self) -> None:
-        for option in ("log_steps", "keep", "accumulate"):
+        for option in ("log_steps", "keep"):
             _at_least(1, option, getattr(self, option))
         _at_least(0, "checkpoint_minutes", self.checkpoint_minutes)
         if not 0 <= self.seed < 2**32:
@@ -66,6 +82,7 @@ class TrainOptions:
     def configuration(self) -> dict[str, Any]:
         """Return the options as JSON has them, without those that concern only this start."""
         kept = {name: value for name, value in dataclasses.asdict(self).items() if name not in ABOUT_A_START}
+        kept |= kept.pop("computation")  # groups are for the command line only
         return json.loads(json.dumps(kept, default=str))
 
 
@@ -101,14 +118,18 @@ def read_options(kind: type[AnyOptions], out: Path) -> AnyOptions:
     if not path.is_file():
         raise AlexNetError(f"no run to resume at {out}: {path} is missing")
     kept = {name: value for name, value in read_json(path).items() if name not in ABOUT_A_START} | {"out": str(out)}
-    known = {field.name for field in dataclasses.fields(kind)}
     try:
         read_recipe(kept["settings"])  # it names the nearest field
-        if unknown := kept.keys() - known:
+        kept["computation"] = {name: kept.pop(name) for name in _names(Computation) & kept.keys()}
+        if unknown := kept.keys() - _names(kind):
             raise AlexNetError(f"no option is called {' or '.join(sorted(unknown))}")
         return msgspec.convert(kept, kind, dec_hook=_path)
     except (ValueError, TypeError, KeyError, AlexNetError) as error:
         raise AlexNetError(f"{path} is damaged: {error}") from error
+
+
+def _names(kind: type[Any]) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
 
 
 def _path(kind: type, value: Any) -> Any:
@@ -116,8 +137,3 @@ def _path(kind: type, value: Any) -> Any:
     if kind is not Path or not isinstance(value, str):
         raise ValueError(f"Expected a path, got {value!r}")
     return Path(value)
-
-
-def _at_least(least: int, option: str, value: float) -> None:
-    if not value >= least:
-        raise ValueError(f"--{option.replace('_', '-')} is {value}, it starts at {least}")

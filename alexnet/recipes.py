@@ -23,7 +23,9 @@ class Recipe:
     augment: str
     """The augmentation, a name in pipelines.AUGMENTS."""
     epochs: int
+    """Passes over the train images."""
     batch_size: int
+    """Images per step, over all ranks."""
     learning_rate: Annotated[float, tyro.conf.arg(aliases=["--lr"])]
     """The highest rate of the schedule."""
     schedule: Literal["plateau", "cosine", "steps"]

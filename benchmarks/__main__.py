@@ -12,6 +12,7 @@ python -m benchmarks evaluate --data SHARDS [--json FILE]
 import json
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -86,7 +87,7 @@ def print_rates(rows: list[dict]) -> None:
 def machine() -> dict[str, object]:
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "command": "python -m benchmarks " + " ".join(sys.argv[1:]),
+        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         "cores": os.cpu_count(),
         "machine": platform.machine(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

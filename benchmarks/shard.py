@@ -8,6 +8,7 @@ the same work, each in its own format; benchmarks/peers/requirements.txt lists w
 """
 
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -46,7 +47,8 @@ def run_shard(options: ShardOptions) -> dict:
     """Return the settings and a row per candidate, with its ratio to the reference of its kind."""
     files = sorted(path for path in (options.data / "train").rglob("*") if path.is_file())
     if not files:
-        raise DataError(f"no images below {options.data / 'train'}: python -m benchmarks.corpus {options.data}")
+        makes_some = shlex.join(["python", "-m", "benchmarks.corpus", str(options.data)])
+        raise DataError(f"no images below {options.data / 'train'}: {makes_some}")
     copying = {name: command(line, len(files)) for name, line in copying_lines(options, len(files)).items()}
     resizing = {name: command(line, len(files)) for name, line in resizing_lines(options).items()}
     rates = interleave(copying | resizing, options.rounds)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import is_dataclass
 from typing import Any, NoReturn, TypeVar
 
 import tyro
@@ -116,7 +117,7 @@ def _chosen(
 ) -> Options:
     try:
         start: dict[str, Any] = {} if default is None else {"default": default}
-        turned = any(value is True for value in vars(default).values()) if default else False
+        turned = default is not None and _has_true(default)
         # A flag needs its counterpart, as in --no-resume, only where one is set already: it may be given again.
         pairs = () if turned else (tyro.conf.FlagCreatePairsOff,)
         # tyro joins lines that are not indented, those with a command too.
@@ -124,6 +125,11 @@ def _chosen(
         return tyro.cli(options, description=described, args=arguments, config=pairs, **start)
     except ValueError as error:
         fail(f"{error}. Try --help.", code=2)
+
+
+def _has_true(options: Any) -> bool:
+    """Return true if a flag is set among the options or a group of them."""
+    return options is True or (is_dataclass(options) and any(map(_has_true, vars(options).values())))
 
 
 def fail(message: str, code: int = 1) -> NoReturn:

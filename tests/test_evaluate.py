@@ -144,6 +144,10 @@ def test_evaluate_tells_what_best_pt_is_worth(run_folder: Path) -> None:
     logged = max(e["top1"] for e in read_log(run_folder / "log.jsonl") if e["kind"] == "epoch")
     assert metrics["top1"] == pytest.approx(logged, abs=1e-6), "best.pt is the best epoch"
     assert "top1" in done.stdout and "images/s" in done.stdout
+    assert "warning" not in done.stdout and "among" not in done.stdout, "these are the images it was trained for"
+    assert metrics["loss"] == pytest.approx(
+        next(e["loss"] for e in read_log(run_folder / "log.jsonl") if e.get("top1") == logged), abs=1e-4
+    )
     classes = list(csv.DictReader((run_folder / "classes.csv").open()))
     assert [row["wnid"] for row in classes] == [f"c{i:03d}" for i in range(NUMBERED_IMAGES)]
     assert sum(int(row["right"]) for row in classes) == round(metrics["top1"] * NUMBERED_IMAGES)

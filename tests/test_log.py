@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from alexnet import AlexNetError
-from alexnet.log import RunLog, read_lines, read_log
+from alexnet.log import RunLog, epoch_text, read_lines, read_log
 
 STEP = {
     "kind": "step",
@@ -50,3 +50,17 @@ def test_a_line_without_a_figure_is_refused_by_its_number(tmp_path: Path) -> Non
     with pytest.raises(AlexNetError, match=r"log\.jsonl, line 4: Expected `float`, got `null` - at `\$\.loss`"):
         read_lines(path)
     assert len(read_log(path)) == 2, "a line cut off by a stop is skipped"
+
+
+def test_an_epochs_line_has_top5_only_where_it_says_something() -> None:
+    values = {"loss": 1.25, "top1": 0.5, "top5": 1.0, "f1": 0.25, "samples": 4, "train_top1": 0.75}
+    assert epoch_text(3, 5, values, 5) == "epoch 3/5: train top-1 0.7500, val loss 1.2500, top-1 0.5000, F1 0.2500"
+    assert "top-1 0.5000, top-5 1.0000, F1" in epoch_text(3, 5, values, 6)
+    del values["train_top1"]
+    assert "train" not in epoch_text(3, 5, values, 6)
+
+
+def test_epochs_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    line = {"kind": "epoch", "epoch": 1, "top1": 0.5, "top5": 1.0, "f1": 0.3}
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line | more) + "\n" for more in ({}, {"train_top1": 0.5})))
+    assert [entry.get("train_top1") for entry in read_lines(tmp_path / "log.jsonl")] == [None, 0.5]

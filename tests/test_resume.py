@@ -11,7 +11,7 @@ import torch
 
 from alexnet import RECIPES, Recipe, checkpoint
 from alexnet.files import write_json
-from alexnet.options import ABOUT_A_START, defaults
+from alexnet.options import ABOUT_A_START, Computation, defaults
 from pipelines.terminal import run_command
 from tests.conftest import assert_refused, command, script
 from train import Options
@@ -76,11 +76,11 @@ def every_option() -> dict[str, list[list[str]]]:
     """Return, for each option of train.py, the words of each of its choices, or of a value that is not the default."""
     others = {"augment": "modern", "late_augment": "paper", "device": "cpu", "data": "my shards/a"}
     found = {}
-    for owner in (Options, Recipe):
+    for owner in (Options, Computation, Recipe):
         hints = typing.get_type_hints(owner)
         for field in dataclasses.fields(owner):
             kind = hints[field.name]
-            if field.name in ("settings", "out", "resume"):
+            if field.name in ("settings", "computation", "out", "resume"):
                 continue
             if kind is bool:
                 values: list[list[str]] = [[]]
@@ -120,5 +120,9 @@ def test_another_recipe_or_value_than_the_runs_own_is_not_taken_for_the_runs(tmp
         tmp_path / "config.json", parsed([*out, "--recipe", "paper", "--deterministic", "--lr", "0.3"]).configuration()
     )
     resumed = parsed([*out, "--resume", "--no-deterministic", "--epochs", "91"])
-    assert (resumed.deterministic, resumed.settings.epochs, resumed.settings.learning_rate) == (False, 91, 0.3)
+    assert (resumed.computation.deterministic, resumed.settings.epochs, resumed.settings.learning_rate) == (
+        False,
+        91,
+        0.3,
+    )
     assert parsed([*out, "--resume", "--recipe", "modern"]).settings == RECIPES["modern"]

@@ -68,6 +68,7 @@ def test_between_two_lines_of_the_log_nothing_waits_for_the_device(name) -> None
         for number in (249, 250):  # the rate of source2012 drops between them
             schedule.set_rate(optimizer, number)
             interval.add(step(*batch), 2, 0.0)
+    assert 0 <= step.take_right() <= 4 and step.take_right() == 0
     with pytest.raises(AssertionError, match="local_scalar"), WaitsForTheDevice():
         interval.summary(251)
 

@@ -84,12 +84,16 @@ def test_the_step_is_torchs_sgd_on_the_mean_cross_entropy() -> None:
     step = TrainStep(model, make_optimizer(model, recipe), recipe, CPU)
     optimizer = torch.optim.SGD(reference.parameters(), recipe.learning_rate, 0.9, weight_decay=5e-4)
     images, labels = torch.randn(4, 3, 224, 224), torch.tensor([0, 1, 2, 1])
+    right = 0
     for _ in range(3):
-        loss = torch.nn.functional.cross_entropy(reference(images), labels)
+        logits = reference(images)
+        right += int((logits.argmax(1) == labels).sum())
+        loss = torch.nn.functional.cross_entropy(logits, labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         assert step(images, labels).item() == pytest.approx(loss.item(), abs=1e-4)
+    assert (step.take_right(), step.take_right()) == (right, 0)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
