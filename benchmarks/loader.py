@@ -72,12 +72,10 @@ class LoaderOptions(MeasureOptions):
 def run_loader(options: LoaderOptions) -> dict:
     """Return the settings, a row per candidate, and what bounds the rate."""
     manifest = load_manifest(options.data)
-    epoch = manifest.split("train").samples // options.batch_size
     short = too_short(options.batches, "--batches", options.batch_size)
     if options.peers:
-        short = short or too_short(
-            epoch, f"{options.data}, an epoch of which is a round of a peer,", options.batch_size
-        )
+        epoch = manifest.split("train").samples // options.batch_size
+        short = short or too_short(epoch, f"an epoch of {options.data}, a peer's round,", options.batch_size)
     if short and not options.short:
         raise DataError(short)
     with ExitStack() as stack:
@@ -94,11 +92,8 @@ def run_loader(options: LoaderOptions) -> dict:
     image = dataclasses.asdict(manifest.image) | {"mean_kb": mean_kb(manifest)}
     result = {"benchmark": "loader", "unit": "images/s", "data": str(options.data), "image": image, **settings}
     said = diagnose(stage_rates(rows, options), manifest.image.encoding == "raw")
-    return result | {
-        "too_short": bool(short),
-        "rows": rows,
-        "diagnosis": [f"No measurement: {short}"] if short else said,
-    }
+    said = [f"No measurement: {short}"] if short else said
+    return result | {"too_short": bool(short), "rows": rows, "diagnosis": said}
 
 
 def start(options: LoaderOptions, manifest: Manifest) -> Iterator[Child]:
@@ -166,7 +161,8 @@ def describe_loader(result: dict) -> str:
     image = result["image"]
     sizes = f"{image['size']}x{image['size']}" if image["resize"] == "square" else f"resize {image['resize']}"
     marked = "no measurement, too short: " if result["too_short"] else ""
-    return f"{marked}{image['encoding']} shards, {sizes}, {image['mean_kb']} KB an image, batches of {result['batch_size']}"
+    size = f"{image['mean_kb']} KB an image, batches of {result['batch_size']}"
+    return f"{marked}{image['encoding']} shards, {sizes}, {size}"
 
 
 def mean_kb(manifest: Manifest) -> float:
