@@ -40,7 +40,7 @@ class Line(NamedTuple):
 
 FEW = "--rounds 1 --batches 2 --threads 2"
 DECODERS = f"--batch-sizes 8 --prefetch 2 --decoders image {FEW}"
-LOADERS = f"--batch-size 8 --backends turbo {FEW}"
+LOADERS = f"--batch-size 8 --backends turbo --short {FEW}"
 STEPS = "--batch-sizes 2 --steps 1 --rounds 1 --compile off --precisions fp32 --conv1 direct"
 TRAININGS = "--batch-sizes 2 --images 2 --rounds 1 --threads 2 --backends turbo"
 STEP = "-m benchmarks step --precisions bf16 --steps 50 --rounds 4"

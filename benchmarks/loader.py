@@ -20,7 +20,7 @@ from benchmarks.harness.children import ROOT, Child
 from benchmarks.harness.diagnosis import diagnose
 from benchmarks.harness.options import MeasureOptions
 from benchmarks.harness.peer_data import extract_images
-from benchmarks.harness.timing import interleave, summarise
+from benchmarks.harness.timing import interleave, summarise, too_short
 from pipelines import AUGMENTS, DataError, Manifest, load_manifest
 from pipelines.terminal import in_range, require
 from pipelines.turbo.native import has_native
@@ -42,8 +42,11 @@ class LoaderOptions(MeasureOptions):
     """Augmentations to measure besides the crops, by name, in normalised batches."""
     batch_size: int = 64
     batches: int = 40
-    """Batches that each candidate makes in a round; peers go through the whole train split."""
+    """Batches that each candidate makes in a round, over several epochs if there are few images; peers go through the
+    whole train split."""
     rounds: int = 5
+    short: bool = False
+    """Allow rounds that are too short to measure anything, to see that every candidate runs; the result is marked."""
     threads: tuple[int, ...] = (os.cpu_count() or 1,)
     """Host threads; several numbers show how the rate grows."""
     peers: bool = False
@@ -60,6 +63,8 @@ class LoaderOptions(MeasureOptions):
         require(not unknown, f"--augments has {', '.join(unknown)}, known: {', '.join(AUGMENTS)}")
         for name in ("batch_size", "batches", "rounds"):
             in_range(name, getattr(self, name), 1)
+        if not self.short and (reason := too_short(self.batches, "--batches", self.batch_size)):
+            raise ValueError(reason)
         require(min(self.threads, default=0) >= 1, "--threads takes one number or several, from 1")
         require(all("=" in pair for pair in self.peer_python), "--peer-python takes NAME=PYTHON")
 
@@ -67,6 +72,12 @@ class LoaderOptions(MeasureOptions):
 def run_loader(options: LoaderOptions) -> dict:
     """Return the settings, a row per candidate, and what bounds the rate."""
     manifest = load_manifest(options.data)
+    short = too_short(options.batches, "--batches", options.batch_size)
+    if options.peers:
+        epoch = manifest.split("train").samples // options.batch_size
+        short = short or too_short(epoch, f"an epoch of {options.data}, a peer's round,", options.batch_size)
+    if short and not options.short:
+        raise DataError(short)
     with ExitStack() as stack:
         children = {child.name: stack.enter_context(child) for child in start(options, manifest)}
         rates = interleave(children, options.rounds)
@@ -80,7 +91,9 @@ def run_loader(options: LoaderOptions) -> dict:
     settings = {name: getattr(options, name) for name in ("batch_size", "batches", "rounds", "threads")}
     image = dataclasses.asdict(manifest.image) | {"mean_kb": mean_kb(manifest)}
     result = {"benchmark": "loader", "unit": "images/s", "data": str(options.data), "image": image, **settings}
-    return result | {"rows": rows, "diagnosis": diagnose(stage_rates(rows, options), manifest.image.encoding == "raw")}
+    said = diagnose(stage_rates(rows, options), manifest.image.encoding == "raw")
+    said = [f"No measurement: {short}"] if short else said
+    return result | {"too_short": bool(short), "rows": rows, "diagnosis": said}
 
 
 def start(options: LoaderOptions, manifest: Manifest) -> Iterator[Child]:
@@ -147,7 +160,9 @@ def describe_loader(result: dict) -> str:
     """Describe the loaded data in a line."""
     image = result["image"]
     sizes = f"{image['size']}x{image['size']}" if image["resize"] == "square" else f"resize {image['resize']}"
-    return f"{image['encoding']} shards, {sizes}, {image['mean_kb']} KB an image, batches of {result['batch_size']}"
+    marked = "no measurement, too short: " if result["too_short"] else ""
+    size = f"{image['mean_kb']} KB an image, batches of {result['batch_size']}"
+    return f"{marked}{image['encoding']} shards, {sizes}, {size}"
 
 
 def mean_kb(manifest: Manifest) -> float:

@@ -94,7 +94,8 @@ def run_step(options: StepOptions) -> dict:
     rows = [row for size in options.batch_sizes for row in measure_steps(options, size, device)]
     precision, batch_size = options.precisions[0], options.batch_sizes[-1]
     model = AlexNet(options.variants[0]).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    measured = layers(model, batch_size, device, HALVES.get(precision))
+    half = HALVES.get(precision)
+    measured, limits[precision] = layers(model, batch_size, device, half, limits[precision])
     lines = [asdict(layer) | {"least_ms": layer.least_ms(limits[precision])} for layer in measured]
     print_layers(f"{options.variants[0]}, {precision}, batch {batch_size}, eager", measured, limits[precision])
     print_rows(rows)

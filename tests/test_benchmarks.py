@@ -10,11 +10,13 @@ from benchmarks.evaluate import EvaluateOptions, run_evaluate
 from benchmarks.harness.children import Child
 from benchmarks.harness.diagnosis import diagnose
 from benchmarks.harness.peer_data import extract_images
-from benchmarks.harness.timing import interleave, summarise
+from benchmarks.harness.timing import MADE_AHEAD, interleave, summarise, too_short
+from benchmarks.loader import LoaderOptions, run_loader
 from benchmarks.shuffle import Options, epochs, figures, numbered_shards
 from pipelines import DataError, load_manifest
 from pipelines.images.picture import read_picture
-from tests.conftest import assert_refused, command
+from pipelines.turbo.batches import AHEAD
+from tests.conftest import assert_refused, command, script
 
 
 def test_rounds_are_interleaved_and_the_first_is_not_counted() -> None:
@@ -30,6 +32,18 @@ def test_ratios_are_taken_round_by_round() -> None:
     limit, other = summarise({"limit": [100.0, 50.0, 200.0], "other": [80.0, 40.0, 160.0]}, "limit")
     assert limit["ratio"] == 1 and other["ratio"] == 0.8
     assert (other["median"], other["least"], other["most"]) == (80, 40, 160)
+
+
+def test_a_round_of_the_batches_made_ahead_is_refused(demo_shards: Path) -> None:
+    """Check the images needed: 5 batches, 4 of which are made before the clock starts, looked twice as fast."""
+    line = ("benchmarks/__main__.py", "loader", "--data", demo_shards)
+    assert_refused(script(*line, "--batch-size", "16", "--batches", "5"), "20 batches", "320 images", code=2)
+    assert MADE_AHEAD > AHEAD and too_short(5 * MADE_AHEAD, "a round", 16) is None
+
+
+def test_a_round_of_a_peer_is_an_epoch_which_must_be_long_enough(demo_shards: Path) -> None:
+    with pytest.raises(DataError, match=r"has 12 batches.*needs 20 batches, which is 640 images"):
+        run_loader(LoaderOptions(data=demo_shards, batch_size=32, peers=True))
 
 
 def test_the_diagnosis_names_the_slowest_stage_and_a_network_that_is_slower_still() -> None:
@@ -105,7 +119,7 @@ def test_each_backend_shuffles_as_the_docs_say(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_loader_benchmark_measures_and_explains(demo_shards: Path, tmp_path: Path) -> None:
-    sizes = ("--batch-size", "16", "--batches", "2", "--rounds", "2", "--threads", "1", "2")
+    sizes = ("--batch-size", "16", "--batches", "2", "--rounds", "2", "--threads", "1", "2", "--short")
     written = ("--json", tmp_path / "loader.json", "--picture", tmp_path / "loader.png")
     done = command("-m", "benchmarks", "loader", "--data", demo_shards, "--crops", "random", *sizes, *written)
     assert done.returncode == 0, done.stderr
@@ -113,5 +127,6 @@ def test_the_loader_benchmark_measures_and_explains(demo_shards: Path, tmp_path:
     names = {row["name"] for row in result["rows"]}
     assert {f"{backend}, random, {n} threads" for backend in ("turbo", "dali") for n in (1, 2)} < names
     assert all(row["median"] > 0 and row["memory_mb"] > 0 for row in result["rows"])
-    assert "What bounds training here" in done.stdout and (tmp_path / "loader.png").stat().st_size > 10_000
+    assert "No measurement: --batches has 2 batches" in done.stdout and result["too_short"]
+    assert (tmp_path / "loader.png").stat().st_size > 10_000
     assert_refused(command("-m", "benchmarks", "loader", "--data", tmp_path), "no shards at")

@@ -18,6 +18,6 @@ def save_pictures(pictures: dict[str, Figure], folder: Path) -> None:
     for name, figure in pictures.items():
         path = folder / f"{name}.png"
         with replacing(path) as partial:
-            described = {"Description": str(figure.get_label())[:MOST_LETTERS]}
+            described = {"Description": str(figure.get_label()).encode(errors="replace").decode()[:MOST_LETTERS]}
             figure.savefig(partial, format="png", dpi=200, bbox_inches="tight", metadata=described)
         print(path)

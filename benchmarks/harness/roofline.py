@@ -12,17 +12,26 @@ from alexnet import AlexNet
 
 @dataclass(frozen=True)
 class Limits:
-    """The rates measured here of a large product in the same precision and a large copy (bytes read plus written)."""
+    """The highest rates measured here, in the same precision: of operations, and of bytes read plus written.
+
+    They start as those of large products and a large copy. What a layer reached is possible as well.
+    """
 
     flops_per_second: float
     bytes_per_second: float
+
+    def raised(self, *others: "Limits") -> "Limits":
+        """Return the higher rates of all."""
+        every = [self, *others]
+        return Limits(max(one.flops_per_second for one in every), max(one.bytes_per_second for one in every))
 
 
 @dataclass(frozen=True)
 class Layer:
     """A layer's time and work.
 
-    ``bytes`` is the least traffic: inputs, outputs, their gradients and the weights, each read or written once.
+    ``flops`` leaves out products with the zeros of a padding, which libraries may skip. ``bytes`` is the least traffic:
+    inputs, outputs, their gradients and the weights, each read or written once.
     """
 
     name: str
@@ -32,6 +41,10 @@ class Layer:
 
     def least_ms(self, limits: Limits) -> float:
         return 1000 * max(self.flops / limits.flops_per_second, self.bytes / limits.bytes_per_second)
+
+    def reached(self) -> Limits:
+        """Return its own rates."""
+        return Limits(1000 * self.flops / self.milliseconds, 1000 * self.bytes / self.milliseconds)
 
 
 def wait(device: torch.device) -> None:
@@ -51,19 +64,22 @@ def seconds(work: Callable[[], object], device: torch.device, rounds: int = 5) -
     return min(found[1:])
 
 
-def matmul(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], object], int]:
+def matmul(device: torch.device, dtype: torch.dtype, size: int | None = None) -> tuple[Callable[[], object], int]:
     """Return a square matrix product and its floating-point operations."""
-    size = 8192 if device.type == "cuda" else 1024
+    size = size or (8192 if device.type == "cuda" else 1024)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return lambda: a @ b, 2 * size**3
 
 
 def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
-    product, flops = matmul(device, dtype)
+    """Measure products of several sizes, as none is the fastest everywhere, and a copy."""
+    sizes = (4096, 8192) if device.type == "cuda" else (512, 1024)
+    products = [matmul(device, dtype, size) for size in sizes]
     source = torch.randn(2**28 if device.type == "cuda" else 2**24, device=device)
     target = torch.empty_like(source)
     copied = 2 * source.numel() * source.element_size()
-    return Limits(flops / seconds(product, device), copied / seconds(lambda: target.copy_(source), device))
+    rate = max(flops / seconds(product, device) for product, flops in products)
+    return Limits(rate, copied / seconds(lambda: target.copy_(source), device))
 
 
 def measure_host_copy(device: torch.device) -> float | None:
@@ -79,8 +95,8 @@ def train_flops(model: nn.Module, device: torch.device) -> int:
     """Count the floating-point operations of products and convolutions for one image, forward and backward."""
     found: list[int] = []
 
-    def count(layer: nn.Module, _: object, outputs: Tensor) -> None:
-        found.append(product_flops(layer, outputs, first=not found))
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
+        found.append(product_flops(layer, inputs[0], outputs, first=not found))
 
     hooks = [layer.register_forward_hook(count) for layer in model.modules() if isinstance(layer, PRODUCTS)]
     with torch.no_grad():
@@ -90,17 +106,36 @@ def train_flops(model: nn.Module, device: torch.device) -> int:
     return sum(found)
 
 
-def product_flops(layer: nn.Module, outputs: Tensor, first: bool) -> int:
+def product_flops(layer: nn.Module, inputs: Tensor, outputs: Tensor, first: bool) -> int:
     """Count the FLOP of forward, gradient of the weights and, except in the first layer, gradient of the inputs.
 
-    torch's own counter ignores the groups of a grouped convolution in the gradient of its weights.
+    torch's own counter ignores the groups of a grouped convolution in the gradient of its weights, and counts products
+    with the zeros of a padding: a tenth of AlexNet's, so that layers seemed to beat the machine.
     """
     assert isinstance(layer, PRODUCTS)
-    return (2 if first else 3) * 2 * outputs.numel() * layer.weight[0].numel()
+    products = outputs.numel() * layer.weight[0].numel()
+    if isinstance(layer, nn.Conv2d):
+        inside = taps_inside(layer, inputs, 0) * taps_inside(layer, inputs, 1)
+        products = outputs.shape[:2].numel() * layer.weight.shape[1] * inside
+    return (2 if first else 3) * 2 * products
 
 
-def layers(model: AlexNet, batch_size: int, device: torch.device, half: torch.dtype | None) -> list[Layer]:
-    """Measure each layer of the network by itself, eagerly. A ReLU or a dropout belongs to the layer before."""
+def taps_inside(layer: nn.Conv2d, inputs: Tensor, axis: int) -> int:
+    """Return, along rows or columns, how many pairs of an output and a weight lie on the input, not on its padding."""
+    size, kernel, stride = inputs.shape[2 + axis], layer.kernel_size[axis], layer.stride[axis]
+    padding = int(layer.padding[axis])
+    starts = range(-padding, size + padding - kernel + 1, stride)
+    return sum(min(start + kernel, size) - max(start, 0) for start in starts)
+
+
+def layers(
+    model: AlexNet, batch_size: int, device: torch.device, half: torch.dtype | None, limits: Limits
+) -> tuple[list[Layer], Limits]:
+    """Measure each layer of the network by itself, eagerly. A ReLU or a dropout belongs to the layer before.
+
+    The limits are measured again, because the speed of a machine changes: they must not be those of a slow moment.
+    Return the layers and the highest limits, ``limits`` and what the layers reached among them.
+    """
     maps = torch.randn(batch_size, 3, 224, 224, device=device).contiguous(memory_format=torch.channels_last)
     found = []
     for name, group in groups(model):
@@ -108,7 +143,7 @@ def layers(model: AlexNet, batch_size: int, device: torch.device, half: torch.dt
             maps = maps.flatten(1)
         layer, maps = measure_layer(name, nn.Sequential(*group), maps, half, first=name == "conv1")
         found.append(layer)
-    return found
+    return found, limits.raised(measure_limits(device, half or torch.float32), *(layer.reached() for layer in found))
 
 
 def groups(model: AlexNet) -> list[tuple[str, list[nn.Module]]]:
@@ -146,7 +181,7 @@ def measure_layer(
         return outputs.detach()
 
     outputs = both()
-    flops = product_flops(layer[0], outputs, first) if isinstance(layer[0], PRODUCTS) else 0
+    flops = product_flops(layer[0], inputs, outputs, first) if isinstance(layer[0], PRODUCTS) else 0
     ms = 1000 * seconds(both, device)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in layer.parameters())
     into, out = (tensor.numel() * tensor.element_size() for tensor in (inputs, outputs))

@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 
 from tqdm import tqdm
 
+MADE_AHEAD = 4  # batches that a loader holds or is making when a round begins; turbo's AHEAD and one more
+SHORTEST = 5 * MADE_AHEAD  # batches of a round; those made while others were measured are used up before it too
+
 
 def interleave(candidates: Mapping[str, Callable[[], int | tuple[int, float]]], rounds: int) -> dict[str, list[float]]:
     """Call each candidate once unmeasured, then once per round, in turn.
@@ -24,6 +27,16 @@ def interleave(candidates: Mapping[str, Callable[[], int | tuple[int, float]]], 
                     rates[name].append(items / seconds)
                 bar.update()
     return rates
+
+
+def too_short(batches: int, what: str, batch_size: int) -> str | None:
+    """Return why a round of so many batches measures mostly what was made before it began; None if it does not."""
+    if batches >= SHORTEST:
+        return None
+    return (
+        f"{what} has {batches} batches, and loaders make up to {MADE_AHEAD} of them before it begins: a round needs "
+        f"{SHORTEST} batches, which is {SHORTEST * batch_size:,} images at --batch-size {batch_size}"
+    )
 
 
 def summarise(rates: Mapping[str, list[float]], reference: str) -> list[dict[str, float | str]]:
