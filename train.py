@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from alexnet import AlexNet, AlexNetError
 from alexnet.ema import EMA
 from alexnet.engine import TrainStep, compile_model, predict
+from alexnet.initial import Initial, read_initial
 from alexnet.log import Interval, RunLog
 from alexnet.metrics import scores
 from alexnet.optim import Schedule, make_optimizer
@@ -39,6 +41,7 @@ from pipelines import AUGMENTS, DataError, Manifest, open_loader
 from pipelines.augment import load_mean_image
 from pipelines.factory import BackendName
 from pipelines.loader import Loader
+from pipelines.preprocess import Preparation
 from pipelines.terminal import fail, run_command
 from pipelines.turbo.native import has_native
 
@@ -84,17 +87,19 @@ def train(options: Options, run: Run, device: torch.device) -> str:
     """Train to the last epoch, or until a signal asks to stop. Return what to print at the end."""
     recipe, ranks = options.settings, run.ranks
     augment = recipe.augment_at(run.epoch_under_way)
-    loader = open_share(options, "train", augment, ranks=ranks, device=device)
-    val_loader = open_share(options, "val", recipe.augment, ranks=ranks, device=device)
-    state, compiled_val_model = build(options, ranks, device, loader)
-    run.begin(state, loader, seed=options.seed, data=options.data, about=describe(options, loader, ranks))
+    initial = read_initial(options.init) if options.init and not run.checkpoint else None
+    prepared = Preparation.of(initial.preparation if initial else run.checkpoint) if options.init else None
+    share = partial(open_share, options, prepared=prepared, ranks=ranks, device=device)
+    loader, val_loader = share("train", augment), share("val", recipe.augment)
+    state, compiled_val_model = build(options, ranks, device, loader, initial)
+    run.begin(state, loader, seed=options.seed, data=options.data, about=describe(options, loader, ranks, prepared))
     log = run.open_log(options.tensorboard)
 
     with Stop() as stop, Writer(options.out, state.optimizer, options.keep, options.checkpoint_minutes) as writer:
         for epoch in range(state.epoch, recipe.epochs):
             if recipe.augment_at(epoch) != augment:
                 augment = recipe.augment_at(epoch)
-                run.loader = open_share(options, "train", augment, ranks=ranks, device=device)
+                run.loader = share("train", augment)
                 run.loader.epoch = epoch
             if not train_epoch(options, run, log, stop=stop, writer=writer):
                 return f"stopped after step {state.step}; to resume: {ranks.command()} --out {options.out} --resume"
@@ -110,11 +115,17 @@ def train(options: Options, run: Run, device: torch.device) -> str:
     return f"{done}; now: tools/evaluate.py, tools/visualize.py"
 
 
-def build(options: Options, ranks: Ranks, device: torch.device, loader: Loader) -> tuple[TrainState, nn.Module]:
-    """Return the initial state of training, and the network to evaluate, compiled if the options say so."""
+def build(
+    options: Options, ranks: Ranks, device: torch.device, loader: Loader, initial: Initial | None
+) -> tuple[TrainState, nn.Module]:
+    """Return the state of training at its start, and the network to evaluate, compiled if the options say so."""
     recipe = options.settings
     torch.manual_seed(options.seed)
     model = AlexNet(recipe.variant, len(loader.manifest.classes), recipe.dropout, options.conv1)
+    if initial:
+        ranks.print0(initial.load_into(model, [entry.wnid for entry in loader.manifest.classes]))
+    if options.freeze:
+        model.freeze_features()
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer, schedule = make_optimizer(model, recipe), Schedule(recipe, len(loader))
     ema = EMA(model, recipe.average_decay) if recipe.average_decay else None
@@ -153,8 +164,13 @@ def train_epoch(options: Options, run: Run, log: RunLog, *, stop: Stop, writer: 
     return True
 
 
-def open_share(options: Options, split: str, augment: str, *, ranks: Ranks, device: torch.device) -> Loader:
-    """Return a loader of this rank's share of a split; a recipe's batch is split over ranks. Raises AlexNetError."""
+def open_share(
+    options: Options, split: str, augment: str, *, prepared: Preparation | None, ranks: Ranks, device: torch.device
+) -> Loader:
+    """Return a loader of this rank's share of a split; a recipe's batch is split over ranks.
+
+    ``prepared`` is how images were normalised for the weights that training started from. Raises AlexNetError.
+    """
     size, parts = options.settings.batch_size, ranks.world_size * options.accumulate
     if size % parts:
         raise AlexNetError(
@@ -162,7 +178,8 @@ def open_share(options: Options, split: str, augment: str, *, ranks: Ranks, devi
             f"--accumulate {options.accumulate}"
         )
     share = {"rank": ranks.rank, "world_size": ranks.world_size, "batch_size": size // ranks.world_size}
-    how = {"augment": augment, "device": device, "backend": options.backend, "seed": options.seed}
+    chosen = prepared.onto(AUGMENTS[augment]) if prepared else augment
+    how = {"augment": chosen, "device": device, "backend": options.backend, "seed": options.seed}
     return open_loader(options.data, split, **share, **how)  # type: ignore[arg-type]
 
 
@@ -174,15 +191,16 @@ def progress_bar(run: Run, epochs: int) -> tqdm:
     return tqdm(run.loader, title, steps, initial=done, unit=" steps", dynamic_ncols=True, disable=hidden)
 
 
-def describe(options: Options, loader: Loader, ranks: Ranks) -> dict[str, Any]:
+def describe(options: Options, loader: Loader, ranks: Ranks, prepared: Preparation | None) -> dict[str, Any]:
     """Return what a checkpoint needs besides weights to be evaluated alone, and what the run was made with."""
     manifest, config = loader.manifest, options.configuration()
-    content = (manifest.folder / "manifest.json").read_bytes()
+    content, augment = (manifest.folder / "manifest.json").read_bytes(), AUGMENTS[options.settings.augment]
     return {
         "variant": options.settings.variant,
         "classes": [[entry.wnid, entry.name] for entry in manifest.classes],
         "augment": options.settings.augment,
-        "statistics": dataclasses.asdict(manifest.statistics),
+        "normalise": (prepared.onto(augment) if prepared else augment).normalise,
+        "statistics": dataclasses.asdict((prepared or manifest).statistics),
         "mean_image": mean_image(manifest),
         "image_size": manifest.image.size,
         "config": config,

@@ -25,9 +25,10 @@ from alexnet.metrics import Predictions
 from alexnet.ranks import Ranks, join_ranks, rank_device
 from alexnet.run_reader import find_checkpoint, find_data
 from alexnet.tables import write_csv
-from pipelines import AUGMENTS, DataError, Manifest, open_loader
+from pipelines import DataError, Manifest, open_loader
 from pipelines.factory import BackendName
 from pipelines.files import write_atomically
+from pipelines.preprocess import Preparation
 from pipelines.shards.groups import groups_of
 from pipelines.shards.index import list_samples
 from pipelines.terminal import require, run_command
@@ -70,7 +71,7 @@ def evaluate(options: Options, ranks: Ranks) -> tuple[Manifest, Predictions, flo
         data,
         options.split,
         options.batch_size // options.crops,
-        AUGMENTS[state["augment"]].for_evaluation(options.crops),
+        Preparation.of(state).evaluation(options.crops),
         device=device,
         backend=options.backend,
         rank=ranks.rank,
