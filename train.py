@@ -11,15 +11,17 @@ Ctrl-C and SIGTERM end a run so that --resume continues with its next step; docs
 
 import dataclasses
 import os
+import shlex
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 from torch import nn
 from tqdm import tqdm
 
@@ -27,7 +29,7 @@ from alexnet import AlexNet, AlexNetError
 from alexnet.ema import EMA
 from alexnet.engine import TrainStep, compile_model, predict
 from alexnet.initial import Initial, read_initial
-from alexnet.log import Interval, RunLog
+from alexnet.log import Interval, RunLog, epoch_text, interval_text
 from alexnet.metrics import scores
 from alexnet.optim import Schedule, make_optimizer
 from alexnet.options import TrainOptions, defaults
@@ -39,20 +41,20 @@ from alexnet.train_state import TrainState, make_deterministic
 from alexnet.writer import Writer
 from pipelines import AUGMENTS, DataError, Manifest, open_loader
 from pipelines.augment import load_mean_image
+from pipelines.commands import command
 from pipelines.factory import BackendName
 from pipelines.loader import Loader
 from pipelines.preprocess import Preparation
-from pipelines.terminal import fail, run_command
+from pipelines.terminal import fail, progress_bar, run_command
 from pipelines.turbo.native import has_native
 
 ROOT = Path(__file__).parent
-PRINTED = ("top1", "top5", "f1")
 DEMO_IMAGES, DEMO_SHARDS = Path("data/demo/images"), Path("data/demo/shards")
 
 
 @dataclass(frozen=True)
 class Options(TrainOptions):
-    data: Path = DEMO_SHARDS
+    data: Annotated[Path, tyro.conf.arg(metavar="SHARDS")] = DEMO_SHARDS
     """A shard folder; the demo's is made if it is missing."""
     backend: BackendName = "auto"
     """The loader; synthetic: the same synthetic batch again and again, to measure the network alone."""
@@ -80,7 +82,8 @@ def main(options: Options) -> None:
             ranks.barrier()
             ranks.print0(train(options, run, device))
     except torch.AcceleratorError as error:
-        raise AlexNetError(f"the GPU failed ({str(error).splitlines()[0]}): continue with --resume") from error
+        reason = str(error).splitlines()[0]
+        raise AlexNetError(f"the GPU failed ({reason}): give the same command again with --resume") from error
 
 
 def train(options: Options, run: Run, device: torch.device) -> str:
@@ -95,24 +98,38 @@ def train(options: Options, run: Run, device: torch.device) -> str:
     run.begin(state, loader, seed=options.seed, data=options.data, about=describe(options, loader, ranks, prepared))
     log = run.open_log(options.tensorboard)
 
-    with Stop() as stop, Writer(options.out, state.optimizer, options.keep, options.checkpoint_minutes) as writer:
+    steps, classes = recipe.epochs * len(loader), len(loader.manifest.classes)
+    with (
+        Stop() as stop,
+        Writer(options.out, state.optimizer, options.keep, options.checkpoint_minutes) as writer,
+        progress_bar("", steps, "steps", done=state.step, shown=ranks.rank == 0) as bar,
+    ):
         for epoch in range(state.epoch, recipe.epochs):
+            bar.set_description(f"epoch {epoch + 1}/{recipe.epochs}")
             if recipe.augment_at(epoch) != augment:
                 augment = recipe.augment_at(epoch)
                 run.loader = share("train", augment)
                 run.loader.epoch = epoch
-            if not train_epoch(options, run, log, stop=stop, writer=writer):
-                return f"stopped after step {state.step}; to resume: {ranks.command()} --out {options.out} --resume"
+            if not train_epoch(options, run, log, stop=stop, writer=writer, bar=bar):
+                return f"stopped after step {state.step}; to resume: {resuming(options, ranks)}"
+            bar.set_description(f"evaluating epoch {epoch + 1}/{recipe.epochs}")
             ranks.broadcast_buffers(state.val_model)
             predictions = ranks.gather_predictions(predict(compiled_val_model, val_loader, device, recipe.precision))
-            metrics = scores(predictions, len(val_loader.manifest.classes))
+            metrics = scores(predictions, classes)
+            values = metrics | run.train_scores()
             best = state.end_epoch(metrics)
-            log.write("epoch", epoch=epoch + 1, **metrics)
-            ranks.print0(f"epoch {epoch + 1}: " + ", ".join(f"{name} {metrics[name]:.4f}" for name in PRINTED))
+            log.write("epoch", epoch=epoch + 1, **values)
+            bar.clear()
+            ranks.print0(epoch_text(epoch + 1, recipe.epochs, values, classes))
             run.save(writer, best)
 
-    done = f"{options.out}: {recipe.epochs} epochs, best top-1 {state.best:.4f}"
-    return f"{done}; now: tools/evaluate.py, tools/visualize.py"
+    tools = (command(f"tools/{tool}.py", options.out) for tool in ("evaluate", "visualize", "report"))
+    return "\n  ".join([f"{options.out}: {recipe.epochs} epochs, best top-1 {state.best:.4f}; next:", *tools])
+
+
+def resuming(options: Options, ranks: Ranks) -> str:
+    """Return the command that resumes this run."""
+    return command("train.py", "--out", options.out, "--resume", launcher=ranks.launcher())
 
 
 def build(
@@ -137,29 +154,30 @@ def build(
     return TrainState(model, optimizer, schedule, train_step), compiled_val_model
 
 
-def train_epoch(options: Options, run: Run, log: RunLog, *, stop: Stop, writer: Writer) -> bool:
+def train_epoch(options: Options, run: Run, log: RunLog, *, stop: Stop, writer: Writer, bar: tqdm) -> bool:
     """Train the rest of the epoch. Return False, after a checkpoint, if a stop was requested."""
     ranks, state, loader = run.ranks, run.state, run.loader
     state.train_step.model.train()
     interval = Interval(loader.device)
     asked = time.perf_counter()
-    with progress_bar(run, options.settings.epochs) as batches:
-        for batch in batches:
-            waited = time.perf_counter() - asked
-            rate = state.schedule.set_rate(state.optimizer, state.step)
-            interval.add(state.train_step(batch.images, batch.labels), batch.valid * ranks.world_size, waited)
-            state.step += 1
-            stopping, due = ranks.any_rank(stop.asked, writer.due and ranks.rank == 0)
-            if stopping or due or interval.steps == options.log_steps or state.step % len(loader) == 0:
-                measured = interval.summary(state.step, ranks.mean)  # waits for the GPU
-                log.write("step", step=state.step, epoch=round(state.step / len(loader), 4), rate=rate, **measured)
-                batches.set_postfix(loss=measured["loss"], images_s=measured["images_per_second"])
-                interval.restart()
-            if stopping or due:
-                run.save(writer)
-            if stopping:
-                return False
-            asked = time.perf_counter()
+    for batch in loader:
+        waited = time.perf_counter() - asked
+        rate = state.schedule.set_rate(state.optimizer, state.step)
+        interval.add(state.train_step(batch.images, batch.labels), batch.valid * ranks.world_size, waited)
+        state.step, state.seen = state.step + 1, state.seen + batch.valid
+        bar.update()
+        stopping, due = ranks.any_rank(stop.asked, writer.due and ranks.rank == 0)
+        if stopping or due or interval.steps == options.log_steps or state.step % len(loader) == 0:
+            measured = interval.summary(state.step, ranks.mean)  # waits for the GPU
+            state.right += state.train_step.take_right()
+            log.write("step", step=state.step, epoch=round(state.step / len(loader), 4), rate=rate, **measured)
+            bar.set_postfix_str(interval_text(measured))
+            interval.restart()
+        if stopping or due:
+            run.save(writer)
+        if stopping:
+            return False
+        asked = time.perf_counter()
     state.step = (state.epoch + 1) * len(loader)  # one more if the batch size was another before
     return True
 
@@ -180,15 +198,13 @@ def open_share(
     share = {"rank": ranks.rank, "world_size": ranks.world_size, "batch_size": size // ranks.world_size}
     chosen = prepared.onto(AUGMENTS[augment]) if prepared else augment
     how = {"augment": chosen, "device": device, "backend": options.backend, "seed": options.seed}
-    return open_loader(options.data, split, **share, **how)  # type: ignore[arg-type]
-
-
-def progress_bar(run: Run, epochs: int) -> tqdm:
-    """Return a bar over the batches left in the epoch."""
-    steps, state = len(run.loader), run.state
-    done = state.step - state.epoch * steps
-    title, hidden = f"epoch {state.epoch + 1}/{epochs}", run.ranks.rank > 0
-    return tqdm(run.loader, title, steps, initial=done, unit=" steps", dynamic_ncols=True, disable=hidden)
+    loader = open_loader(options.data, split, **share, **how)  # type: ignore[arg-type]
+    if not loader.manifest.classes:
+        again = shlex.join(["python", "tools/shard_imagenet.py", "--index", str(options.data), "--label", "json:FIELD"])
+        raise AlexNetError(
+            f"the samples of {options.data} have no labels: {again} takes them from a field of their JSON"
+        )
+    return loader
 
 
 def describe(options: Options, loader: Loader, ranks: Ranks, prepared: Preparation | None) -> dict[str, Any]:
@@ -203,6 +219,7 @@ def describe(options: Options, loader: Loader, ranks: Ranks, prepared: Preparati
         "statistics": dataclasses.asdict((prepared or manifest).statistics),
         "mean_image": mean_image(manifest),
         "image_size": manifest.image.size,
+        "image": dataclasses.asdict(manifest.image),
         "config": config,
         "environment": environment(loader.device, ranks.world_size, native=has_native()),
         "made_with": fingerprint(config, manifest=content, backend=loader.backend, world_size=ranks.world_size),

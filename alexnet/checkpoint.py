@@ -42,7 +42,7 @@ def save(path: Path, state: dict[str, Any], keep: int = 1) -> None:
         full = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "free some space" if full else f"check {path.parent}"
         raise AlexNetError(
-            f"cannot write {path} ({str(error).splitlines()[0]}): {advice}, then continue with --resume; "
+            f"cannot write {path} ({str(error).splitlines()[0]}): {advice}, then give the same command with --resume; "
             "earlier checkpoints are intact"
         ) from error
 
@@ -118,7 +118,7 @@ def read(path: Path) -> dict[Any, Any]:
     The file is opened once: the content that was checked is the content read, even if ``path`` is replaced meanwhile.
     """
     if not path.is_file():
-        raise AlexNetError(f"no checkpoint {path}: train one with train.py --out {path.parent}")
+        raise AlexNetError(f"no checkpoint {path}: name a run folder, or a checkpoint that train.py wrote")
     try:
         with path.open("rb") as file:
             _check(file)
@@ -209,6 +209,22 @@ def check_variant(state: dict[str, Any], path: Path, variant: str) -> None:
             f"{path} holds a network of variant {state['variant']}, this run is of {variant}: "
             f"use --variant {state['variant']}, or start a new run with another --out"
         )
+
+
+def class_columns(state: dict[str, Any], path: Path, wnids: list[str], data: Path) -> list[int]:
+    """Return the network's class number for each class of the data, found by wnid.
+
+    Raises AlexNetError, which names some, if the network does not know a class.
+    """
+    known = {wnid: number for number, (wnid, _) in enumerate(state["classes"])}
+    unknown = [wnid for wnid in wnids if wnid not in known]
+    if unknown:
+        named = ", ".join(unknown[:5]) + ", ..." * (len(unknown) > 5)
+        raise AlexNetError(
+            f"{path} was trained on {len(known)} classes, and {len(unknown)} of the {len(wnids)} in {data} are not "
+            f"among them ({named}): use data of the classes it was trained on, or a part of them"
+        )
+    return [known[wnid] for wnid in wnids]
 
 
 def check_classes(state: dict[str, Any], path: Path, wnids: list[str], data: Path) -> None:

@@ -45,6 +45,7 @@ class TrainStep:
 
     A batch is processed in ``parts`` equal parts, one after the other, whose gradients are accumulated: for batches
     that do not fit into memory. Batch normalisation sees one part at a time. Ranks exchange gradients once per batch.
+    It counts the images that it classified right, before their update.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class TrainStep:
         self._parts, self._without_exchange = parts, getattr(model, "no_sync", nullcontext)
         self.ema = ema
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+        self._right = torch.zeros((), dtype=torch.int64, device=device)
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """Step once. Return the mean loss, a scalar. ``images`` N,3,224,224 channels-last, ``labels`` N int64."""
@@ -77,11 +79,19 @@ class TrainStep:
 
     def _learn(self, images: Tensor, labels: Tensor) -> Tensor:
         """Accumulate a part's gradients. Return its share of the batch's loss."""
-        torch.compiler.cudagraph_mark_step_begin()  # outputs of the previous pass's CUDA graph may be overwritten
+        if self._device.type == "cuda":  # on a CPU this would import torch's compiler, for a second or two
+            torch.compiler.cudagraph_mark_step_begin()  # outputs of the previous pass's CUDA graph may be overwritten
         logits = forward(self.model, images, self._recipe.precision, self._device)
         loss = F.cross_entropy(logits, labels, label_smoothing=self._recipe.label_smoothing) / self._parts
         self.scaler.scale(loss).backward()
+        self._right += (logits.detach().argmax(1) == labels).sum()
         return loss.detach()
+
+    def take_right(self) -> int:
+        """Return how many images were classified right since the last call. Waits for the GPU."""
+        right = int(self._right)
+        self._right.zero_()
+        return right
 
 
 @torch.inference_mode()

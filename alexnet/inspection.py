@@ -11,6 +11,9 @@ from torch.nn import functional as F
 
 from alexnet.model import AlexNet
 
+DEAD = 1e-6  # activations up to here count as none
+ALIKE = 0.95  # correlation of two activation maps that cannot be told apart
+
 
 @torch.inference_mode()
 def layers(model: AlexNet, images: Tensor) -> dict[str, Tensor]:
@@ -27,6 +30,27 @@ def layers(model: AlexNet, images: Tensor) -> dict[str, Tensor]:
     found["hidden"] = model.classifier[:-1](maps.flatten(1))
     found["logits"] = model.classifier[-1](found["hidden"])
     return found
+
+
+def distinct_maps(maps: Tensor, count: int) -> list[int]:
+    """Return the channels of ``count`` strong activation maps (C,H,W) that differ from each other, the strongest first.
+
+    Each next one has the largest product of its mean and of 1 - r, where r is its highest correlation with one chosen
+    before. Channels that are zero everywhere, or have a correlation above ``ALIKE``, are left out: there may be fewer.
+    """
+    flat = maps.float().flatten(1)
+    strength = flat.mean(1)
+    centred = F.normalize(flat - strength[:, None], dim=1)
+    highest, chosen = torch.zeros_like(strength), list[int]()
+    for _ in range(min(count, len(flat))):
+        gain = strength * (1 - highest) * (highest < ALIKE)
+        best = int(gain.argmax())
+        if gain[best] <= DEAD:
+            break
+        chosen.append(best)
+        highest = torch.maximum(highest, centred @ centred[best])
+        highest[best] = 1
+    return chosen
 
 
 class Leaders:
@@ -84,9 +108,13 @@ class Patches:
         self._images, self._width = self._images + len(maps), maps.shape[3]
 
     def strongest(self, channel: int) -> list[tuple[int, int, int]]:
-        """Return image number, row and column in the layer of the channel's strongest places, the strongest first."""
-        _, images, places = (column[channel].tolist() for column in self._leaders.result())
-        return [(image, *divmod(place, self._width)) for image, place in zip(images, places, strict=True)]
+        """Return image number, row and column in the layer of the channel's strongest places, the strongest first.
+
+        There are fewer than ``count`` if the channel is above zero in fewer images: any other place is no answer.
+        """
+        values, images, places = (column[channel].tolist() for column in self._leaders.result())
+        found = zip(values, images, places, strict=True)
+        return [(image, *divmod(place, self._width)) for value, image, place in found if value > DEAD]
 
     def most_selective(self, count: int) -> list[int]:
         """Return the channels whose highest activations exceed their mean over all images by the largest factor.
@@ -100,7 +128,7 @@ class Patches:
         chosen: dict[int, set[int]] = {}
         for channel in contrast.argsort(descending=True).tolist():
             own = set(images[channel].tolist())
-            alive = values[channel, 0] > 1e-6
+            alive = values[channel, 0] > DEAD
             if alive and len(chosen) < count and all(len(own & other) <= len(own) / 3 for other in chosen.values()):
                 chosen[channel] = own
         return list(chosen)
@@ -143,9 +171,9 @@ def _one(value: int | tuple[int, ...]) -> int:
 
 
 def grad_cam(model: AlexNet, image: Tensor, label: int) -> Tensor:
-    """Return the Grad-CAM of a class, 224,224, 0..1, on the maps before the last pooling (Selvaraju et al. 2017).
+    """Return the Grad-CAM of a class, 224,224, from 0, on the maps before the last pooling (Selvaraju et al. 2017).
 
-    ``image`` 1,3,224,224, normalised.
+    Its unit is the logit's, so that images can be compared. ``image`` 1,3,224,224, normalised.
     """
     last = max(i for i, module in enumerate(model.features) if isinstance(module, nn.MaxPool2d))
     with torch.enable_grad():
@@ -154,8 +182,7 @@ def grad_cam(model: AlexNet, image: Tensor, label: int) -> Tensor:
         (gradient,) = torch.autograd.grad(score, maps)
     weights = gradient.mean(dim=(2, 3), keepdim=True)
     heat = (weights * maps.detach()).sum(1, keepdim=True).relu()  # 1,1,13,13
-    heat = F.interpolate(heat, image.shape[2:], mode="bilinear", align_corners=False)[0, 0]
-    return (heat / heat.max().clamp(min=1e-12)).cpu()
+    return F.interpolate(heat, image.shape[2:], mode="bilinear", align_corners=False)[0, 0].cpu()
 
 
 @torch.inference_mode()

@@ -35,9 +35,14 @@ class StepLine(TypedDict):
 
 
 class EpochLine(TypedDict):
-    """A line for each epoch, after its evaluation; it has the other metrics too."""
+    """A line for each epoch, after its evaluation; it has the other metrics too.
+
+    ``train_top1`` is of the train images as they were augmented, each before its batch's update.
+    """
 
     epoch: int
+    loss: NotRequired[float]
+    train_top1: NotRequired[float]
     top1: float
     top5: float
     f1: float
@@ -113,6 +118,19 @@ def _problem(entry: Any) -> str | None:
     if type(entry.get(kind)) is not int or entry[kind] < 0:
         return f"its {kind} is no whole number"
     return None
+
+
+def epoch_text(epoch: int, epochs: int, values: dict[str, float], num_classes: int) -> str:
+    """Return an epoch's line for the terminal; top-5 only where it says something."""
+    names = {"train_top1": "train top-1", "loss": "val loss", "top1": "top-1", "top5": "top-5", "f1": "F1"}
+    shown = [name for name in names if name in values and (name != "top5" or num_classes > 5)]
+    return f"epoch {epoch}/{epochs}: " + ", ".join(f"{names[name]} {values[name]:.4f}" for name in shown)
+
+
+def interval_text(measured: dict[str, float]) -> str:
+    """Return what an interval measured, for the bar."""
+    seconds, images = measured["step_ms"] / 1000, measured["images_per_second"]
+    return f"loss {measured['loss']:.3f}, {seconds:.3g} s/step, {images:.0f} images/s"
 
 
 class Interval:

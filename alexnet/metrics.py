@@ -1,6 +1,6 @@
-"""Metrics of predictions: accuracy with intervals, precision, recall, F1, calibration, confusions.
+"""Metrics of predictions: loss, accuracy with intervals, precision, recall, F1, calibration, confusions.
 
-Four numbers are kept per image, so memory does not grow with the number of classes, and ranks have little to send. The
+Five numbers are kept per image, so memory does not grow with the number of classes, and ranks have little to send. The
 metrics are computed from them in float64, as scikit-learn computes them (tests/test_evaluate.py).
 """
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from alexnet.errors import AlexNetError
 
 BINS = 15  # of confidence, as in Guo et al. 2017 (arXiv:1706.04599)
+MAX_LOSS = 1e6  # of an image: a probability of zero would make it infinite, which JSON does not have
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,14 @@ class Predictions:
 
     ``labels`` and ``predicted`` are the true and the predicted class, N int64. ``true_rank`` is the number of
     other classes whose logit the true one's does not beat, N int64: 0 is right, below 5 is top-5. ``confidence`` is the
-    probability of the predicted class, N float64.
+    probability of the predicted class, ``loss`` the cross-entropy, both N float64.
     """
 
     labels: np.ndarray
     predicted: np.ndarray
     true_rank: np.ndarray
     confidence: np.ndarray
+    loss: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -40,11 +42,11 @@ class Predictions:
         return self.true_rank == 0
 
     def __getitem__(self, chosen: np.ndarray) -> "Predictions":
-        return Predictions(self.labels[chosen], self.predicted[chosen], self.true_rank[chosen], self.confidence[chosen])
+        return Predictions(**{name: column[chosen] for name, column in vars(self).items()})
 
 
 def score_batch(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return 4,N float64, the columns of ``Predictions``, for logits N,C and labels N. Nothing waits for the GPU.
+    """Return 5,N float64, the columns of ``Predictions``, for logits N,C and labels N. Nothing waits for the GPU.
 
     Of equal logits, that of the higher class number counts as the higher, as in scikit-learn.
     """
@@ -54,8 +56,10 @@ def score_batch(logits: Tensor, labels: Tensor) -> Tensor:
     true_rank = len(classes) - 1 - beaten.sum(1)
     predicted = len(classes) - 1 - logits.flip(1).argmax(1)
     wide = logits.double()
-    confidence = (wide.amax(1) - wide.logsumexp(1)).exp()
-    return torch.stack([labels.double(), predicted.double(), true_rank.double(), confidence])
+    whole = wide.logsumexp(1)
+    confidence = (wide.amax(1) - whole).exp()
+    loss = (whole - true[:, 0].double()).clamp(max=MAX_LOSS)
+    return torch.stack([labels.double(), predicted.double(), true_rank.double(), confidence, loss])
 
 
 def collect(scored: list[Tensor]) -> Predictions:
@@ -65,11 +69,11 @@ def collect(scored: list[Tensor]) -> Predictions:
     lost = np.count_nonzero(~np.isfinite(rows[3]))
     if lost:
         raise AlexNetError(f"the network's scores are not finite for {lost} of {len(labels)} images: it has diverged")
-    return Predictions(labels, predicted, true_rank, rows[3])
+    return Predictions(labels, predicted, true_rank, *rows[3:])
 
 
 def scores(predictions: Predictions, num_classes: int) -> dict[str, float]:
-    """Return top-1, top-5, precision, recall and F1 as fractions, and ``samples``.
+    """Return the mean loss, top-1, top-5, precision, recall and F1 as fractions, and ``samples``.
 
     Precision, recall and F1 are means over the classes that occur among labels or predictions.
     """
@@ -77,7 +81,8 @@ def scores(predictions: Predictions, num_classes: int) -> dict[str, float]:
     occurs = (table["images"] > 0) | (table["predicted"] > 0)
     macro = {name: float(table[name][occurs].mean()) for name in ("precision", "recall", "f1")}
     top1, top5 = float(predictions.right.mean()), float((predictions.true_rank < 5).mean())
-    return {"top1": top1, "top5": top5} | macro | {"samples": len(predictions)}
+    loss = float(predictions.loss.mean())
+    return {"loss": loss, "top1": top1, "top5": top5} | macro | {"samples": len(predictions)}
 
 
 def more_scores(predictions: Predictions, num_classes: int) -> dict[str, Any]:

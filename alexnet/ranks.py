@@ -107,16 +107,22 @@ class Ranks:
     def print0(self, message: str) -> None:
         """Print on rank 0 only."""
         if self.rank == 0:
-            print(message)
+            print(message, flush=True)  # a log file shows it at once
 
     def seed(self, seed: int) -> None:
         """Seed torch differently on each rank, so that dropout masks differ."""
         torch.manual_seed((seed + self.rank * 1_000_003) % 2**32)  # the CPU's generator takes no more bits
 
-    def command(self) -> str:
-        """Return the command that started train.py on this machine, without its options."""
-        ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
-        return "python train.py" if self.world_size == 1 else f"torchrun --nproc-per-node {ranks} train.py"
+    def launcher(self) -> list[str]:
+        """Return the words between python and a script that start the ranks of this machine as torchrun did."""
+        if self.world_size == 1:
+            return []
+        said = {"--nproc-per-node": "LOCAL_WORLD_SIZE"}
+        if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":  # several machines
+            said |= {"--nnodes": "GROUP_WORLD_SIZE", "--node-rank": "GROUP_RANK"}
+            said |= {"--master-addr": "MASTER_ADDR", "--master-port": "MASTER_PORT"}
+        words = [word for option, name in said.items() for word in (option, os.environ.get(name, ""))]
+        return ["-m", "torch.distributed.run", *words]
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """A training run over all its ranks: its state, saved in checkpoints and resumed from them."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,10 +88,16 @@ class Run:
 
     def save(self, writer: Writer, best: bool = False) -> None:
         """Write a checkpoint, with each rank's random and loader state. Raises AlexNetError if the last one failed."""
-        own = {"random": random_state(self.loader.device), "loader": self.loader.state_dict()}
+        counted = [self.state.seen, self.state.right]
+        own = {"random": random_state(self.loader.device), "loader": self.loader.state_dict(), "counted": counted}
         ranks = self.ranks.gather(own)
         if self.ranks.rank == 0:
             writer.save(self.about | self.state.describe(), self.state.state_dict() | {"ranks": ranks}, best)
+
+    def train_scores(self) -> dict[str, float]:
+        """Return the top-1 of the epoch's train images over all ranks; nothing if it was not counted throughout."""
+        seen, right = self.ranks.mean(self.state.seen), self.ranks.mean(self.state.right)
+        return {"train_top1": right / seen} if seen > 0 else {}
 
     def _restore(self, data: Path) -> None:
         path, kept = self.path, self.checkpoint
@@ -103,6 +110,7 @@ class Run:
         try:
             self.state.load_state_dict(kept)
             self._restore_rank()
+            self._restore_counts()
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             raise AlexNetError(f"{path} does not fit this run: {str(error).splitlines()[0]}") from error
         self.ranks.print0(f"resuming from {path}, after epoch {self.state.epoch}, step {self.state.step}")
@@ -121,6 +129,14 @@ class Run:
         if (before["ranks"], before["backend"], place["step"]) != (now["ranks"], now["backend"], plan.step):
             self.state.step = place["epoch"] * plan.batches + place["taken"] // plan.step
         self.loader.load_state_dict(place, strict=not self.override)
+
+    def _restore_counts(self) -> None:
+        """Restore what was counted in the epoch under way, on rank 0: only the sums over ranks matter."""
+        under_way = self.state.step > self.state.epoch * self.loader.plan.batches
+        unknown = [math.nan if under_way else 0.0] * 2
+        counted = [own.get("counted", unknown) for own in self.checkpoint["ranks"]]
+        if self.ranks.rank == 0:
+            self.state.seen, self.state.right = (math.fsum(column) for column in zip(*counted, strict=True))
 
 
 @contextmanager

@@ -27,9 +27,10 @@ ROOT = Path(__file__).parents[1]
 CHECKPOINT = r"(last|last-\d+|best)\.pt"
 RUN_FILE = re.compile(rf"(config|env)\.json|log\.jsonl|{CHECKPOINT}(\.damaged)?|metrics\.json")
 LEFT_OVER = re.compile(rf"((config|env)\.json|log\.jsonl|{CHECKPOINT})(\.[0-9a-f]{{8}})?\.tmp")  # of a training
-RESULT = re.compile(r"(metrics\.json|classes\.csv|predictions\.csv|report\.html)(\.[0-9a-f]{8}\.tmp)?")
+RESULT = re.compile(r"(metrics\.json|(classes|mistakes|predictions)\.csv|report\.html)(\.[0-9a-f]{8}\.tmp)?")
 PICTURE = re.compile(
-    r"(activations(-\d+)?|answers|confusions|curves|features|filters|neighbours|patches|reliability|saliency)\.png"
+    r"(activations(-\d+)?|answers|confusions|curves|features|filters|mistakes|neighbours|patches|reliability"
+    r"|saliency|thumbnails)\.png"
     r"(\.[0-9a-f]{8}\.tmp)?"
 )
 EVENT_FILE = re.compile(r"events\.out\.tfevents\.\d+\.[\w.-]+\.\d+\.\d+")

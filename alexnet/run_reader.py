@@ -6,9 +6,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, TypedDict
 
+import numpy as np
+
 from alexnet import AlexNetError
-from alexnet.files import read_json, read_limited
+from alexnet.files import MAX_BYTES, read_json, read_limited
 from alexnet.log import read_lines
+from alexnet.metrics import Predictions
+from alexnet.mistakes import Mistake, read_mistakes
 from alexnet.run_folder import ROOT
 from alexnet.tables import original
 
@@ -33,7 +37,12 @@ class Metrics(TypedDict, total=False):
     recall: float
     f1: float
     calibration_error: float
+    loss: float
+    mean_confidence: float
+    data: str
+    split: str
     samples: int
+    classes: int
     crops: int
     images_per_second: float
     confused: tuple[tuple[str, str, int], ...]
@@ -48,6 +57,7 @@ class ClassRow(NamedTuple):
     precision: float
     recall: float
     f1: float
+    wnid: str
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,8 @@ class Run:
     log: list[dict[str, Any]]
     metrics: dict[str, Any]
     classes: list[ClassRow]
+    predictions: Predictions | None
+    mistakes: list[Mistake]
 
     def last_epoch(self) -> dict[str, Any]:
         return next((entry for entry in reversed(self.log) if entry["kind"] == "epoch"), {})
@@ -103,12 +115,21 @@ def read_run(path: Path) -> Run:
     """Read a run folder, given it or a checkpoint in it. Raises AlexNetError if there is no run, or it is damaged."""
     folder = path.parent if path.is_file() else path
     if not (folder / "log.jsonl").is_file():
-        raise AlexNetError(f"no run at {folder}: log.jsonl is missing; train.py --out {folder} makes one")
+        raise AlexNetError(f"no run at {folder}: log.jsonl is missing; name a folder that train.py wrote")
     config, environment = (_read(folder / f"{name}.json", dict[str, Any]) for name in ("config", "env"))
     metrics, classes = _read(folder / "metrics.json", Metrics), folder / "classes.csv"
     rows = _read_classes(classes) if classes.is_file() else []
-    log = read_lines(folder / "log.jsonl")
-    return Run(folder, config=config, environment=environment, log=log, metrics=metrics, classes=rows)
+    predictions = _read_predictions(folder / "predictions.csv", [row.wnid for row in rows])
+    return Run(
+        folder,
+        config=config,
+        environment=environment,
+        log=read_lines(folder / "log.jsonl"),
+        metrics=metrics,
+        classes=rows,
+        predictions=predictions,
+        mistakes=read_mistakes(folder),
+    )
 
 
 def _read(path: Path, kind: Any) -> dict[str, Any]:
@@ -116,9 +137,36 @@ def _read(path: Path, kind: Any) -> dict[str, Any]:
 
 
 def _read_classes(path: Path) -> list[ClassRow]:
-    scores = ("precision", "recall", "f1")
     try:
         table = csv.DictReader(read_limited(path).decode().splitlines())
-        return [ClassRow(original(row["name"]), int(row["images"]), *(float(row[s]) for s in scores)) for row in table]
+        return [
+            ClassRow(
+                original(row["name"]),
+                int(row["images"]),
+                precision=float(row["precision"]),
+                recall=float(row["recall"]),
+                f1=float(row["f1"]),
+                wnid=original(row.get("wnid") or ""),
+            )
+            for row in table
+        ]
     except (ValueError, TypeError, KeyError, csv.Error) as error:
         raise AlexNetError(f"{path} is damaged ({error}): make it again, or remove it") from error
+
+
+def _read_predictions(path: Path, wnids: list[str]) -> Predictions | None:
+    """Read predictions.csv, without the loss; None if it is missing, too long to be drawn, or of other classes."""
+    if not path.is_file() or path.stat().st_size > MAX_BYTES:
+        return None
+    numbers = {wnid: number for number, wnid in enumerate(wnids)}
+    try:
+        rows = list(csv.DictReader(read_limited(path).decode().splitlines()))
+        named = ([original(row[column]) for row in rows] for column in ("true", "predicted"))
+        labels, predicted = (np.array([numbers.get(wnid, -1) for wnid in column], np.int64) for column in named)
+        ranks = np.array([int(row["rank"]) for row in rows], np.int64)
+        confidence = np.array([float(row["confidence"]) for row in rows])
+    except (ValueError, TypeError, AttributeError, KeyError, OverflowError, csv.Error) as error:
+        raise AlexNetError(f"{path} is damaged ({error}): make it again, or remove it") from error
+    if not len(rows) or min(labels.min(), predicted.min()) < 0 or not ((confidence >= 0) & (confidence <= 1)).all():
+        return None
+    return Predictions(labels, predicted, ranks, confidence, np.full(len(rows), np.nan))

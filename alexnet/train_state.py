@@ -17,6 +17,8 @@ class TrainState:
     """The state of a run, except for the position in the data and the random generators, which differ by rank.
 
     ``step`` and ``epoch`` count what is finished; ``history`` has each epoch's metrics, ``best`` the highest top-1.
+    ``seen`` and ``right`` count this rank's train images of the epoch under way and those classified right, NaN if a
+    checkpoint of an earlier version did not say.
     """
 
     model: AlexNet
@@ -27,6 +29,8 @@ class TrainState:
     epoch: int = 0
     best: float = -1.0
     history: list[dict[str, float]] = field(default_factory=list)
+    seen: float = 0
+    right: float = 0
 
     @property
     def val_model(self) -> AlexNet:
@@ -36,6 +40,7 @@ class TrainState:
     def end_epoch(self, metrics: dict[str, float]) -> bool:
         """Record an epoch's metrics. Return true if its top-1 is the best so far."""
         self.epoch += 1
+        self.seen = self.right = 0
         self.history.append(metrics)
         self.schedule.observe(1 - metrics["top1"])
         is_best = metrics["top1"] > self.best

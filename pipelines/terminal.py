@@ -5,21 +5,24 @@
 
 import errno
 import os
+import re
 import select
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TypeVar
 
 import tyro
+from tqdm import tqdm
 
 from pipelines import DataError
 from pipelines.untrusted import printable
 
 Options = TypeVar("Options")
+BAR = "{desc}{percentage:.0f} %|{bar}| {n_fmt}/{total_fmt}{unit}, {remaining} left{postfix}"
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 SAME_SECONDS = 1.0  # within it a second signal is part of the first stop: terminal and shell both send SIGHUP
 
@@ -116,7 +119,9 @@ def _chosen(
         turned = any(value is True for value in vars(default).values()) if default else False
         # A flag needs its counterpart, as in --no-resume, only where one is set already: it may be given again.
         pairs = () if turned else (tyro.conf.FlagCreatePairsOff,)
-        return tyro.cli(options, description=description, args=arguments, config=pairs, **start)
+        # tyro joins lines that are not indented, those with a command too.
+        described = re.sub(r"(?m)^(?=(?:python|torchrun) )", "    ", description or "") or None
+        return tyro.cli(options, description=described, args=arguments, config=pairs, **start)
     except ValueError as error:
         fail(f"{error}. Try --help.", code=2)
 
@@ -130,6 +135,22 @@ def fail(message: str, code: int = 1) -> NoReturn:
     with suppress(OSError):  # the terminal may be gone
         print("error:", "\n".join(map(printable, message.split("\n"))), file=sys.stderr)
     raise SystemExit(code)
+
+
+def progress_bar(title: str, total: int, unit: str, *, done: int = 0, shown: bool = True) -> tqdm:
+    """Return a bar with the time left, where standard error is a terminal. At its end it leaves no line behind."""
+    hidden = None if shown else True  # None: unless it is a terminal
+    how = {"bar_format": BAR, "dynamic_ncols": True, "smoothing": 0, "leave": False, "disable": hidden}
+    return tqdm(desc=title, total=total, unit=f" {unit}", initial=done, **how)
+
+
+def counting(batches: Iterable[Any], title: str, total: int, *, shown: bool = True) -> Iterator[Any]:
+    """Yield the batches, and show on a bar how many of their images, ``total`` in all, have been worked through."""
+    with progress_bar(title, total, "images", shown=shown) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(batch.valid)
+            bar.set_postfix_str(f"{bar.n / max(bar.format_dict['elapsed'], 1e-9):.0f} images/s", refresh=False)
 
 
 def in_range(field: str, value: float, low: float, high: float | None = None) -> None:

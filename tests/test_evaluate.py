@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import sklearn.metrics
 import torch
 from torch import nn
 
-from alexnet import AlexNet, AlexNetError
+from alexnet import AlexNet, AlexNetError, checkpoint
 from alexnet.engine import predict
 from alexnet.log import read_log
 from alexnet.metrics import (
@@ -31,9 +32,11 @@ from alexnet.metrics import (
     wilson,
 )
 from pipelines import AUGMENTS, Batch, open_loader
+from pipelines.preprocess import Preparation
+from pipelines.shards.gallery import Gallery
 from pipelines.shards.groups import groups_of
 from pipelines.shards.index import list_samples
-from tests.conftest import NUMBERED_IMAGES, command, script
+from tests.conftest import NUMBERED_IMAGES, command, script, shard
 
 CPU = torch.device("cpu")
 
@@ -58,6 +61,8 @@ def test_figures_agree_with_scikit_learn(classes: int, ties: bool) -> None:
     predicted = classes - 1 - rated[:, ::-1].argmax(1)  # the last of equal scores, as in top_k_accuracy_score
     found = scores(answers, classes) | more_scores(answers, classes)
     expected = {"top1": sklearn.metrics.accuracy_score(true, predicted), "samples": 997}
+    likely = scipy.special.softmax(rated.astype(np.float64), axis=1)
+    expected["loss"] = sklearn.metrics.log_loss(true, likely, labels=range(classes))
     for k in (1, 5):
         ranked = sklearn.metrics.top_k_accuracy_score(true, rated, k=k, labels=range(classes)) if k < classes else 1.0
         expected[f"top{k}"] = ranked
@@ -170,7 +175,9 @@ def test_accuracy_by_property_tells_groups_apart(demo_shards: Path) -> None:
     keys, sizes = list_samples(manifest, "val")
     large = sizes > np.median(sizes)
     labels = np.arange(203) % 10
-    answers = Predictions(labels, np.where(large, labels, (labels + 1) % 10), np.where(large, 0, 3), np.ones(203))
+    answers = Predictions(
+        labels, np.where(large, labels, (labels + 1) % 10), np.where(large, 0, 3), np.ones(203), np.ones(203)
+    )
     found = groups_of(manifest, "val", keys=keys, image_bytes=sizes, labels=labels)
     groups = accuracy_by_group(answers, found)["file size"]
     assert [group["top1"] for group in groups] == [0, 0, 1, 1]
@@ -202,3 +209,46 @@ def noting(method: Callable, name: str, events: list[str]) -> Callable:
         return method(*arguments)
 
     return noted
+
+
+@pytest.fixture(scope="module")
+def subset(numbered_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return shards of 12 of the 101 classes, with images of 240 pixels and therefore another mean."""
+    source = tmp_path_factory.mktemp("subset") / "images"
+    for number in range(40, 52):
+        for split in ("train", "val"):
+            folder = source / split / f"c{number:03d}"
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.symlink_to(numbered_images / split / folder.name)
+    return shard(source, source.with_name("shards"), size=240)
+
+
+def test_a_part_of_the_classes_is_evaluated_among_them(trained: Path, run_folder: Path, subset: Path) -> None:
+    """Check predictions against the network's logits of these classes, and its own normalisation for other data."""
+    done = script("tools/evaluate.py", run_folder, "--data", subset)
+    assert done.returncode == 0, done.stderr
+    assert "among the 12 classes of the data, of 101 in the network" in done.stdout
+    assert "size 240 here and 256 in training" in done.stdout
+    found = json.loads((run_folder / "metrics.json").read_text())
+    assert (found["classes"], found["network_classes"], found["samples"]) == (12, 101, 12)
+    model, state = checkpoint.load_model(trained / "best.pt", CPU)
+    preparation = Preparation(state["augment"], 240, state["statistics"], None)
+    gallery = Gallery(subset, "val", preparation)
+    rows = list(csv.DictReader((run_folder / "predictions.csv").open()))
+    for number, row in enumerate(rows):
+        view, label = gallery[number]
+        with torch.inference_mode():
+            likely = model(preparation.tensor(view)[None])[0, 40:52].softmax(0)
+        predicted = int(row["predicted"].removeprefix("c")) - 40
+        assert row["true"] == f"c{40 + label:03d}" and float(row["confidence"]) == pytest.approx(
+            likely[predicted].item(), abs=1e-3
+        )
+        assert likely[predicted] == pytest.approx(likely.max().item(), abs=1e-3)
+
+
+def test_classes_are_found_by_wnid_and_unknown_ones_are_named() -> None:
+    state = {"classes": [[f"n{number}", "name"] for number in range(9)]}
+    assert checkpoint.class_columns(state, Path("best.pt"), ["n8", "n0", "n3"], Path("data")) == [8, 0, 3]
+    unknown = [f"x{number}" for number in range(7)]
+    with pytest.raises(AlexNetError, match=r"on 9 classes, and 7 of the 8 in data .*\(x0, x1, x2, x3, x4, \.\.\.\)"):
+        checkpoint.class_columns(state, Path("best.pt"), ["n1", *unknown], Path("data"))

@@ -15,8 +15,10 @@ from tools import export
 from train import mean_image
 
 RUNTIMES = {
-    "model.pt2": "print(torch.export.load({path!r}).module()(torch.load({pixels!r})).tolist())",
+    "model.pt2": "names = {{'classes.json': ''}}; p = torch.export.load({path!r}, extra_files=names); "
+    "print(json.dumps(names['classes.json'])); print(p.module()(torch.load({pixels!r})).tolist())",
     "model.onnx": "import onnxruntime; s = onnxruntime.InferenceSession({path!r}); "
+    "print(json.dumps(s.get_modelmeta().custom_metadata_map['classes'])); "
     "print(s.run(None, {{'pixels': torch.load({pixels!r}).numpy()}})[0].tolist())",
 }
 
@@ -54,11 +56,14 @@ def test_an_exported_network_answers_as_predict_does(
     pixels = torch.stack([torch.from_numpy(square(read_file(path).pixels, 256)) for path in pictures])
     torch.save(pixels, tmp_path / "pixels.pt")
     paths = {"path": str(tmp_path / name), "pixels": str(tmp_path / "pixels.pt")}
-    run = command("-c", "import torch; " + RUNTIMES[name].format(**paths), cwd=tmp_path)
+    run = command("-c", "import json, torch; " + RUNTIMES[name].format(**paths), cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     exported = json.loads(run.stdout.splitlines()[-1])
     assert len(exported) == len(pictures), "any number of images"
-    wnids = [entry["wnid"] for entry in json.loads((tmp_path / "classes.json").read_text())]
+    classes = (tmp_path / f"{name}.json").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {name, f"{name}.json", "pixels.pt"}
+    assert json.loads(run.stdout.splitlines()[-2]) == classes, "the file itself has the names too"
+    wnids = [entry["wnid"] for entry in json.loads(classes)]
     answers = script("tools/predict.py", paper_checkpoint, "--json", "--top", 10, *pictures).stdout.splitlines()
     for line, probabilities in zip(answers, exported, strict=True):
         for said in json.loads(line)["answers"]:
@@ -70,20 +75,20 @@ def test_a_disk_that_fills_leaves_the_earlier_export(name: str, paper_checkpoint
     if name.endswith(".onnx"):
         pytest.importorskip("onnxscript")
         pytest.importorskip("onnxruntime")
-    for file in (name, "classes.json"):
+    for file in (name, f"{name}.json"):
         (small_disk / file).write_text("earlier")
     done = script("tools/export.py", paper_checkpoint, small_disk / name)
     assert_refused(done, f"No space left on device {small_disk / name}: free some space")
     assert {path.name: path.read_bytes() for path in small_disk.iterdir()} == {
         name: b"earlier",
-        "classes.json": b"earlier",
+        f"{name}.json": b"earlier",
     }
 
 
 def test_a_wrong_export_does_not_replace_the_earlier_one(
     paper_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(whole: export.FromPixels, pixels: torch.Tensor, out: Path) -> torch.Tensor:
+    def wrong(whole: export.FromPixels, pixels: torch.Tensor, out: Path, classes: str) -> torch.Tensor:
         out.write_text("wrong")
         return torch.zeros(len(pixels), 10)
 

@@ -2,8 +2,10 @@
 
 import io
 import json
+import re
 import struct
 import zlib
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from pipelines.images.resize import resize, shorter, square
 from pipelines.sharding.members import Member, make_member
 from pipelines.sharding.statistics import PixelSums, measured_samples, summarise
 from pipelines.shards.manifest import ImageFormat
+from pipelines.turbo.native import has_native
 
 SQUARE, SHORTER, NONE = (ImageFormat("jpeg", resize, 64, 90) for resize in ("square", "shorter", "none"))
 MAX_PIXELS = 1_000_000
@@ -143,7 +146,7 @@ USABLE = {
     ),
     "less data than pixels": (
         resized_header(saved(Image.new("RGB", (16, 16))), 900, 900),
-        [],
+        ["damaged, written anew: its 6 bytes of data are too few for 900 x 900 pixels"],
         ["damaged, written anew: its 6 bytes of data are too few for 900 x 900 pixels"],
         None,
     ),
@@ -325,3 +328,63 @@ def test_the_images_measured_do_not_depend_on_the_shards() -> None:
         chosen = [a + i for a, b in pairwise(cuts) for i in measured_samples(a, b, total, wanted)]
         assert chosen == list(measured_samples(0, total, total, wanted))
         assert (wanted or total) / 2 <= len(chosen) <= min(total, wanted or total) or len(chosen) == total
+
+
+def holed(data: bytes, share: float, length: int = 200) -> bytes:
+    scan = data.index(b"\xff\xda") + 14
+    place = scan + int((len(data) - scan) * share)
+    return data[:place] + data[place + length :]
+
+
+HALF = len(PLAIN) // 2
+PHOTOGRAPH = saved(Image.fromarray(load_sample_image("china.jpg")).resize((320, 213)))
+DAMAGES = {
+    "half, then zeros": PHOTOGRAPH[: len(PHOTOGRAPH) // 2] + bytes(len(PHOTOGRAPH) // 2),
+    "all but the end, then a few zeros": PHOTOGRAPH[:-400] + bytes(400),
+    "half, then a few zeros": PLAIN[:-80] + bytes(80),
+    "a hole": holed(PLAIN, 0.5),
+    "a hole in a progressive file": holed(saved(picture(), progressive=True), 0.7),
+    "a hole in a CMYK file": holed(saved(picture().convert("CMYK")), 0.5),
+    "a hole in a turned file": holed(saved(picture(), exif=exif(6)), 0.5),
+    "a hole in a grey file": holed(saved(picture().convert("L")), 0.5),
+    "a hole before junk": holed(PLAIN, 0.5) + b"junk",
+    "extraneous bytes": PLAIN[:-2] + b"\x55" * 30 + b"\xff\xd9",
+    "cut off": PLAIN[:HALF],
+    "a lost restart marker": saved(picture(), restart_marker_blocks=3).replace(b"\xff\xd1", b"", 1),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_that_libjpeg_sees_has_one_verdict_in_every_mode(name: str) -> None:
+    def verdict(image: ImageFormat) -> str:
+        try:
+            return next(why for why in member(DAMAGES[name], image).repairs if why.startswith("damaged"))
+        except DataError as error:
+            return str(error)
+
+    kinds = [SQUARE, SHORTER, NONE, *([replace(NONE, restarts=True)] if has_native() else [])]
+    (found,) = {verdict(image) for image in kinds}
+    assert re.match(r"damaged, written anew: .|it cannot be decoded: image file is truncated|its last 512 bytes", found)
+
+
+def second_exif(first: bytes, second: bytes) -> bytes:
+    """Return a JPEG with two EXIF blocks."""
+    segments = (b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block for block in (first, second))
+    return PLAIN[:2] + b"".join(segments) + PLAIN[2:]
+
+
+@pytest.mark.parametrize("image", [SQUARE, SHORTER, NONE], ids=lambda image: image.resize)
+def test_of_two_exif_blocks_the_first_that_can_be_read_turns(image: ImageFormat) -> None:
+    ignored, turned = "a second EXIF block ignored", "turned as EXIF says"
+    for first, second, shape, repairs in (
+        (exif(1), exif(6), (80, 96, 3), {ignored}),
+        (exif(6), exif(1), (96, 80, 3), {ignored, turned}),
+        (exif(6), exif(6), (96, 80, 3), {ignored, turned}),
+        (BROKEN_EXIF, exif(6), (96, 80, 3), {"broken EXIF ignored", turned}),
+        (exif(6), BROKEN_EXIF, (96, 80, 3), {"broken EXIF ignored", turned}),
+    ):
+        data = second_exif(first, second)
+        assert read_picture(data, ".jpg").pixels.shape == shape
+        found = member(data, image)
+        assert set(found.repairs) == repairs
+        assert found.data.count(b"Exif\0\0") == (image is NONE and turned not in repairs), "no decoder can differ"

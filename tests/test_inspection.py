@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from alexnet import VARIANTS, AlexNet
-from alexnet.inspection import Neighbours, Patches, grad_cam, layers, occlusion, principal_plane, receptive_field
+from alexnet.inspection import (
+    Neighbours,
+    Patches,
+    distinct_maps,
+    grad_cam,
+    layers,
+    occlusion,
+    principal_plane,
+    receptive_field,
+)
 from tests.conftest import command
 
 
@@ -63,6 +72,18 @@ def test_patches_are_the_strongest_places_of_the_strongest_images() -> None:
         patches.add(part)
     assert patches.strongest(1) == [(37, 2, 3), (8, 0, 4)]
     assert patches.most_selective(3) == [1, 0], "channel 2 is dead"
+    assert patches.strongest(2) == [], "a place where nothing happens is no answer"
+
+
+def test_maps_are_chosen_that_differ() -> None:
+    """Check that copies of the strongest map, whatever their scale, come after weaker maps that differ from it."""
+    torch.manual_seed(0)
+    blob, edge, spot = torch.rand(3, 9, 9)
+    copies = [blob * scale for scale in (1.0, 0.99, 0.9, 0.8)]
+    maps = torch.stack([*copies, edge * 0.3, torch.zeros(9, 9), spot * 0.1])
+    assert distinct_maps(maps, 3) == [0, 4, 6], "the strongest, then the others"
+    assert 5 not in distinct_maps(maps, 7), "a map of zeros shows nothing"
+    assert distinct_maps(torch.zeros(4, 9, 9), 3) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
@@ -105,6 +126,15 @@ def test_occlusion_and_grad_cam_point_at_what_the_answer_depends_on() -> None:
         row, column = divmod(int(heat.argmax()), 224)
         assert 20 <= row <= 110 and 110 <= column <= 200, (row, column)
         assert heat[200, 20] < 0.2 * heat.max(), "far away nothing matters"
+
+
+def test_grad_cam_of_two_images_has_the_same_unit() -> None:
+    """Check that a network with half the weights in its last layer has half the heat: nothing stretches it to 1."""
+    model, image = blob_net()
+    heat = grad_cam(model, image, 1)
+    with torch.no_grad():
+        model.classifier[-1].weight /= 2
+    assert torch.allclose(grad_cam(model, image, 1), heat / 2, rtol=1e-4)
 
 
 def test_the_principal_plane_keeps_what_varies() -> None:

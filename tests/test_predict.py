@@ -17,7 +17,7 @@ from pipelines.images.picture import read_file
 from pipelines.preprocess import Preparation
 from pipelines.sharding.sources import find_images
 from pipelines.terminal import run_command
-from tests.conftest import ROOT, assert_refused, script
+from tests.conftest import PATIENCE, ROOT, assert_refused, script
 from tools.predict import expand
 from train import mean_image
 
@@ -53,7 +53,7 @@ def test_standard_input_is_a_picture_too(trained: Path, demo_images: Path) -> No
     picture = next((demo_images / "val").rglob("*.JPEG"))
     line = [sys.executable, ROOT / "tools/predict.py", trained / "best.pt", "-"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(line, input=picture.read_bytes(), capture_output=True, env=environment, timeout=300)
+    done = subprocess.run(line, input=picture.read_bytes(), capture_output=True, env=environment, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     named = script("tools/predict.py", trained, picture)
     assert done.stdout.decode().splitlines()[1:] == named.stdout.splitlines()[1:]

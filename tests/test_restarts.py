@@ -77,6 +77,8 @@ def test_coefficients_without_a_code_are_refused() -> None:
         except ValueError:
             refused += 1
     assert refused
+    member = make_member(data, ".png", replace(NONE, restarts=True), max_pixels=MAX_PIXELS, want_pixels=False)
+    assert member.repairs == ("JPEG named .png", "damaged, written anew: its data is damaged")
 
 
 def test_a_damaged_file_is_written_anew_and_named() -> None:
@@ -84,7 +86,7 @@ def test_a_damaged_file_is_written_anew_and_named() -> None:
     scan = data.index(b"\xff\xda")
     data[scan + 100 : scan + 120] = b"\xff\0" * 10  # no Huffman code is all ones
     member = make_member(bytes(data), ".jpg", replace(NONE, restarts=True), max_pixels=MAX_PIXELS, want_pixels=False)
-    assert member.repairs == ("damaged, written anew: its data is damaged",) and markers(member.data)
+    assert member.repairs == ("damaged, written anew: Corrupt JPEG data: bad Huffman code",) and markers(member.data)
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,8 @@ def test_overwrite_is_fine_in_new_folders_and_those_without_such_names(tmp_path:
         run_folder.start(folder, True, CONFIG, {})
         assert (folder / "config.json").exists()
     assert (tmp_path / "others/notes.txt").exists() and (tmp_path / "others/tensorboard/thesis.txt").exists()
-    assert all(run_folder.PICTURE.fullmatch(f"{name}.png") for name in (*report.PICTURES, "curves"))
+    others = ("curves", "confusions", "reliability", "mistakes", "thumbnails")
+    assert all(run_folder.PICTURE.fullmatch(f"{name}.png") for name in (*report.PICTURES, *others))
 
 
 @pytest.mark.parametrize("how", ["--resume", "--overwrite", None])

@@ -15,6 +15,7 @@ from pipelines import DataError, load_manifest, open_loader
 from pipelines.files import temporary
 from pipelines.sharding import verify
 from pipelines.sharding.folder import claim, fingerprint, finish
+from pipelines.sharding.plan import plan
 from pipelines.sharding.sources import Source, find_images
 from pipelines.sharding.sources.tars import members
 from pipelines.sharding.writer import ShardTask, write_shard
@@ -22,7 +23,7 @@ from pipelines.shards.manifest import ImageFormat
 from pipelines.shards.records import Records, SampleError
 from tests.conftest import shard
 from tests.test_shard_imagenet import edit_manifest
-from tools.shard_imagenet import Options, plan
+from tools.shard_imagenet import Options
 
 TOOL = "tools/shard_imagenet.py"
 SMALL = {"size": 64, "shard_mb": 0.02, "workers": 1, "max_bad": 1.0}
@@ -52,7 +53,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def planned(images: Path, out: Path) -> tuple[Options, Source, list[ShardTask]]:
     options = Options(images, out, **SMALL)
     source = find_images(images, options.splits, options.seed)
-    return options, source, plan(source, options, ImageFormat("jpeg", "square", options.size, options.quality))
+    image = ImageFormat("jpeg", "square", options.size, options.quality)
+    return options, source, plan(source, out, image, shard_mb=options.shard_mb)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import scipy.io
 from PIL import Image
 
 from pipelines import DataError, load_manifest
-from pipelines.sharding.sources import LAYOUTS, Source, find_images, kaggle, official
+from pipelines.sharding.sources import Source, find_images, kaggle, official
 from tests.conftest import ROOT, command, shard
 from tools.shard_imagenet import Options
 
@@ -183,7 +183,7 @@ def shard_bytes(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("options", [{}, {"classes": "3", "per_class": 2, "seed": 5}, {"resize": "none"}])
 def test_the_four_layouts_give_the_same_shards_byte_for_byte(laid_out, tmp_path: Path, options: dict) -> None:
     shards = {}
-    for layout in LAYOUTS:
+    for layout in LAY_OUT:
         out = shard(laid_out(layout), tmp_path / f"{layout}-out", size=SIZE, shard_mb=0.02, workers=1, **options)
         manifest = load_manifest(out)
         shards[layout] = shard_bytes(out), manifest.classes, manifest.statistics
@@ -198,7 +198,7 @@ def test_duplicate_and_odd_names_get_the_same_keys_in_each_layout(laid_out, few:
     first, second, *_ = WORDS
     odd = {"same.JPEG": b"1", "a.b c.JPEG": b"2", "a_b_c.JPEG": b"3"}
     train = {**few["train"], first: odd, second: {"same.JPEG": b"4"}}
-    layouts = {name: keys_and_labels(found(laid_out(name, {**few, "train": train}))) for name in LAYOUTS}
+    layouts = {name: keys_and_labels(found(laid_out(name, {**few, "train": train}))) for name in LAY_OUT}
     keys = {key for key, _ in layouts["folders"]["train"]}
     assert {f"{first}_same", f"{second}_same"} < keys
     assert len([key for key in keys if key.startswith(f"{first}_a_b_c_")]) == 2
@@ -206,7 +206,7 @@ def test_duplicate_and_odd_names_get_the_same_keys_in_each_layout(laid_out, few:
 
 
 def test_samples_say_where_they_come_from(laid_out) -> None:
-    folders = {layout: laid_out(layout) for layout in LAYOUTS}
+    folders = {layout: laid_out(layout) for layout in LAY_OUT}
     sources = {layout: {s.key: s for s in found(folder).splits["train"]} for layout, folder in folders.items()}
     at = {layout: samples["n01443537_14"].source for layout, samples in sources.items()}
     assert at["official"] == f"{TRAIN}/n01443537.tar/n01443537_14.JPEG"
@@ -522,8 +522,8 @@ def test_a_missing_wheel_is_named(laid_out, monkeypatch, layout: str, wheel: str
 PLAN = """
 from pathlib import Path
 from pipelines.shards.manifest import ImageClass, ImageFormat
-from tools.shard_imagenet import Options, plan
 from pipelines.sharding.folder import fingerprint
+from pipelines.sharding.plan import plan
 from pipelines.sharding.sources import Source, sample, selection
 
 archive = "ILSVRC2012_img_train.tar"
@@ -536,7 +536,7 @@ for label, wnid in enumerate(wnids):
         samples.append(sample.Sample(key, f"{archive}/{wnid}.tar/{name}", label, archive, offset, 109_000 + n))
 samples = selection.ordered(selection.distinct(samples, wnids), "train", 0)
 source = Source(Path(), tuple(ImageClass(wnid, wnid) for wnid in wnids), {"train": tuple(samples)})
-tasks = plan(source, Options(Path("in"), Path("out")), ImageFormat("jpeg", "square", 256, 90))
+tasks = plan(source, Path("out"), ImageFormat("jpeg", "square", 256, 90))
 assert sum(len(task.samples) for task in tasks) == 1_281_000
 fingerprint(tasks, 0)
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

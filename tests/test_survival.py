@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from alexnet import AlexNetError, checkpoint, run_folder
 from alexnet.engine import TrainStep
 from alexnet.log import RunLog, read_log
 from alexnet.stop import Stop
-from tests.conftest import QUICK, ROOT, assert_refused, command, mounted, script, signalled, wait_until
+from tests.conftest import QUICK, ROOT, assert_refused, command, mounted, script, wait_until
 
 KILLS = 5  # per run, of which there are six
 RANK_KILLS = 5
@@ -53,6 +54,21 @@ def assert_each_step_stands_once(run: Path, epochs: int, steps: int) -> None:
     assert [entry["epoch"] for entry in entries if entry["kind"] == "epoch"] == list(range(1, epochs + 1))
 
 
+# It is train.py, and sends itself the signal as its first step begins.
+SIGNALLED = """
+import os, runpy, sys
+from alexnet.engine import TrainStep
+learn, number = TrainStep.__call__, int(sys.argv.pop(1))
+def step(*arguments):
+    os.kill(os.getpid(), number)
+    TrainStep.__call__ = learn
+    return learn(*arguments)
+TrainStep.__call__ = step
+sys.argv[0] = "train.py"
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.parametrize(
     "number",
     [signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGHUP))],
@@ -60,15 +76,19 @@ def assert_each_step_stands_once(run: Path, epochs: int, steps: int) -> None:
 def test_a_signal_ends_the_run_with_0_and_the_command_that_goes_on_as_if_nothing_had_been(
     numbered_shards: Path, trained: Path, tmp_path: Path, number: int
 ) -> None:
-    """Check with a signal in the middle of an epoch."""
-    out = tmp_path / "stopped"
-    done = command("-c", signalled(1, number), "--data", numbered_shards, "--out", out, *QUICK)
+    """Check with a signal in the first of an epoch's two steps."""
+    out = tmp_path / "it stopped"
+    done = command("-c", SIGNALLED, int(number), "--data", numbered_shards, "--out", out, *QUICK)
     assert done.returncode == 0, done.stderr
     assert checkpoint.load(out / "last.pt")["step"] == 1
-    done = command(*done.stdout.split("to resume: python ")[1].split())
+    done = command(*shlex.split(done.stdout.split("to resume: ")[1])[1:])
     assert done.returncode == 0, done.stderr
     assert_the_same_weights(out, trained)
     assert_each_step_stands_once(out, epochs=2, steps=4)
+    lines, whole = (
+        [entry for entry in read_log(run / "log.jsonl") if entry["kind"] == "epoch"] for run in (out, trained)
+    )
+    assert lines == whole and all("train_top1" in line for line in lines), "of all train images, before the stop too"
 
 
 def test_the_first_signal_asks_and_the_second_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,12 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 import tyro
-from tqdm import tqdm
+from torch import Tensor, nn
 
 from alexnet import AlexNetError, checkpoint, engine, figures, metrics
 from alexnet.figures.saving import save_pictures
@@ -25,20 +26,22 @@ from alexnet.metrics import Predictions
 from alexnet.ranks import Ranks, join_ranks, rank_device
 from alexnet.run_reader import find_checkpoint, find_data
 from alexnet.tables import write_csv
-from pipelines import DataError, Manifest, open_loader
+from pipelines import Augment, DataError, Manifest, load_manifest, open_loader
 from pipelines.factory import BackendName
 from pipelines.files import write_atomically
 from pipelines.preprocess import Preparation
 from pipelines.shards.groups import groups_of
 from pipelines.shards.index import list_samples
-from pipelines.terminal import require, run_command
+from pipelines.shards.manifest import ImageFormat
+from pipelines.terminal import counting, require, run_command
+from pipelines.untrusted import shown
 
 
 @dataclass(frozen=True)
 class Options:
-    checkpoint: tyro.conf.Positional[Path]
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
     """A run folder (its best.pt, else its last.pt), or a checkpoint."""
-    data: Path | None = None
+    data: Annotated[Path | None, tyro.conf.arg(metavar="SHARDS")] = None
     """A shard folder; by default the one of the run's training."""
     split: str = "val"
     crops: Literal[1, 10] = 1
@@ -56,46 +59,114 @@ class Options:
 def main(options: Options) -> None:
     options = replace(options, checkpoint=find_checkpoint(options.checkpoint))
     with join_ranks() as ranks:
-        manifest, part, seconds = evaluate(options, ranks)
-        predictions, seconds = ranks.gather_predictions(part), max(ranks.gather(seconds))
+        manifest, part, facts = evaluate(options, ranks)
+        predictions, seconds = ranks.gather_predictions(part), max(ranks.gather(facts.pop("seconds")))
         if ranks.rank == 0:
-            report(options, manifest, predictions, seconds)
+            report(options, manifest, predictions, facts | {"images_per_second": round(len(predictions) / seconds, 1)})
 
 
-def evaluate(options: Options, ranks: Ranks) -> tuple[Manifest, Predictions, float]:
-    """Predict this rank's share of the split, in order. Return manifest, predictions and the seconds it took."""
+def evaluate(options: Options, ranks: Ranks) -> tuple[Manifest, Predictions, dict[str, Any]]:
+    """Predict this rank's share of the split, in order. Return manifest, predictions and facts for metrics.json."""
     device = rank_device(options.device)
+    model: nn.Module
     model, state = checkpoint.load_model(options.checkpoint, device)
-    data = options.data or find_data(options.checkpoint, state)
+    manifest = load_manifest(options.data or find_data(options.checkpoint, state))
+    wnids = [entry.wnid for entry in manifest.classes]
+    columns = checkpoint.class_columns(state, options.checkpoint, wnids, manifest.folder)
+    augment = Preparation.of(state).evaluation(options.crops)
+    if columns != list(range(len(state["classes"]))):
+        model = OfClasses(model, columns)
+    if augment.normalise == "mean_image" and not of_training(state, manifest):  # a loader subtracts that of its data
+        model = normalising(model, state, augment).to(device)
+        augment = replace(augment, normalise="none")
     loader = open_loader(
-        data,
+        manifest.folder,
         options.split,
         options.batch_size // options.crops,
-        Preparation.of(state).evaluation(options.crops),
+        augment,
         device=device,
         backend=options.backend,
         rank=ranks.rank,
         world_size=ranks.world_size,
         training=False,
     )
-    checkpoint.check_classes(state, options.checkpoint, [c.wnid for c in loader.manifest.classes], data)
-    batches = tqdm(loader, "evaluate", unit=" batches", dynamic_ncols=True, disable=ranks.rank > 0)
+    batches = counting(loader, "evaluating", loader.plan.own_samples, shown=ranks.rank == 0)
     start = time.perf_counter()
     predictions = engine.predict(model, batches, device)
-    return loader.manifest, predictions, time.perf_counter() - start
+    facts = {
+        "data": str(manifest.folder),
+        "classes": len(wnids),
+        "network_classes": len(state["classes"]),
+        "differences": differences(state, manifest.image),
+        "seconds": time.perf_counter() - start,
+    }
+    return manifest, predictions, facts
 
 
-def report(options: Options, manifest: Manifest, predictions: Predictions, seconds: float) -> None:
+class OfClasses(nn.Module):
+    """A network that tells only some of its classes apart, in another order: ``columns`` are their numbers."""
+
+    def __init__(self, model: nn.Module, columns: list[int]) -> None:
+        super().__init__()
+        self.model, self.columns = model, columns
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)[:, self.columns]
+
+
+class Normalising(nn.Module):
+    """A network that takes pixels from 0 to 255 and normalises them by itself."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model((pixels.float() - self.mean) / self.std)
+
+
+def normalising(model: nn.Module, state: dict[str, Any], augment: Augment) -> Normalising:
+    """Return the network for pixels of other data, whose loader would use its mean. Raises AlexNetError, DataError."""
+    if augment.normalise == "mean_image" and augment.crops > 1:
+        raise AlexNetError("this network subtracts the mean image of its train images: for other data use --crops 1")
+    preparation = Preparation.of(state)
+    mean, std = (torch.from_numpy(np.array(v, ndmin=3)).permute(2, 0, 1) for v in (preparation.mean, preparation.std))
+    return Normalising(model, mean, std)  # both 3,1,1 or 3,size,size
+
+
+def of_training(state: dict[str, Any], manifest: Manifest) -> bool:
+    """Return true if the data has the colours of the train images, by which a loader normalises."""
+    trained, here = state.get("statistics"), vars(manifest.statistics)
+    return isinstance(trained, dict) and all(trained.get(name) == here[name] for name in ("mean_rgb", "std_rgb"))
+
+
+def differences(state: dict[str, Any], image: ImageFormat) -> list[str]:
+    """Describe in what the images were made otherwise than those of training, as far as accuracy depends on it."""
+    said, here = state.get("image"), vars(image)
+    trained = {"size": state.get("image_size")} | (
+        said if isinstance(said, dict) else {}
+    )  # earlier versions: size only
+    return [
+        f"{name} {here[name]} here and {shown(trained[name])} in training"
+        for name in ("size", "resize", "quality")
+        if trained.get(name) and here[name] and trained[name] != here[name]  # quality 0: not encoded
+    ]
+
+
+def report(options: Options, manifest: Manifest, predictions: Predictions, facts: dict[str, Any]) -> None:
     names = [entry.name for entry in manifest.classes]
     cells = metrics.confusion(predictions, len(names))
     keys, sizes = list_samples(manifest, options.split)
     groups = groups_of(manifest, options.split, keys=keys, image_bytes=sizes, labels=predictions.labels)
     found: dict[str, Any] = metrics.scores(predictions, len(names)) | metrics.more_scores(predictions, len(names))
-    found |= {
-        "data": str(manifest.folder),
+    found |= facts | {
         "split": options.split,
         "crops": options.crops,
-        "images_per_second": round(len(predictions) / seconds, 1),
         "confused": [[names[true], names[taken], n] for true, taken, n in metrics.most_confused(cells)],
         "by_property": metrics.accuracy_by_group(predictions, groups),
     }
@@ -115,11 +186,16 @@ def report(options: Options, manifest: Manifest, predictions: Predictions, secon
 
 def print_table(options: Options, found: dict[str, Any]) -> None:
     print(f"{options.checkpoint} on {found['samples']} images of {found['data']}, split {options.split}")
-    for name in ("top1", "top5"):
+    if found["classes"] < found["network_classes"]:
+        print(f"  among the {found['classes']} classes of the data, of {found['network_classes']} in the network")
+    for difference in found["differences"]:
+        print(f"  warning: images of {difference}: the accuracy would be another with images made as in training")
+    for name in ("top1", "top5") if found["classes"] > 5 else ("top1",):
         low, high = found[f"{name}_interval"]
         print(f"  {name:<10} {100 * found[name]:6.2f} %   (95 %: {100 * low:.2f} to {100 * high:.2f})")
     for name in ("precision", "recall", "f1"):
         print(f"  {name:<10} {100 * found[name]:6.2f} %   weighted by class size {100 * found[name + '_weighted']:.2f}")
+    print(f"  {'loss':<10} {found['loss']:6.4f}     mean cross-entropy")
     print(f"  {'ECE':<10} {100 * found['calibration_error']:6.2f} %   expected calibration error")
     for name, groups in found["by_property"].items():
         print(f"  by {name}: " + ", ".join(f"{g['group']} {100 * g['top1']:.1f} % of {g['images']}" for g in groups))

@@ -5,8 +5,8 @@
 
 The exported network takes N,size,size,3 uint8 RGB: squares of the shards' image size (256), from images whose shorter
 side was resized to it and whose centre was cropped. It crops and normalises them itself and returns N,num_classes
-probabilities. The file is read back and compared with the checkpoint before it gets its final name; classes.json beside
-it names the classes.
+probabilities. The file is read back and compared with the checkpoint before it gets its final name. OUT.json beside it
+names the classes in order; so do the file's own metadata: "classes" in ONNX, the extra file classes.json in .pt2.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -34,9 +34,9 @@ ONNX_WHEELS = ("onnx", "onnxscript", "onnxruntime")
 
 @dataclass(frozen=True)
 class Options:
-    checkpoint: tyro.conf.Positional[Path]
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
     """A run folder (its best.pt, else its last.pt), or a checkpoint."""
-    out: tyro.conf.Positional[Path]
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """The file: .pt2 for torch.export, .onnx for ONNX."""
 
     def __post_init__(self) -> None:
@@ -68,28 +68,31 @@ def main(options: Options) -> None:
     model, state = checkpoint.load_model(find_checkpoint(options.checkpoint), torch.device("cpu"))
     whole = FromPixels(model, Preparation.of(state)).eval()
     pixels = torch.randint(256, (3, state["image_size"], state["image_size"], 3), dtype=torch.uint8)
-    names: list[Any] = [{"wnid": wnid, "name": name} for wnid, name in state["classes"]]
+    classes = json.dumps([{"wnid": wnid, "name": name} for wnid, name in state["classes"]], indent=1) + "\n"
+    names = options.out.with_name(f"{options.out.name}.json")
     export = export_onnx if options.out.suffix == ".onnx" else export_torch
     with replacing(options.out) as partial:
-        found = export(whole, pixels, partial)
+        found = export(whole, pixels, partial, classes)
         with torch.inference_mode():
             difference = (found - whole(pixels)).abs().max().item()
         if not difference <= TOLERANCE:
             raise AlexNetError(f"{options.out} would give probabilities that are off by {difference:.2g}: not written")
-        write_atomically(options.out.with_name("classes.json"), json.dumps(names, indent=1).encode() + b"\n")
-    print(f"{options.out}: {options.out.stat().st_size / 1e6:.0f} MB, off by {difference:.1g} at most; classes.json")
+        write_atomically(names, classes.encode())
+    print(
+        f"{options.out}: {options.out.stat().st_size / 1e6:.0f} MB, off by {difference:.1g} at most; names in {names}"
+    )
 
 
-def export_torch(whole: FromPixels, pixels: Tensor, out: Path) -> Tensor:
-    """Write the file, read it back, and return its probabilities for the pixels. Raises OSError."""
+def export_torch(whole: FromPixels, pixels: Tensor, out: Path, classes: str) -> Tensor:
+    """Write the file, with the classes, read it back, and return its probabilities for the pixels. Raises OSError."""
     content = io.BytesIO()  # a full disk would abort torch's own writing to a file
-    torch.export.save(program(whole, pixels), content)
+    torch.export.save(program(whole, pixels), content, extra_files={"classes.json": classes})
     out.write_bytes(content.getbuffer())
     with torch.inference_mode(), out.open("rb") as file:
         return torch.export.load(file).module()(pixels)
 
 
-def export_onnx(whole: FromPixels, pixels: Tensor, out: Path) -> Tensor:
+def export_onnx(whole: FromPixels, pixels: Tensor, out: Path, classes: str) -> Tensor:
     """Do the same as ``export_torch`` for ONNX. Raises OSError, and AlexNetError if wheels are missing."""
     missing = [name for name in ONNX_WHEELS if importlib.util.find_spec(name) is None]
     if missing:
@@ -98,7 +101,9 @@ def export_onnx(whole: FromPixels, pixels: Tensor, out: Path) -> Tensor:
 
     exported = program(whole, pixels)
     inputs, outputs = ["pixels"], ["probabilities"]
-    torch.onnx.export(exported, f=out, input_names=inputs, output_names=outputs, external_data=False, verbose=False)
+    written: Any = torch.onnx.export(exported, input_names=inputs, output_names=outputs, verbose=False)
+    written.model.metadata_props["classes"] = classes
+    written.save(out, external_data=False)
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(outputs, {inputs[0]: pixels.numpy()})[0])
 

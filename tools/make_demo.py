@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import tyro
@@ -34,7 +35,7 @@ ELPV_WORDS = {"mono": "monocrystalline solar cell", "poly": "polycrystalline sol
 class Options:
     """The folder to write, and the number of images."""
 
-    out: tyro.conf.Positional[Path]
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """Folder to make; must not exist, or be empty."""
     train: int = 1000
     """Training images, all classes together."""

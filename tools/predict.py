@@ -4,8 +4,8 @@
     cat cat.jpg | python tools/predict.py runs/demo -
     python tools/predict.py runs/demo/last.pt holiday/ --json > answers.jsonl
 
-A folder stands for the image files in and below it, - for one picture on standard input. A picture that cannot be read
-is named and skipped; the exit code is then 1.
+A folder stands for the image files in and below it, - for one picture on standard input. What is left out of a folder
+is counted at the end, by kind. A picture that cannot be read is named and skipped; the exit code is then 1.
 """
 
 import json
@@ -34,9 +34,9 @@ from pipelines.untrusted import MAX_FILE_BYTES, printable
 
 @dataclass(frozen=True)
 class Options:
-    checkpoint: tyro.conf.Positional[Path]
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
     """A run folder (its best.pt, else its last.pt), or a checkpoint."""
-    pictures: tyro.conf.Positional[tuple[Path, ...]]
+    pictures: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PICTURE ...")]
     """Image files, folders, or -."""
     top: int = 5
     """Classes to print for each picture."""

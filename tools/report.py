@@ -6,42 +6,37 @@
 It shows what is in the run folders: tools/evaluate.py and tools/visualize.py put metrics and pictures there.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
 
 from alexnet import AlexNetError
-from alexnet.figures import compared_curves
-from alexnet.page import folded, page, paragraph, picture, section, side_by_side, table
+from alexnet.report import facts
+from alexnet.report.card import accuracy, model_card
+from alexnet.report.curves import confidence_chart, training_charts
+from alexnet.report.mistakes import Thumbnails, confusions
+from alexnet.report.page import Section, folded, page, paragraph, picture, side_by_side, table
+from alexnet.report.png import description
+from alexnet.report.reading import PARTS, PICTURES
 from alexnet.run_reader import Run, read_run
 from pipelines import DataError
+from pipelines.commands import command
 from pipelines.files import write_atomically
 from pipelines.images.picture import read_file
 from pipelines.terminal import require, run_command
 
-PICTURES = {
-    "confusions": "The confusion matrix, or the most confused pairs of classes",
-    "reliability": "Accuracy by the confidence of the prediction",
-    "filters": "The kernels of the first layer (figure 3 of the paper); grey is zero",
-    "answers": "The five likeliest classes; the true one is pink (figure 4, left)",
-    "neighbours": "Train images with the nearest features (figure 4, right)",
-    "patches": "The image patches that excite channels most",
-    "saliency": "What the prediction depends on: occlusion and Grad-CAM",
-    "features": "Images on the plane of their features' first two principal components",
-    "activations": "The activations of each conv layer for an image",
-}
 WORST_CLASSES = 20
 
 
 @dataclass(frozen=True)
 class Options:
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN ...")]
     """Run folders, or checkpoints in them."""
-    out: Path | None = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """The page to write; by default report.html in the first run's folder."""
 
     def __post_init__(self) -> None:
@@ -52,34 +47,55 @@ class Options:
 def main(options: Options) -> None:
     runs = [read_run(folder) for folder in options.runs]
     out = options.out or runs[0].folder / "report.html"
-    write_atomically(out, page(" and ".join(str(run.folder) for run in runs), parts(runs)).encode(errors="replace"))
+    write_atomically(out, page(" and ".join(str(run.folder) for run in runs), sections(runs)).encode(errors="replace"))
     print(out)
 
 
-def parts(runs: Sequence[Run]) -> Iterator[str]:
+def sections(runs: Sequence[Run]) -> Iterator[Section]:
     names = [str(run.folder) for run in runs]
-    yield section("In short", table(["", *names], summary(runs)), *missing(runs))
-    yield section("Training", picture(compared_curves(logs(runs)), "By epoch"))
-    yield section("Confusions", side_by_side(map(confusions, runs)), pictures(runs, "confusions"))
-    yield section("Classes", side_by_side(map(class_tables, runs)))
-    yield section("Kinds of images", side_by_side(map(properties, runs)))
-    yield section("Confidence", pictures(runs, "reliability"))
-    for name in list(PICTURES)[2:]:
-        yield section(name.capitalize(), pictures(runs, name))
-    yield section("Configuration", settings(runs, [flat(run.config) for run in runs]))
-    yield section("Environment", settings(runs, [flat(run.environment) for run in runs]))
+    thumbnails = [Thumbnails(run, i, _sheet(run)) for i, run in enumerate(runs)]
+    yield Section("In short", table(["", *names], summary(runs)) + "".join(missing(runs)))
+    cards = (table(["model card", str(run.folder)], model_card(run)) for run in runs)
+    yield Section("Model card", side_by_side(cards))
+    yield explained("Training", training_charts(runs), noticed(runs, facts.training))
+    matrices = [confusions(run, shown, i) for i, (run, shown) in enumerate(zip(runs, thumbnails, strict=True))]
+    how = "Confusions" if any("matrix" in part for part in matrices) else "Pairs"
+    yield explained("Confusions", side_by_side(map(wrapped, matrices)), noticed(runs, facts.confusions), how)
+    gallery = "".join(shown.style() + shown.gallery() for shown in thumbnails)
+    yield explained("Mistakes", gallery, noticed(runs, facts.mistakes))
+    yield explained("Classes", side_by_side(map(class_tables, runs)), noticed(runs, facts.classes))
+    yield explained("Kinds of images", side_by_side(map(properties, runs)), noticed(runs, facts.groups))
+    confidence = noticed(runs, facts.confidence)
+    yield explained("Confidence", side_by_side(map(confidence_chart, runs)), confidence)
+    for name, how in PICTURES.items():
+        yield Section(name.capitalize(), pictures(runs, name, how))
+    yield Section("Configuration", settings(runs, [flat(run.config) for run in runs]))
+    yield Section("Environment", settings(runs, [flat(run.environment) for run in runs]))
 
 
-def logs(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
-    """Return each run's log by its name in the legend; a single run needs no name."""
-    return {str(run.folder) if len(runs) > 1 else "": run.log for run in runs}
+def explained(title: str, content: str, said: Sequence[str], how: str = "") -> Section:
+    """Return a section that says how to read ``content`` and what is worth noticing; an empty one if it is empty."""
+    text = "".join(map(paragraph, (PARTS[how or title], *said)))
+    return Section(title, text + content if content else "")
+
+
+def noticed(runs: Sequence[Run], of_run: Callable[[Run], str]) -> list[str]:
+    """Return what is worth noticing in each run, with its name if there are several."""
+    found = [(run, of_run(run)) for run in runs]
+    return [f"{run.folder}: {fact}" if len(runs) > 1 else fact for run, fact in found if fact]
+
+
+def wrapped(content: str) -> str:
+    return f"<div>{content}</div>" if content else ""
 
 
 def summary(runs: Sequence[Run]) -> Iterator[list[object]]:
-    for label, field in (("top-1", "top1"), ("top-5", "top5")):
-        yield [f"{label}, 95 % interval", *(_accuracy(run.metrics, field) for run in runs)]
+    many = any(run.metrics.get("classes", 6) > 5 for run in runs)  # else top-5 says nothing
+    for label, field in (("top-1", "top1"), ("top-5", "top5"))[: 1 + many]:
+        yield [f"{label}, 95 % interval", *(accuracy(run.metrics, field) for run in runs)]
     for label, field in (("precision", "precision"), ("recall", "recall"), ("F1", "f1")):
         yield [f"{label}, mean of classes", *(_percent(run.metrics.get(field)) for run in runs)]
+    yield ["loss", *(_number(run.metrics.get("loss")) for run in runs)]
     yield ["calibration error", *(_percent(run.metrics.get("calibration_error")) for run in runs)]
     yield ["images evaluated", *(_number(run.metrics.get("samples")) for run in runs)]
     yield ["crops", *(_number(run.metrics.get("crops")) for run in runs)]
@@ -100,28 +116,24 @@ def _percent(fraction: float | None) -> str | None:
     return None if fraction is None else f"{100 * fraction:.2f} %"
 
 
-def _accuracy(metrics: dict[str, Any], field: str) -> str | None:
-    if field not in metrics or f"{field}_interval" not in metrics:
-        return _percent(metrics.get(field))
-    low, high = metrics[f"{field}_interval"]
-    return f"{100 * metrics[field]:.2f} % ({100 * low:.2f} to {100 * high:.2f})"
-
-
 def missing(runs: Sequence[Run]) -> Iterator[str]:
     for one in runs:
         if not one.metrics:
-            yield paragraph(f"Not evaluated yet: python tools/evaluate.py {one.folder / 'best.pt'}")
+            yield paragraph(f"Not evaluated yet: {command('tools/evaluate.py', one.folder)}")
         if not (one.folder / "pictures" / "filters.png").is_file():
-            yield paragraph(f"Not drawn yet: python tools/visualize.py {one.folder / 'best.pt'}")
+            yield paragraph(f"Not drawn yet: {command('tools/visualize.py', one.folder)}")
 
 
-def pictures(runs: Sequence[Run], name: str) -> str:
+def pictures(runs: Sequence[Run], name: str, how: str) -> str:
+    """Return the runs' pictures of this name, with how to read them and what is worth noticing."""
     found = [(run, run.folder / "pictures" / f"{name}.png") for run in runs]
-    captions = (f"{PICTURES[name]}{f': {run.folder}' if len(runs) > 1 else ''}" for run, _ in found)
-    shown = [
-        picture(_pixels(path), caption) for (_, path), caption in zip(found, captions, strict=True) if path.is_file()
-    ]
-    return side_by_side(shown)
+    drawn = [(run, path) for run, path in found if path.is_file()]
+    shown = []
+    for run, path in drawn:
+        drawn_picture = picture(_pixels(path), f"{name} of {run.folder}")
+        said = " ".join(filter(None, (f"{run.folder}:" if len(runs) > 1 else "", description(path))))
+        shown.append(wrapped(drawn_picture + paragraph(said)))
+    return paragraph(how) + side_by_side(shown) if shown else ""
 
 
 def _pixels(path: Path) -> np.ndarray:
@@ -131,9 +143,9 @@ def _pixels(path: Path) -> np.ndarray:
         raise DataError(f"{path}: {error}: draw it again") from error
 
 
-def confusions(run: Run) -> str:
-    pairs = run.metrics.get("confused")
-    return table([f"{run.folder}: true", "predicted", "images"], pairs) if pairs else ""
+def _sheet(run: Run) -> np.ndarray | None:
+    path = run.folder / "pictures" / "thumbnails.png"
+    return _pixels(path) if run.mistakes and path.is_file() else None
 
 
 def class_tables(run: Run) -> str:
@@ -144,18 +156,18 @@ def class_tables(run: Run) -> str:
         for row in sorted(run.classes, key=lambda row: row.f1)
     ]
     head = ["class", "images", "precision", "recall", "F1"]
-    worst = paragraph(f"{run.folder}: the lowest F1 first") + table(head, rows[:WORST_CLASSES])
-    rest = folded(f"the other {len(rows) - WORST_CLASSES}", table(head, rows[WORST_CLASSES:]))
+    worst = paragraph(f"{run.folder}: the lowest F1 first") + table(head, rows[:WORST_CLASSES], sortable=True)
+    rest = folded(f"the other {len(rows) - WORST_CLASSES}", table(head, rows[WORST_CLASSES:], sortable=True))
     return f"<div>{worst}{rest if len(rows) > WORST_CLASSES else ''}</div>"
 
 
 def properties(run: Run) -> str:
     rows = [
-        [name, group["group"], group["images"], _accuracy(group | {"top1_interval": group["interval"]}, "top1")]
+        [name, group["group"], group["images"], accuracy(group | {"top1_interval": group["interval"]}, "top1")]
         for name, groups in run.metrics.get("by_property", {}).items()
         for group in groups
     ]
-    return table([f"{run.folder}: by", "", "images", "top-1, 95 % interval"], rows) if rows else ""
+    return table([f"{run.folder}: by", "group", "images", "top-1, 95 % interval"], rows, sortable=True) if rows else ""
 
 
 def settings(runs: Sequence[Run], columns: Sequence[dict[str, str]]) -> str:

@@ -11,6 +11,7 @@ The files are called NAME.png:
     patches      the patches of val images that excite channels most
     saliency     what a prediction depends on: occlusion (Zeiler and Fergus 2014) and Grad-CAM
     features     val images on the plane of their features' first two principal components
+    mistakes     val images predicted wrongly, the most certain first; mistakes.csv and thumbnails.png have more of them
     curves       the training: loss, accuracy, learning rate, images/s, data wait
 """
 
@@ -18,36 +19,38 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import tyro
 from matplotlib.figure import Figure
 from torch import Tensor
-from tqdm import tqdm
 
-from alexnet import AlexNet, AlexNetError, checkpoint, figures, inspection
+from alexnet import AlexNet, AlexNetError, checkpoint, figures, inspection, metrics
 from alexnet.engine import find_device
 from alexnet.figures import Shown, shortened
 from alexnet.figures.saving import save_pictures
 from alexnet.log import read_lines
+from alexnet.mistakes import Mistake, most_certain, write_mistakes
 from alexnet.run_reader import find_checkpoint, find_data
 from pipelines import DataError, open_loader
 from pipelines.images.picture import read_file
 from pipelines.preprocess import Preparation
 from pipelines.shards.gallery import Gallery
-from pipelines.terminal import in_range, run_command
+from pipelines.shards.index import list_samples
+from pipelines.terminal import counting, in_range, run_command
 
 LAYERS = tuple(f"conv{i}" for i in range(1, 6))
 MOST_FEATURES = 2000  # images in features.png
+DRAWN_MISTAKES = 30
 
 
 @dataclass(frozen=True)
 class Options:
-    checkpoint: tyro.conf.Positional[Path]
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
     """A run folder (its best.pt, else its last.pt), or a checkpoint."""
-    data: Path | None = None
+    data: Annotated[Path | None, tyro.conf.arg(metavar="SHARDS")] = None
     """A shard folder; by default the one of the run's training."""
     images: tuple[Path, ...] = ()
     """Pictures whose activations are drawn, each in a file of its own; by default a val image."""
@@ -136,7 +139,9 @@ class Painter:
         patches = {name: inspection.Patches() for name in LAYERS}
         every = -(-len(self._val) // MOST_FEATURES)
         features, start = [], 0  # of the batch
+        scored = []
         for layers in self._passing("val", len(self._val)):
+            scored.append(metrics.score_batch(layers["logits"].float(), layers["labels"]))
             for name, found in patches.items():
                 found.add(layers[name])
             hidden = layers["hidden"]
@@ -146,7 +151,22 @@ class Painter:
             "patches": self._patches(patches),
             "features": self._features(torch.cat(features), every),
             "neighbours": self._neighbours(),
+            "mistakes": self._mistakes(metrics.collect(scored)),
         }
+
+    def _mistakes(self, predictions: metrics.Predictions) -> Figure:
+        """Draw the most certain mistakes. Write more of them, with thumbnails, for the report."""
+        numbers, classes = most_certain(predictions), self._val.manifest.classes
+        keys, _ = list_samples(self._val.manifest, "val")
+        found, shown = [], []
+        for number in numbers:
+            view, label = self._val[number]
+            predicted, probability = int(predictions.predicted[number]), float(predictions.confidence[number])
+            found.append(Mistake(keys[number], classes[label].wnid, classes[predicted].wnid, probability))
+            said, true = (shortened(self._val.name(i), 22) for i in (predicted, label))
+            shown.append(Shown(view, f"{said}, {100 * probability:.0f} %\nis {true}"))
+        write_mistakes(self._options.checkpoint.parent, found, [one.picture for one in shown])
+        return figures.mistakes(shown[:DRAWN_MISTAKES], total=int((~predictions.right).sum()), searched=len(self._val))
 
     def _patches(self, patches: dict[str, inspection.Patches], channels: int = 9) -> Figure:
         rows = {}
@@ -194,10 +214,10 @@ class Painter:
         augment = self._preparation.evaluation()
         loader = open_loader(self._data, split, self._options.batch_size, augment, device=self._device, training=False)
         batches = islice(loader, -(-count // self._options.batch_size))
-        for batch in tqdm(batches, split, -(-count // self._options.batch_size), unit=" batches", dynamic_ncols=True):
+        for batch in counting(batches, f"features of {split}", count):
             valid = min(batch.valid, count)
             count -= valid
-            found = inspection.layers(self._model, batch.images.float())
+            found = inspection.layers(self._model, batch.images.float()) | {"labels": batch.labels}
             yield {name: values[:valid] for name, values in found.items()}
 
     def _shown(self, gallery: Gallery, number: int, beside: int | None = None) -> Shown:

@@ -5,11 +5,12 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from alexnet.figures.tiles import plain
+from alexnet.series import Curve, of_epochs, of_steps
 
-STEP_FIELDS = ("loss", "rate", "images_per_second", "data_wait", "memory_gib")
+FEW = 10  # points, which are marked: a line of one would not be seen
 
 
 def training_curves(entries: Sequence[dict[str, Any]]) -> Figure:
@@ -24,34 +25,46 @@ def compared_curves(runs: Mapping[str, Sequence[dict[str, Any]]]) -> Figure:
     loss, accuracy, rate, speed, wait, memory = axes
     for i, (run, entries) in enumerate(runs.items()):
         name = plain(run)
-        steps, epochs = _last_of_each(entries, "step"), _last_of_each(entries, "epoch")
-        for place, field in zip((loss, rate, speed, wait, memory), STEP_FIELDS, strict=True):
-            _line(place, steps, field, color=f"C{i}", label=name)
-        for field, style in (("top1", "o-"), ("top5", "s--"), ("f1", "^:")):
-            _line(accuracy, epochs, field, color=f"C{i}", label=f"{name} {field}".strip(), style=style)
-    _label(loss, "training loss")
-    _label(accuracy, "validation, fraction", top=1.02)
+        for place, field in ((loss, "loss"), (speed, "images_per_second"), (wait, "data_wait")):
+            _means(place, of_steps(entries, field), color=f"C{i}", label=f"{name} training".strip())
+        for place, field in ((rate, "rate"), (memory, "memory_gib")):
+            _line(place, of_steps(entries, field), color=f"C{i}", label=name)
+        _line(loss, of_epochs(entries, "loss"), "o--", color=f"C{i}", label=f"{name} validation".strip())
+        for field, style in (("top1", "o-"), ("top5", "s--"), ("f1", "^:"), ("train_top1", "x-.")):
+            _line(accuracy, of_epochs(entries, field), style, color=f"C{i}", label=f"{name} {_written(field)}".strip())
+    _label(loss, "loss; pale: as measured, strong: smoothed")
+    _label(accuracy, "accuracy, fraction of the images", top=1.02)
     _label(rate, "learning rate")
     _label(speed, "training, images/s")
-    _label(wait, "share of time waiting for data", top=1)
+    _label(wait, "share of time waiting for data")
+    wait.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     _label(memory, "peak memory, GiB")
-    for place in axes if len(runs) > 1 else [accuracy]:
-        place.legend(fontsize=8)
+    for place in axes if len(runs) > 1 else [loss, accuracy]:
+        if place.lines:
+            place.legend(fontsize=8)
     return figure
 
 
-def _last_of_each(entries: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    """Return one entry per step or epoch: a resumed run may have an entry twice, and the last one counts."""
-    return list({entry[kind]: entry for entry in entries if entry["kind"] == kind}.values())
+def _written(field: str) -> str:
+    return field.replace("train_top1", "top1 of train images")
 
 
-def _line(axes: Axes, entries: Sequence[dict[str, Any]], field: str, *, style: str = "-", **how: Any) -> None:
-    x, y = ([entry[name] for entry in entries] for name in ("epoch", field))
-    axes.plot(x, y, style, markersize=4, **how)
+def _means(axes: Axes, curve: Curve, *, color: str, label: str) -> None:
+    """Plot the smoothed line, with the means that it smooths behind it; if there are few, the means alone."""
+    smooth = curve.smoothed()
+    if smooth:
+        axes.plot(*curve, color=color, alpha=0.3, linewidth=1)
+    _line(axes, smooth or curve, color=color, label=label)
+
+
+def _line(axes: Axes, curve: Curve, style: str = "-", **how: Any) -> None:
+    if len(curve.values):
+        axes.plot(*curve, f"o{style}" if style == "-" and len(curve.values) < FEW else style, markersize=4, **how)
 
 
 def _label(axes: Axes, label: str, top: float | None = None) -> None:
     axes.set(xlabel="epoch", title=label)
     axes.set_ylim(0, top)
+    axes.set_xlim(0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)

@@ -6,9 +6,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from alexnet.figures.tiles import shortened
-from alexnet.metrics import BINS, most_confused
+from alexnet.metrics import BINS, most_confused, wilson
 
 MOST_CLASSES = 30  # of a matrix that can still be read
+FEW = 10  # images, whose accuracy says little
 
 
 def confusion_matrix(cells: np.ndarray, names: Sequence[str], pairs: int = 20) -> Figure:
@@ -49,15 +50,31 @@ def _pairs(pairs: Sequence[tuple[int, int, int]], images: np.ndarray, names: Seq
 
 
 def reliability_diagram(bins: dict[str, np.ndarray], error: float) -> Figure:
-    """Plot the accuracy and number of predictions by confidence. ``bins`` come from ``metrics.reliability``."""
+    """Plot the accuracy and number of predictions by confidence. ``bins`` come from ``metrics.reliability``.
+
+    Bins with fewer than ``FEW`` images are pale, and each bin has the 95 % interval of its accuracy.
+    """
     figure = Figure(figsize=(5, 5.6), layout="constrained")
     curve, counts = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     middle, some = (np.arange(BINS) + 0.5) / BINS, bins["images"] > 0
     curve.plot([0, 1], [0, 1], "--", color="0.6", label="confidence = accuracy")
-    curve.bar(middle[some], bins["accuracy"][some], 0.92 / BINS, color="C0", alpha=0.75, label="accuracy")
-    curve.plot(bins["confidence"][some], bins["accuracy"][some], "o", color="black", markersize=4, label="mean of bin")
+    for few, label in ((False, "accuracy, 95 % interval"), (True, f"of fewer than {FEW} images")):
+        chosen = some & ((bins["images"] < FEW) == few)
+        if chosen.any():
+            alpha = 0.2 if few else 0.75
+            low, high = np.array([wilson_of(bins, i) for i in np.flatnonzero(chosen).tolist()]).T
+            reach = np.abs(np.stack([low, high]) - bins["accuracy"][chosen])
+            how = {"yerr": reach, "ecolor": (0, 0, 0, 0.25 if few else 0.6), "error_kw": {"lw": 1}}
+            curve.bar(middle[chosen], bins["accuracy"][chosen], 0.92 / BINS, color=("C0", alpha), label=label, **how)
+            curve.plot(bins["confidence"][chosen], bins["accuracy"][chosen], "o", color="k", markersize=4, alpha=alpha)
     curve.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy", title=f"expected calibration error {100 * error:.1f} %")
     curve.legend(loc="upper left", fontsize=8)
     counts.bar(middle, bins["images"], 0.92 / BINS, color="0.6")
     counts.set(xlabel="confidence of the prediction", ylabel="images")
     return figure
+
+
+def wilson_of(bins: dict[str, np.ndarray], number: int) -> tuple[float, float]:
+    """Return the 95 % interval of the accuracy in one bin of ``metrics.reliability``, which must hold images."""
+    images = int(bins["images"][number])
+    return wilson(round(float(bins["accuracy"][number]) * images), images)

@@ -18,8 +18,13 @@ def tile(images: np.ndarray, columns: int, gap: int = 1, between: float = 1.0) -
 
 def shortened(name: str, length: int = 24) -> str:
     """Return a class's first name, cut if it is too long for a label."""
+    return plain(shortened_text(name, length))
+
+
+def shortened_text(name: str, length: int = 24) -> str:
+    """Return the same where matplotlib does not draw it."""
     first = name.split(",")[0]
-    return plain(first if len(first) <= length else first[: length - 1] + "…")
+    return first if len(first) <= length else first[: length - 1] + "…"
 
 
 def plain(text: str) -> str:

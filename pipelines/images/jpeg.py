@@ -16,10 +16,12 @@ import numpy as np
 
 from pipelines.images.jpeg_header import (
     BASELINE,
+    BROKEN_EXIF,
     EOI,
     EXTENDED,
     FIRST_PICTURE,
     PROGRESSIVE,
+    SECOND_EXIF,
     Damaged,
     Header,
     read_header,
@@ -27,6 +29,10 @@ from pipelines.images.jpeg_header import (
 
 YCCK = 2  # Adobe's numbers for colour transforms; 0 is none
 TURNED = "turned as EXIF says"
+CMYK_TO_RGB, YCCK_TO_RGB = "CMYK to RGB", "YCCK to RGB"
+DAMAGED = "damaged, written anew: "
+# Repairs that change how the picture looks to some decoder; the others only make the file a plain baseline JPEG.
+VISIBLE = frozenset({TURNED, CMYK_TO_RGB, YCCK_TO_RGB, BROKEN_EXIF, SECOND_EXIF, FIRST_PICTURE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,17 @@ class Jpeg:
     header: Header
     obstacles: tuple[str, ...] = ()
     cuts: tuple[tuple[int, int, str], ...] = ()
+
+    @property
+    def damage(self) -> str:
+        """The obstacle that is damage, or ""."""
+        return next((why for why in self.obstacles if why.startswith(DAMAGED)), "")
+
+    @property
+    def repairs(self) -> tuple[str, ...]:
+        """The obstacles and cuts that change how the picture looks, and damage, once each."""
+        found = (*self.obstacles, *(why for _, _, why in self.cuts))
+        return tuple(dict.fromkeys(why for why in found if why in VISIBLE or why.startswith(DAMAGED)))
 
     @property
     def width(self) -> int:
@@ -60,7 +77,7 @@ def inspect(data: bytes) -> Jpeg:
             _check_end(data, header)
     except (Damaged, IndexError, struct.error) as error:
         words = str(error) if isinstance(error, Damaged) else "it ends too early"
-        obstacles = [f"damaged, written anew: {words}"]
+        obstacles = [f"{DAMAGED}{words}", *_visible(header)]
     return Jpeg(header, tuple(obstacles), tuple(header.cuts))
 
 
@@ -97,15 +114,20 @@ def _obstacles(data: bytes, header: Header) -> list[str]:
         found.append(f"frame type {header.frame - BASELINE} of {header.precision} bits to baseline")
     if len(header.components) not in (1, 3, 4):
         raise Damaged(f"{len(header.components)} components")
-    if len(header.components) == 4:
-        found.append("YCCK to RGB" if header.adobe == YCCK else "CMYK to RGB")
-    elif data[header.scan] != len(header.components):
+    if len(header.components) != 4 and data[header.scan] != len(header.components):
         found.append("several scans to one")
-    elif not header.common_sampling:
+    elif len(header.components) != 4 and not header.common_sampling:
         found.append(f"sampling {header.sampling} to 4:2:0")
     if _stored_as_rgb(header):
         found.append("stored RGB to YCbCr")
-    if header.turned:
+    return found + _visible(header)
+
+
+def _visible(header: Header) -> list[str]:
+    found = []
+    if len(header.components) == 4:
+        found.append(YCCK_TO_RGB if header.adobe == YCCK else CMYK_TO_RGB)
+    if header.orientation > 1:
         found.append(TURNED)
     return found
 

@@ -16,6 +16,7 @@ KNOWN = FRAMES | {SOS, DQT, DHT, DRI, COM, *range(APP0, APP15 + 1)}
 COMMON_SAMPLINGS = frozenset({(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)})
 
 BROKEN_EXIF = "broken EXIF ignored"
+SECOND_EXIF = "a second EXIF block ignored"
 FIRST_PICTURE = "the first of its pictures kept"
 
 
@@ -38,16 +39,27 @@ class Header:
     jfif: bool = False
     adobe: int | None = None
     several_pictures: bool = False
-    turned: bool = False
+    orientation: int = 0  # 1 to 8, as in EXIF; 0 without an EXIF block that can be read
     cuts: list[tuple[int, int, str]] = field(default_factory=list)
     scan: int = 0  # offset of the SOS segment's contents
 
     @property
     def common_sampling(self) -> bool:
         """True for grey and ``COMMON_SAMPLINGS``, on whose pixels decoders agree. native.c has the same rule."""
-        if len(self.components) != 3:
-            return len(self.components) == 1
-        first, *others = (component[1:3] for component in self.components)
+        return len(self.components) == 1 or (len(self.components) == 3 and self._common_colours)
+
+    @property
+    def usual(self) -> bool:
+        """True if every build of libjpeg-turbo decodes the file: Huffman codes, 8 bits, a common sampling, also of CMYK
+        with black sampled as the first component."""
+        black = [component[1:3] for component in self.components[3:]]
+        cmyk = len(black) == 1 and black[0] == self.components[0][1:3] and self._common_colours
+        frames = (BASELINE, EXTENDED, PROGRESSIVE)
+        return self.frame in frames and self.precision == 8 and (cmyk or self.common_sampling)
+
+    @property
+    def _common_colours(self) -> bool:
+        first, *others = (component[1:3] for component in self.components[:3])
         return first in COMMON_SAMPLINGS and others == [(1, 1)] * 2
 
     @property
@@ -132,7 +144,13 @@ def _read_frame(content: bytes, marker: int, header: Header) -> None:
 
 
 def _read_exif(content: bytes, segment: tuple[int, int], header: Header) -> None:
+    """Take the orientation of the first block that can be read. Any other is cut, since decoders differ on it."""
     try:
-        header.turned |= orientation(content) != 1
+        found = orientation(content)
     except ValueError:
         header.cuts.append((*segment, BROKEN_EXIF))
+        return
+    if header.orientation:
+        header.cuts.append((*segment, SECOND_EXIF))
+    else:
+        header.orientation = found

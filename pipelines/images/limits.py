@@ -7,6 +7,7 @@ MAX_PIXELS = 150_000_000  # the largest image of ImageNet has 26 million
 PILLOW_MAX_PIXELS = 178_956_970  # Pillow's own limit
 JPEG_MAX_SIDE = 65_500  # libjpeg's own limit
 MAX_SCANS = 100  # of a JPEG; files from cameras and the web have about ten
+MAX_COMMENTS = 1000  # in the text of a PPM file, where Pillow takes a time quadratic in their number
 SCAN = b"\xff\xda"
 # Scans are not counted up to this number of bytes times pixels: 20 bytes make one, which took 0.6 ns a pixel, so 3 s at
 # most.
@@ -46,3 +47,9 @@ def check_scans(data: bytes, header: Header) -> None:
     scans = data.count(SCAN, header.scan)
     if scans > MAX_SCANS:
         raise ValueError(f"its {scans} scans are more than the {MAX_SCANS} allowed")
+
+
+def check_ppm(data: bytes) -> None:
+    """Raise ValueError if a PPM, PGM or PBM file whose pixels are text has too many comments."""
+    if data[:2] in (b"P1", b"P2", b"P3") and data.count(b"#") > MAX_COMMENTS:
+        raise ValueError(f"it has more than the {MAX_COMMENTS} comments allowed")

@@ -1,13 +1,14 @@
 """Untrusted image files decoded to RGB pixels: the only place that opens files which were not checked before.
 
-A healthy baseline JPEG is decoded by libjpeg-turbo directly, in a tenth less time and with the same pixels; Pillow
-decodes the rest. Decoders disagree on these points, which are handled here as follows:
+A JPEG that gives no warning is decoded by libjpeg-turbo directly, in a tenth less time and with the same pixels;
+Pillow decodes the rest, and a warning is listed as a repair. Decoders disagree on these points, which are handled here
+as follows:
 
 - Grey, palettes and single bits are expanded; transparent pixels are composed on white; 16 bits are scaled to 8.
 - CMYK and YCCK are taken as inverted, as Adobe writes them and Pillow, TensorFlow and libvips read them.
 - Colour profiles (ICC) are ignored, as torchvision, TensorFlow and DALI do: the numbers are taken as sRGB.
 - The picture is turned as its EXIF block says; a damaged EXIF block is ignored.
-- If a file holds several pictures (MPO, animations), the first is decoded.
+- If a file holds several pictures (MPO, animations, pages), the first is decoded.
 """
 
 import io
@@ -23,9 +24,13 @@ from PIL import Image, UnidentifiedImageError
 
 from pipelines.errors import DataError
 from pipelines.images.exif import orientation
-from pipelines.images.jpeg import TURNED, YCCK, Jpeg, inspect
+from pipelines.images.foreign import raw_file, what_it_is
+from pipelines.images.jpeg import DAMAGED, TURNED, Jpeg, inspect
 from pipelines.images.jpeg_header import BROKEN_EXIF, FIRST_PICTURE
-from pipelines.images.limits import MAX_PIXELS, check_scans
+from pipelines.images.limits import MAX_PIXELS, check_ppm, check_scans
+from pipelines.images.png import check_png
+from pipelines.images.rgb import depth_repair, to_rgb, turned
+from pipelines.images.tiff import check_tiff, other_pages
 from pipelines.untrusted import MAX_FILE_BYTES, read_limited
 
 SUFFIXES = {
@@ -39,16 +44,8 @@ SUFFIXES = {
     **({".avif": "AVIF"} if find_spec("PIL._avif") else {}),  # Pillow 11.3 and later, if built with libavif
 }
 FORMATS = tuple(dict.fromkeys(SUFFIXES.values()))  # never EPS, which would start another program
-WEB_PAGE = re.compile(rb"\s*<(!doctype|html|\?xml|svg)", re.IGNORECASE)
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+ORIENTATION = 0x0112
+ZEROS = bytes(512)  # at the end of a file of which only a part was written; these decoders take them for data
 
 
 @dataclass(frozen=True)
@@ -64,26 +61,27 @@ def read_picture(data: bytes, suffix: str, max_pixels: int = MAX_PIXELS, jpeg: J
     """Decode a whole image file to RGB, turned as its EXIF block says.
 
     ``suffix`` of the file's name (``.JPEG``) is compared with the format found. ``jpeg`` is what ``inspect`` returned
-    for the data, if it was called already. ``repairs`` lists a wrong suffix and
-    each step that changes how the picture looks. Raises DataError with the reason if it cannot be decoded, or if its
-    header claims more than ``max_pixels``; then nothing is allocated for it.
+    for the data, if it was called already. ``repairs`` lists a wrong suffix, damage, and each step that changes how
+    the picture looks. Raises DataError with the reason if it cannot be decoded, or if its header claims more than
+    ``max_pixels``; then nothing is allocated for it.
     """
     if not data:
         raise DataError("it is empty")
     jpeg = jpeg or inspect(data)
-    pixels = _decode_healthy(data, jpeg, max_pixels)
+    pixels, damage = _decode_strictly(data, jpeg, max_pixels)
     if pixels is not None:
-        return Picture(pixels, "JPEG", misnamed("JPEG", suffix))
+        upright = turned(pixels, jpeg.header.orientation)
+        return Picture(upright, "JPEG", (*misnamed("JPEG", suffix), *jpeg.repairs))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on broken EXIF and large images
         try:
-            return _decode(data, suffix, max_pixels, jpeg)
+            return _decode(data, suffix, max_pixels, jpeg, damage)
         except DataError:
             raise
         except Image.DecompressionBombError as error:
             raise too_large(int(re.findall(r"\d+", str(error))[0]), max_pixels) from None
         except UnidentifiedImageError:
-            raise DataError(_what_it_is(data)) from None
+            raise DataError(what_it_is(data)) from None
         except MemoryError:
             raise DataError("it takes more memory to decode than there is") from None
         except Exception as error:  # decoders raise anything on damaged files
@@ -108,69 +106,67 @@ def too_large(pixels: int, max_pixels: int) -> DataError:
     return DataError(f"its {pixels} pixels are more than the {max_pixels} allowed")
 
 
-def _decode_healthy(data: bytes, jpeg: Jpeg, max_pixels: int) -> np.ndarray | None:
-    """Return H,W,3 uint8, or None if the file is not a healthy plain JPEG; Pillow must decode it then."""
-    if jpeg.obstacles or jpeg.cuts or jpeg.width * jpeg.height > max_pixels:
-        return None
+def _decode_strictly(data: bytes, jpeg: Jpeg, max_pixels: int) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """Return the H,W,3 uint8 of a JPEG that libjpeg decodes without a warning. Return None if Pillow must decode the
+    file, and what libjpeg warned of: Pillow hides that."""
+    header = jpeg.header
+    if jpeg.damage or not header.usual or header.width * header.height > max_pixels:
+        return None, ()
+    colours = "CMYK" if len(header.components) == 4 else "RGB"
     try:
-        return simplejpeg.decode_jpeg(data, fastdct=False, fastupsample=False)
-    except ValueError:  # it warned of damaged data
-        return None
+        check_scans(data, header)
+        pixels = simplejpeg.decode_jpeg(data, colours, fastdct=False, fastupsample=False)
+    except ValueError as error:
+        return None, (f"{DAMAGED}{error}",)
+    return (pixels if colours == "RGB" else None), ()
 
 
-def _decode(data: bytes, suffix: str, max_pixels: int, jpeg: Jpeg) -> Picture:
+def _decode(data: bytes, suffix: str, max_pixels: int, jpeg: Jpeg, damage: tuple[str, ...]) -> Picture:
+    if raw := raw_file(data):
+        raise DataError(raw)
     if data[:2] == b"\xff\xd8":
         check_scans(data, jpeg.header)
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.width * image.height > max_pixels:
         raise too_large(image.width * image.height, max_pixels)
+    is_jpeg = image.format in ("JPEG", "MPO")
+    if data.endswith(ZEROS) and (jpeg.damage if is_jpeg else image.format in ("WEBP", "AVIF")):
+        raise DataError(f"its last {len(ZEROS)} bytes or more are zeros: copy or download it again")
+    if is_jpeg:
+        upright = turned(np.array(to_rgb(image, [])), jpeg.header.orientation)
+        return Picture(upright, "JPEG", (*misnamed("JPEG", suffix), *jpeg.repairs, *damage))
+    return _decode_other(data, image, suffix, max_pixels)
+
+
+def _decode_other(data: bytes, image: Image.Image, suffix: str, max_pixels: int) -> Picture:
+    """Decode what is no JPEG. ``image`` was opened by Pillow, and is not loaded yet."""
+    repairs = list(misnamed(str(image.format), suffix))
+    turn = 0
+    if image.format == "TIFF":
+        check_tiff(data, image, max_pixels)
+        repairs += other_pages(data)
+        repairs += [TURNED] if image.getexif().get(ORIENTATION, 1) in range(2, 9) else []  # Pillow turns these itself
+    elif image.format == "PNG":
+        check_png(data)
+    elif image.format == "PPM":
+        check_ppm(data)
+    repairs += depth_repair(image)
     image.load()
-    several = getattr(image, "is_animated", False)
-    found = "JPEG" if image.format == "MPO" else str(image.format)
-    repairs = [*misnamed(found, suffix), *([FIRST_PICTURE] if several else [])]
-    upright = _turn(image, repairs)
-    return Picture(np.array(_to_rgb(upright, repairs)), found, tuple(repairs))
+    if image.format != "TIFF":
+        repairs += [FIRST_PICTURE] if getattr(image, "is_animated", False) else []
+        turn = _orientation(image, repairs)
+    rgb = to_rgb(image, repairs)
+    return Picture(turned(np.array(rgb), turn), str(image.format), tuple(dict.fromkeys(repairs)))
 
 
-def _turn(image: Image.Image, repairs: list[str]) -> Image.Image:
+def _orientation(image: Image.Image, repairs: list[str]) -> int:
+    """Return the orientation that the EXIF block says, 1 to 8. Append to ``repairs`` if it turns, or is broken."""
     if "exif" not in image.info:
-        return image
+        return 1
     try:
         turn = orientation(image.info["exif"])
     except ValueError:
         repairs.append(BROKEN_EXIF)
-        return image
-    if turn == 1:
-        return image
-    repairs.append(TURNED)
-    return image.transpose(TURNS[turn])
-
-
-def _to_rgb(image: Image.Image, repairs: list[str]) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        repairs.append("16 bits scaled to 8")
-        values = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise DataError(f"its pixels are of mode {image.mode}, in which no value is defined as white")
-    if image.has_transparency_data:
-        return _on_white(image.convert("RGBA"), repairs)
-    if image.mode not in ("RGB", "L", "1", "P"):
-        ycck = image.mode == "CMYK" and image.info.get("adobe_transform") == YCCK
-        repairs.append(f"{'YCCK' if ycck else image.mode} to RGB")
-    return image.convert("RGB")
-
-
-def _on_white(image: Image.Image, repairs: list[str]) -> Image.Image:
-    if image.getchannel("A").getextrema() == (255, 255):
-        return image.convert("RGB")
-    repairs.append("transparency laid on white")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-
-
-def _what_it_is(data: bytes) -> str:
-    if WEB_PAGE.match(data[:1000]):
-        return "it is a web page or XML, not an image"
-    if data[:3] == b"\xff\xd8\xff":
-        return "it cannot be decoded: its JPEG header is damaged or cut off"
-    return "it is not an image"
+        return 1
+    repairs += [TURNED] if turn > 1 else []
+    return turn

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from pipelines.files import write_atomically
 from pipelines.sharding.sources import Source
 from pipelines.sharding.statistics import summarise
 from pipelines.sharding.writer import WORK, ShardRecord, ShardTask, read_record
-from pipelines.shards.manifest import MEAN_IMAGE, Manifest, Split
+from pipelines.shards.manifest import MEAN_IMAGE, Manifest, Split, load_manifest
 from pipelines.untrusted import printable, read_json
 
-PLAN, SPOOL = "plan.json", "spool"  # in WORK
+PLAN, SPOOL = "plan.json", "spool"  # in WORK; a finished folder keeps the plan beside its manifest
 TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp$")  # appended by pipelines.files.temporary
-OURS = re.compile(r"[a-z]+-[0-9]{6}\.(tar|idx)|mean\.npy")
+OURS = re.compile(r"[a-z]+-[0-9]{6}\.(tar|idx)|mean\.npy|plan\.json")
 
 
 def fingerprint(tasks: Sequence[ShardTask], seed: int) -> dict[str, Any]:
@@ -44,6 +44,34 @@ def fingerprint(tasks: Sequence[ShardTask], seed: int) -> dict[str, Any]:
         "shards": len(tasks),
         "samples": samples.hexdigest(),
     }
+
+
+def is_finished(out: Path, plan: dict[str, Any]) -> bool:
+    """Return true if ``out`` holds the finished shards of this plan, each in its full length; false if none are there.
+
+    Raises DataError for shards of another plan or of an earlier version, which kept none, and if one is damaged.
+    """
+    if not os.path.lexists(out / "manifest.json"):
+        return False
+    earlier = _read_plan(out / PLAN, plan)
+    if earlier is None:
+        raise DataError(
+            f"{out} holds finished shards already, and no {PLAN} that says of what, as made by an earlier version: "
+            "choose another folder, or delete it first"
+        )
+    if earlier != plan:
+        raise DataError(
+            f"{out} holds finished shards of another plan ({_difference(earlier, plan)}): choose another folder, or "
+            "delete it first"
+        )
+    load_manifest(out)
+    return True
+
+
+def _difference(earlier: dict[str, Any], plan: dict[str, Any]) -> str:
+    names = {"samples": "the list of images, their labels or their division into shards differ"}
+    changes = [names.get(key, f"{key} was {earlier[key]}, is {plan[key]}") for key in plan if earlier[key] != plan[key]]
+    return ", ".join(changes)
 
 
 @contextmanager
@@ -66,7 +94,7 @@ def claim(out: Path, plan: dict[str, Any], renew: tuple[Sequence[ShardTask], Sou
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(f"another run is writing to {out}: wait for it, or choose another folder") from None
-        if renew and _read_plan(out, plan) not in (None, plan):
+        if renew and _read_plan(out / WORK / PLAN, plan) not in (None, plan):
             _delete([path for path in leftovers(out, *renew) if path != work / "lock"])
         _check_plan(out, plan)
         yield
@@ -77,7 +105,7 @@ def _check_ours(out: Path, plan: dict[str, Any]) -> None:
     work = out / WORK
     if work.is_symlink() or not work.is_dir():
         raise DataError(f"{out} holds other things: choose an empty or a new folder")
-    if not _is_only_begun(out) and _read_plan(out, plan) is None:
+    if not _is_only_begun(out) and _read_plan(out / WORK / PLAN, plan) is None:
         raise DataError(
             f"{out} holds other things, or {work / PLAN} is missing or damaged: choose an empty or a new folder; if it "
             "is an unfinished run and nothing else, delete it first"
@@ -98,9 +126,8 @@ def _is_only_begun(out: Path) -> bool:
     return only_work and all(begun.fullmatch(name) for name in names)
 
 
-def _read_plan(out: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the plan of the run in ``out``, or None if it is missing, damaged or of another program."""
-    path = out / WORK / PLAN
+def _read_plan(path: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the plan in this file, or None if it is missing, damaged or of another program."""
     try:
         earlier = None if path.is_symlink() else read_json(path)
     except (DataError, OSError):
@@ -113,29 +140,31 @@ def _check_plan(out: Path, plan: dict[str, Any]) -> None:
     path, content = out / WORK / PLAN, json.dumps(plan).encode()
     if _is_only_begun(out) and (not path.exists() or content.startswith(path.read_bytes())):
         write_atomically(path, content)
-    earlier = _read_plan(out, plan)
+    earlier = _read_plan(path, plan)
     if earlier is None:
         raise DataError(f"{path} is damaged, or of another program: choose a new folder, or delete {out} first")
     if earlier != plan:
-        names = ", ".join(f"{key} was {earlier[key]}, is {plan[key]}" for key in plan if earlier[key] != plan[key])
-        raise DataError(f"{out} is unfinished with another plan ({names}): give the same options, or delete it first")
+        raise DataError(
+            f"{out} is unfinished with another plan ({_difference(earlier, plan)}): give the same options, or delete "
+            "it first"
+        )
 
 
-def leftovers(out: Path, tasks: Sequence[ShardTask], source: Source, keep: Collection[str] = ()) -> list[Path]:
-    """List the files in ``out`` that these tasks wrote, including temporary ones, except the names in ``keep``."""
+def leftovers(out: Path, tasks: Sequence[ShardTask], source: Source) -> list[Path]:
+    """List the files in ``out`` that these tasks wrote, including temporary ones."""
     shards = {name for task in tasks for name in task.files}
     work = {"lock", PLAN} | {path.name for task in tasks for path in (task.record_path, task.pixels_path)}
     spooled = {Path(sample.file).name for task in tasks for sample in task.samples} if source.spool else ()
     spool = {f"{name}.{suffix}" for name in spooled for suffix in ("bin", "npy", "tmp")}
     found = []
     for folder, names in (
-        (out, shards | {MEAN_IMAGE, "manifest.json"}),
+        (out, shards | {MEAN_IMAGE, PLAN, "manifest.json"}),
         (out / WORK, work),
         (out / WORK / SPOOL, spool),
     ):
         for path in folder.iterdir() if folder.is_dir() else ():
             is_file = stat.S_ISREG(path.lstat().st_mode)
-            if is_file and TEMPORARY.sub("", path.name) in names and path.name not in keep:
+            if is_file and TEMPORARY.sub("", path.name) in names:
                 found.append(path)
     return found
 
@@ -179,8 +208,9 @@ def finish(out: Path, seed: int, source: Source, tasks: Sequence[ShardTask]) -> 
         buffer = io.BytesIO()
         np.save(buffer, mean_image)
         write_atomically(out / MEAN_IMAGE, buffer.getvalue())
-    keep = {MEAN_IMAGE, *(name for task, record in records if record.shard.samples for name in task.files)}
-    unwanted = leftovers(out, tasks, source, keep)
+    write_atomically(out / PLAN, json.dumps(fingerprint(tasks, seed)).encode())
+    keep = {MEAN_IMAGE, PLAN, *(name for task, record in records if record.shard.samples for name in task.files)}
+    unwanted = [path for path in leftovers(out, tasks, source) if path.parent != out or path.name not in keep]
     _delete([path for path in unwanted if path.parent == out])
     Manifest(
         out,
@@ -203,21 +233,3 @@ def _record(task: ShardTask) -> ShardRecord:
     if record is None:
         raise DataError(f"{task.tar_path} is not as it was written: run the same command again, which writes it anew")
     return record
-
-
-def report(manifest: Manifest, source_bytes: dict[str, int], seconds: float) -> None:
-    """Print a table of the written splits, and the first quarantined images."""
-    print(f"{'':<8}{'images':>10}{'shards':>8}{'source MB':>12}{'written MB':>12}{'ratio':>8}")
-    for name, split in manifest.splits.items():
-        written = sum(shard.bytes for shard in split.shards)
-        read = source_bytes[name]
-        print(
-            f"{name:<8}{split.samples:>10}{len(split.shards):>8}{read / 1e6:>12.1f}{written / 1e6:>12.1f}"
-            f"{written / read:>8.2f}"
-        )
-    print(
-        f"{seconds:.0f} s; repaired: {len(manifest.repaired)}, quarantined: {len(manifest.quarantined)} "
-        "(listed in manifest.json)"
-    )
-    for entry in manifest.quarantined[:5]:
-        print(printable(f"  {entry['source']}: {entry['reason']}"))

@@ -8,7 +8,7 @@ import numpy as np
 import simplejpeg
 
 from pipelines.errors import DataError
-from pipelines.images.jpeg import Jpeg, inspect, without_cuts
+from pipelines.images.jpeg import DAMAGED, Jpeg, inspect, without_cuts
 from pipelines.images.limits import check_shape
 from pipelines.images.picture import misnamed, read_picture
 from pipelines.images.resize import shorter, square
@@ -56,8 +56,9 @@ def _copy_jpeg(data: bytes, suffix: str, image: ImageFormat, *, max_pixels: int,
         else:
             check_data(plain)
     except ValueError as error:
-        damaged = replace(jpeg, obstacles=(f"damaged, written anew: {error}",))
-        return _reencode(data, damaged, suffix, image, max_pixels=max_pixels)
+        found = _reencode(data, jpeg, suffix, image, max_pixels=max_pixels)
+        listed = any(why.startswith(DAMAGED) for why in found.repairs)
+        return found if listed else replace(found, repairs=(*found.repairs, f"{DAMAGED}{error}"))
     pixels = read_picture(data, suffix, max_pixels, jpeg).pixels if want_pixels else None
     return Member(plain, repairs, pixels)
 

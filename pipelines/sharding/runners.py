@@ -5,26 +5,45 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from tqdm import tqdm
 
 from pipelines.errors import DataError
+from pipelines.sharding.folder import SPOOL
 from pipelines.sharding.processes import WorkerPool, spawning
-from pipelines.sharding.writer import ShardTask, write_shard
+from pipelines.sharding.sources import Source
+from pipelines.sharding.writer import WORK, ShardTask, read_record, write_shard
 from pipelines.untrusted import read_json
 
 LINE_SECONDS = 30.0  # between two lines of progress if there is no terminal
+HANDFUL = 5  # bad images, of however few
+
+
+def allowed(total: int, max_bad: float) -> int:
+    """Return how many of ``total`` images may be bad: the share ``max_bad``, but at least a HANDFUL, or half of a few.
+
+    None may be if ``max_bad`` is 0.
+    """
+    return max(int(max_bad * total), min(HANDFUL, total // 2)) if max_bad > 0 else 0
+
+
+def _next_share(bad: int, total: int) -> str:
+    """Return a round share that allows at least twice as many bad images: 0.02, 0.05, 0.1, ..."""
+    shares = (digit * 10.0**power for power in range(-6, 0) for digit in (1, 2, 5))
+    return f"{next((share for share in shares if int(share * total) >= 2 * bad), 1.0):g}"
 
 
 class ShardingProgress:
     """A report of images, source bytes and bad images so far: a bar on a terminal, else a line every LINE_SECONDS.
 
-    An earlier run wrote ``done`` of the ``total`` images. The fraction ``max_bad`` of them may be bad.
+    An earlier run wrote ``done`` of the ``total`` images. The fraction ``max_bad`` of them may be bad, see ``allowed``.
     """
 
     def __init__(self, total: int, done: int, max_bad: float) -> None:
-        self._total, self._done, self._allowed = total, done, int(max_bad * total)
+        self._total, self._done, self._allowed = total, done, allowed(total, max_bad)
         self._bad: list[dict[str, str]] = []
         self._start = self._last_line = time.monotonic()
         self._bar = tqdm(total=total, initial=done, unit=" images", desc="shard", disable=not sys.stderr.isatty())
@@ -36,7 +55,7 @@ class ShardingProgress:
             named = "".join(f"\n  {bad['source']}: {bad['reason']}" for bad in self._bad[:5])
             raise DataError(
                 f"more than {self._allowed} of {self._total} images cannot be used: repair the source, or run the "
-                f"same command again with a larger --max-bad. The first:{named}"
+                f"same command again with --max-bad {_next_share(len(self._bad), self._total)}. The first:{named}"
             )
 
     def show(self, images: int, source_bytes: int) -> None:
@@ -58,6 +77,34 @@ class ShardingProgress:
 
     def close(self) -> None:
         self._bar.close()
+
+
+def write_shards(
+    source: Source, tasks: Sequence[ShardTask], *, workers: int, cluster: str | None, max_bad: float
+) -> None:
+    """Write the shards that are missing or not as recorded. Raises DataError, OSError."""
+    earlier = {task.name: record for task in tasks if (record := read_record(task))}
+    todo = _spooled([task for task in tasks if task.name not in earlier], source)
+    total, left = (sum(len(task.samples) for task in some) for some in (tasks, todo))
+    progress = ShardingProgress(total, total - left, max_bad)
+    try:
+        for entry in (entry for record in earlier.values() for entry in record.quarantined):
+            progress.quarantine(entry)
+        if cluster:
+            write_on_cluster(todo, cluster, progress)
+        else:
+            write_on_this_machine(todo, workers, progress)
+    finally:
+        progress.close()
+
+
+def _spooled(tasks: list[ShardTask], source: Source) -> list[ShardTask]:
+    """Return the tasks with samples that can be read by offset. Call it under the lock: it may copy the source."""
+    if source.spool is None or not tasks:
+        return tasks
+    work = tasks[0].out / WORK / SPOOL
+    placed = iter(source.spool.copy([sample for task in tasks for sample in task.samples], work))
+    return [replace(task, source=work, samples=tuple(islice(placed, len(task.samples)))) for task in tasks]
 
 
 def write_on_this_machine(tasks: Sequence[ShardTask], workers: int, progress: ShardingProgress) -> None:

@@ -2,8 +2,9 @@
 
 import io
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -57,8 +58,13 @@ class PixelSums:
                 saved = {name: part[name] for name, value in vars(self).items() if value is not None}
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise DataError(f"{path} is missing or damaged: run the same command again") from error
-        for name, values in saved.items():
-            setattr(self, name, getattr(self, name) + values)
+        self.add_sums(saved)
+
+    def add_sums(self, sums: Mapping[str, Any]) -> None:
+        """Add the attributes of another one."""
+        for name, values in sums.items():
+            if values is not None:
+                setattr(self, name, getattr(self, name) + values)
 
 
 def measured_samples(start: int, stop: int, total: int, wanted: int | None) -> range:
@@ -82,6 +88,11 @@ def summarise(parts: Iterable[Path], size: int | None) -> tuple[Statistics, np.n
         sums.merge(part)
     if not sums.images:
         raise DataError("none of the images chosen for the statistics can be used: raise --statistics-images")
+    return statistics_of(sums), None if sums.image is None else (sums.image / sums.images).astype(np.float32)
+
+
+def statistics_of(sums: PixelSums) -> Statistics:
+    """Return the statistics of the images that were added, at least one."""
     n = int(sums.count)
     totals = [int(total) for total in sums.totals]
     products = [[int(sums.products[min(i, j), max(i, j)]) for j in range(3)] for i in range(3)]
@@ -89,7 +100,7 @@ def summarise(parts: Iterable[Path], size: int | None) -> tuple[Statistics, np.n
     values, vectors = np.linalg.eigh(covariance)
     values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
     vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), range(3)])  # makes the sign reproducible
-    statistics = Statistics(
+    return Statistics(
         mean_rgb=tuple(total / n for total in totals),
         std_rgb=tuple(float(value) for value in np.sqrt(np.diag(covariance))),
         eigenvalues=tuple(float(value) for value in values),
@@ -97,4 +108,3 @@ def summarise(parts: Iterable[Path], size: int | None) -> tuple[Statistics, np.n
         mean_image=None if sums.image is None else MEAN_IMAGE,
         images=int(sums.images),
     )
-    return statistics, None if sums.image is None else (sums.image / sums.images).astype(np.float32)

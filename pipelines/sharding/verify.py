@@ -8,10 +8,12 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from pipelines.errors import DataError
+from pipelines.sharding.foreign_tar import index_tar
 from pipelines.sharding.processes import WorkerPool
 from pipelines.sharding.sources.tars import Member, members
+from pipelines.shards.checks import check_shard, index_again
 from pipelines.shards.index import check_index
-from pipelines.shards.manifest import Manifest, Shard, check_shard, load_manifest
+from pipelines.shards.manifest import Manifest, Shard, load_manifest
 from pipelines.shards.records import BLOCK, CHECKSUM, checksum
 from pipelines.turbo.decode import read_member
 
@@ -23,7 +25,8 @@ def verify(folder: Path, workers: int) -> None:
     problems = find_problems(manifest, workers)
     if problems:
         lines = [f"{folder / path}: {problem}" for path, problem in problems.items()]
-        remedy = "write them again with the command that made them and --repair"
+        again = "write them again with the command that made them and --repair"
+        remedy = again if manifest.plain else f"restore them, or {index_again(folder)}"
         raise DataError("\n  ".join([f"{len(problems)} of {shards} shards are wrong: {remedy}", *lines]))
     samples = sum(split.samples for split in manifest.splits.values())
     print(f"{folder}: {samples} images in {shards} shards, all as the manifest says")
@@ -41,7 +44,9 @@ def find_problems(manifest: Manifest, workers: int) -> dict[str, str]:
 def _problem(shard: Shard, manifest: Manifest) -> str | None:
     path = manifest.folder / shard.path
     try:
-        check_shard(manifest.folder, shard)
+        check_shard(manifest.folder, shard, manifest.plain)
+        if not manifest.plain:
+            return _foreign_problem(path, shard, manifest)
         with path.open("rb") as file:
             same = hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
     except DataError as error:
@@ -53,6 +58,20 @@ def _problem(shard: Shard, manifest: Manifest) -> str | None:
     except (OSError, DataError) as error:
         wrong = str(error)
     return wrong if same else f"its sha256 differs{f'; {wrong}' if wrong else ''}"
+
+
+def _foreign_problem(path: Path, shard: Shard, manifest: Manifest) -> str | None:
+    """Index a shard that another program wrote again, and return the first difference. Raises DataError, OSError."""
+    found = index_tar(path, manifest.image, (manifest.labels,), required=True)
+    if found.shard.sha256 != shard.sha256:
+        return "its sha256 differs"
+    lines, expected = path.with_suffix(".idx").read_bytes().splitlines(), found.index.splitlines()
+    wrong = next((line for line, other in zip_longest(lines, expected) if line != other), None)
+    if lines != expected:
+        return f"its index does not describe it, first at {(wrong or b'its end')[:200].decode('ascii', 'replace')!r}"
+    values = found.labels[manifest.labels].values if found.labels else set()
+    unknown = sorted(str(value) for value in values if str(value) not in manifest.class_numbers)
+    return f"label {unknown[0][:40]!r} is none of the {len(manifest.classes)} classes" if unknown else None
 
 
 def _wrong_content(path: Path, shard: Shard, manifest: Manifest) -> str | None:

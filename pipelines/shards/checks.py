@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -78,6 +79,13 @@ def remedy_of(folder: Path, plain: bool) -> str:
 
 def index_again(folder: Path) -> str:
     return f"index the folder again: {command('tools/shard_imagenet.py', '--index', folder)}"
+
+
+def check_foreign_index(folder: Path, shard: Shard, text: bytes) -> None:
+    """Raise DataError unless this is the index that was made for a tar of another program."""
+    if hashlib.sha256(text).hexdigest() != shard.index_sha256:
+        index = (folder / shard.path).with_suffix(".idx")
+        raise DataError(f"index {index} is not the one of the manifest, by its sha256: {remedy_of(folder, False)}")
 
 
 def check_shard(folder: Path, shard: Shard, plain: bool = True) -> None:

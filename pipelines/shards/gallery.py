@@ -26,7 +26,7 @@ class Gallery:
         return self._preparation.crop(read_member(bytes(record.data), self.manifest.image)), record.label
 
     def name(self, label: int) -> str:
-        return self.manifest.classes[label].name
+        return self.manifest.classes[label].name if label >= 0 else "no label"
 
     def various(self, count: int) -> list[int]:
         """Return the numbers of ``count`` random images, the same each time, of as many classes as possible."""

@@ -6,8 +6,8 @@ import tarfile
 import numpy as np
 
 from pipelines.errors import DataError
-from pipelines.shards.checks import remedy_of
-from pipelines.shards.foreign import key_of, read_index_line
+from pipelines.shards.checks import check_foreign_index, remedy_of
+from pipelines.shards.foreign import key_of
 from pipelines.shards.manifest import Manifest, Shard
 from pipelines.untrusted import MAX_FILE_BYTES
 
@@ -42,7 +42,7 @@ def check_index(manifest: Manifest, shard: Shard) -> None:
     if lines != shard.samples:
         raise _wrong(manifest, shard, f"it lists {lines} samples instead of {shard.samples}")
     if not manifest.plain:
-        _check_foreign(manifest, shard, text[start:].splitlines())
+        check_foreign_index(manifest.folder, shard, text)
         return
     line = _line(manifest)
     if not re.compile(b"(?:" + line + b")*+").fullmatch(text, start):
@@ -58,14 +58,6 @@ def check_index(manifest: Manifest, shard: Shard) -> None:
         raise _wrong(manifest, shard, f"it lists a member of {sizes.max()} bytes; {MAX_FILE_BYTES} are allowed")
     if -(-(ends[-1] + 2 * BLOCK) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE != shard.bytes:
         raise _wrong(manifest, shard, f"its members end at byte {ends[-1]}, which does not fit the shard's length")
-
-
-def _check_foreign(manifest: Manifest, shard: Shard, lines: list[bytes]) -> None:
-    for line in lines:
-        try:
-            read_index_line(line, shard.bytes)
-        except ValueError:
-            raise _wrong(manifest, shard, f"a line that does not list a sample's members: {_shown(line)}") from None
 
 
 def _line(manifest: Manifest) -> bytes:

@@ -28,12 +28,16 @@ MAX_CLASSES = 100_000  # a network's last layer has 4096 weights for each
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file: its name in the folder, and what it must hold."""
+    """One tar file: its name in the folder, and what it must hold.
+
+    ``index_sha256`` is that of the index, if another program wrote the tar: not every header tells its member's name.
+    """
 
     path: str
     samples: int
     bytes: int
     sha256: str
+    index_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,8 @@ class Manifest:
         del content["folder"]
         if self.plain:  # as before these fields existed
             del content["labels"], content["extras"]
+            for shard in (shard for split in content["splits"].values() for shard in split["shards"]):
+                del shard["index_sha256"]
         write_atomically(self.folder / "manifest.json", json.dumps(content, indent=1).encode() + b"\n")
 
 

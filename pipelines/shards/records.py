@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.errors import DataError
-from pipelines.shards.checks import remedy_of
+from pipelines.shards.checks import check_foreign_index, remedy_of
 from pipelines.shards.foreign import key_of, read_extras, read_foreign
 from pipelines.shards.manifest import Manifest
 from pipelines.shards.record import Record, SampleError
@@ -149,6 +149,8 @@ class Records:
             text = path.read_bytes() if path.is_file() else b""
         except OSError as error:
             raise DataError(f"index {path} cannot be read: {error.strerror}") from error
+        if not self._manifest.plain:
+            check_foreign_index(self._manifest.folder, self._shards[number], text)
         letters = np.frombuffer(text, np.uint8)
         ends = np.flatnonzero(letters == ord("\n"))
         lines = self._shards[number].samples + 1

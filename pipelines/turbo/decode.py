@@ -78,8 +78,7 @@ def decode_unusual(data: bytes, image: ImageFormat) -> np.ndarray | None:
         pixels = read_picture(data, "", PILLOW_MAX_PIXELS, jpeg).pixels
     except DataError as error:
         raise ValueError(str(error)) from None
-    height, width, _ = pixels.shape
-    check_shape(height, width, image)
+    check_shape(pixels.shape[0], pixels.shape[1], image)
     return pixels
 
 

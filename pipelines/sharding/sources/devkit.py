@@ -23,7 +23,7 @@ class Devkit:
 def read_devkit(path: Path) -> Devkit:
     """Read the devkit. Raises DataError if it is damaged, or if scipy is not installed."""
     contents = _read_members(path)
-    wnids, words = _read_synsets(contents[META], path)
+    wnids, words = read_synsets(contents[META], path)
     labels = []
     for number, line in enumerate(contents[TRUTH].decode("ascii", "replace").split(), 1):
         if not line.isdecimal() or int(line) not in wnids:
@@ -52,7 +52,7 @@ def _read_members(path: Path) -> dict[str, bytes]:
     return contents
 
 
-def _read_synsets(mat: bytes, path: Path) -> tuple[dict[int, str], dict[str, str]]:
+def read_synsets(mat: bytes, path: Path) -> tuple[dict[int, str], dict[str, str]]:
     """Return ILSVRC2012_ID -> wnid and wnid -> words of the synsets without children, which are the classes."""
     scipy_io = load_extra("scipy.io", "scipy", "reading ImageNet's devkit (meta.mat)")
     try:

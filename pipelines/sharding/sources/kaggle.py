@@ -1,20 +1,14 @@
 """Kaggle's layout: SOURCE/ILSVRC/Data/CLS-LOC/{train/<wnid>/,val/}, val flat, its labels in LOC_val_solution.csv."""
 
 import csv
+from collections import Counter
 from pathlib import Path
 
 from pipelines.errors import DataError
-from pipelines.sharding.sources.folders import list_class_folders
-from pipelines.sharding.sources.sample import (
-    Listing,
-    Sample,
-    class_folders,
-    image_names,
-    key_of,
-    read_words,
-    sorted_classes,
-    stem_of,
-)
+from pipelines.sharding.sources.flat import Pictures
+from pipelines.sharding.sources.folders import list_class_folders, listing_of
+from pipelines.sharding.sources.sample import Listing, stem_of
+from pipelines.sharding.sources.walk import pictures_below
 
 DATA = "ILSVRC/Data/CLS-LOC"
 LABELS, WORDS = "LOC_val_solution.csv", "LOC_synset_mapping.txt"
@@ -31,32 +25,32 @@ def listing(folder: Path, splits: tuple[str, ...]) -> Listing:
             raise DataError(f"{folder} has no labels for {split}, only for train and val: leave it out with --splits")
         if not (folder / DATA / split).is_dir():
             raise DataError(f"no folder {folder / DATA / split}: unpack it, or leave {split} out with --splits")
-    solution = _read_solution(folder / LABELS) if "val" in splits else {}
-    classes = {"train": class_folders(folder / DATA / "train") if "train" in splits else [], "val": solution.values()}
-    wnids = sorted_classes({split: classes[split] for split in splits}, folder)
-    images = {"train": lambda: _list_train(folder, wnids), "val": lambda: _list_val(folder, wnids, solution)}
-    words = read_words(folder / WORDS) if (folder / WORDS).is_file() else {}
-    return Listing(wnids, words, {split: images[split]() for split in splits})
+    left_out: Counter[str] = Counter()
+    pictures = {split: (_list_train if split == "train" else _list_val)(folder, left_out) for split in splits}
+    return listing_of(folder, pictures, (), left_out)
 
 
-def _list_train(folder: Path, wnids: list[str]) -> list[Sample]:
-    return list_class_folders(folder, f"{DATA}/train", wnids)
+def _list_train(folder: Path, left_out: Counter[str]) -> Pictures:
+    return list_class_folders(folder, f"{DATA}/train", left_out)
 
 
-def _list_val(folder: Path, wnids: list[str], solution: dict[str, str]) -> list[Sample]:
-    val, label = folder / DATA / "val", {wnid: index for index, wnid in enumerate(wnids)}
-    names = sorted(image_names(val))
-    without_row = next((name for name in names if stem_of(name) not in solution), None)
+def _list_val(folder: Path, left_out: Counter[str]) -> Pictures:
+    solution = _read_solution(folder / LABELS)
+    paths = sorted(pictures_below(folder, f"{DATA}/val", left_out))
+    stems = [stem_of(path.rpartition("/")[2]) for path in paths]
+    without_row = next((path for stem, path in zip(stems, paths, strict=True) if stem not in solution), None)
     if without_row:
-        raise DataError(f"{folder / LABELS} has no row for {val / without_row}: download both again")
-    without_image = sorted(solution.keys() - {stem_of(name) for name in names})
+        raise DataError(f"{folder / LABELS} has no row for {folder / without_row}: download both again")
+    without_image = sorted(solution.keys() - {*stems})
     if without_image:
         raise DataError(
-            f"{folder / LABELS} has a row for {without_image[0]}, but there is no such image in {val} "
-            f"({len(without_image)} such rows): download both again"
+            f"{folder / LABELS} has a row for {without_image[0]}, but there is no such image in "
+            f"{folder / DATA / 'val'} ({len(without_image)} such rows): download both again"
         )
-    paths = {name: f"{DATA}/val/{name}" for name in names}
-    return [Sample(key_of(stem_of(n)), path, label[solution[stem_of(n)]], path) for n, path in paths.items()]
+    pictures: Pictures = {}
+    for stem, path in zip(stems, paths, strict=True):
+        pictures.setdefault(solution[stem], []).append(path)
+    return pictures
 
 
 def _read_solution(path: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ Only headers are read to locate each image, once. Shards are then written from t
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from tqdm import tqdm
 
 from pipelines.errors import DataError
 from pipelines.sharding.sources.devkit import Devkit, read_devkit
-from pipelines.sharding.sources.sample import Listing, Sample, is_image, key_of, sorted_classes, stem_of
+from pipelines.sharding.sources.sample import Listing, Sample, key_of, sorted_classes, stem_of
 from pipelines.sharding.sources.tars import Member, members, open_at_random
+from pipelines.sharding.sources.walk import is_image, kind
 
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
@@ -33,11 +35,12 @@ def found(folder: Path, splits: tuple[str, ...]) -> bool:
 def listing(folder: Path, splits: tuple[str, ...]) -> Listing:
     _check_presence(folder, splits)
     devkit = read_devkit(folder / DEVKIT)
-    locate: dict[str, Callable[[Path, Devkit], Images]] = {"train": _locate_train, "val": _locate_val}
-    located = {split: locate[split](folder / ARCHIVES[split], devkit) for split in splits}
+    locate: dict[str, Callable[[Path, Devkit, Counter[str]], Images]] = {"train": _locate_train, "val": _locate_val}
+    left_out: Counter[str] = Counter()
+    located = {split: locate[split](folder / ARCHIVES[split], devkit, left_out) for split in splits}
     wnids = sorted_classes(located, folder)
     samples = {split: _samples(ARCHIVES[split], located[split], wnids) for split in splits}
-    return Listing(wnids, {wnid: devkit.words[wnid] for wnid in wnids}, samples)
+    return Listing(wnids, {wnid: devkit.words[wnid] for wnid in wnids}, samples, left_out=left_out)
 
 
 def check_md5(folder: Path, splits: tuple[str, ...]) -> None:
@@ -67,7 +70,7 @@ def _bytes_bar(what: str, size: int) -> tqdm:
     return tqdm(total=size, unit="B", unit_scale=True, desc=what)
 
 
-def _locate_train(path: Path, devkit: Devkit) -> Images:
+def _locate_train(path: Path, devkit: Devkit, left_out: Counter[str]) -> Images:
     images: Images = {}
     with open_at_random(path) as file, _bytes_bar(f"locate {path.name}", path.stat().st_size) as bar:
         for inner in members(file, str(path)):
@@ -78,16 +81,16 @@ def _locate_train(path: Path, devkit: Devkit) -> Images:
                 )
             if wnid in images:
                 raise DataError(f"{path} holds {inner.name} twice: download it again")
-            images[wnid] = list(_images(members(file, f"{path}/{inner.name}", inner.offset, inner.size)))
+            images[wnid] = list(_images(members(file, f"{path}/{inner.name}", inner.offset, inner.size), left_out))
             bar.update(inner.offset + inner.size - bar.n)
         bar.update(bar.total - bar.n)
     return images
 
 
-def _locate_val(path: Path, devkit: Devkit) -> Images:
+def _locate_val(path: Path, devkit: Devkit, left_out: Counter[str]) -> Images:
     found = []
     with open_at_random(path) as file, _bytes_bar(f"locate {path.name}", path.stat().st_size) as bar:
-        for member in _images(members(file, str(path))):
+        for member in _images(members(file, str(path)), left_out):
             found.append(member)
             bar.update(member.offset + member.size - bar.n)
         bar.update(bar.total - bar.n)
@@ -107,8 +110,13 @@ def basename(name: str) -> str:
     return name.rpartition("/")[2]
 
 
-def _images(found: Iterator[Member]) -> Iterator[Member]:
-    return (member for member in found if is_image(basename(member.name)))
+def _images(found: Iterator[Member], left_out: Counter[str]) -> Iterator[Member]:
+    """Yield the images among these members, and count the others."""
+    for member in found:
+        if is_image(basename(member.name)):
+            yield member
+        else:
+            left_out[kind(basename(member.name))] += 1
 
 
 def _samples(archive: str, images: Images, wnids: list[str]) -> list[Sample]:

@@ -4,13 +4,13 @@ import importlib
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from pipelines.errors import DataError
-from pipelines.images.picture import SUFFIXES
 from pipelines.shards.records import read_at
 from pipelines.untrusted import MAX_FILE_BYTES
 
@@ -63,12 +63,17 @@ class Spool(Protocol):
 
 @dataclass(frozen=True)
 class Listing:
-    """A layout's classes by index, their words, and the images of each split in any order."""
+    """A layout's classes by index, their words, and the images of each split in any order.
+
+    ``notes`` tell the user how the layout was understood; ``left_out`` counts the files that were not taken, by kind.
+    """
 
     wnids: Sequence[str]
     words: dict[str, str]
     splits: dict[str, list[Sample]]
     spool: Spool | None = None
+    notes: tuple[str, ...] = ()
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 def key_of(stem: str) -> str:
@@ -80,32 +85,23 @@ def stem_of(name: str) -> str:
     return name.rpartition(".")[0] or name
 
 
-def is_image(name: str) -> bool:
-    stem, dot, suffix = name.rpartition(".")
-    return bool(stem) and not name.startswith(".") and dot + suffix.lower() in SUFFIXES
+def in_order(names: Collection[str]) -> list[str]:
+    """Return class names sorted, by number if all are numbers: 2 before 10."""
+    numbers = all(name.isascii() and name.isdecimal() and len(name) < 19 for name in names)
+    return sorted(names, key=lambda name: (int(name), name)) if numbers else sorted(names)
 
 
-def image_names(folder: Path) -> Iterator[str]:
-    """Yield the names of the images in ``folder``, in the order of the disk. Dangling links count: reads will fail."""
-    with os.scandir(folder) as entries:
-        yield from (entry.name for entry in entries if is_image(entry.name) and not _is_folder(entry))
-
-
-def class_folders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if _is_folder(entry) and not entry.name.startswith("."))
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Return true for a folder, and false also for a link to itself, for which ``is_dir`` raises OSError."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
+def samples_of(pictures: Mapping[str, Sequence[str]], wnids: Sequence[str]) -> list[Sample]:
+    """Return the samples of the ``pictures`` of each class, paths below SOURCE."""
+    return [
+        Sample(key_of(stem_of(path.rpartition("/")[2])), path, label, path)
+        for label, wnid in enumerate(wnids)
+        for path in pictures.get(wnid, ())
+    ]
 
 
 def sorted_classes(classes: Mapping[str, Collection[str]], folder: Path) -> list[str]:
-    """Return the classes by index: the first split's, sorted. Raises DataError if another split has others."""
+    """Return the classes by index: the first split's, in order. Raises DataError if another split has others."""
     first, known = next((split, set(wnids)) for split, wnids in classes.items())
     for split, wnids in classes.items():
         unknown = sorted(set(wnids) - known)
@@ -114,7 +110,7 @@ def sorted_classes(classes: Mapping[str, Collection[str]], folder: Path) -> list
                 f"{folder}: {split} has images of {unknown[0]}, a class that {first} does not have: "
                 f"add it to {first}, or take {unknown[0]} out of {split}"
             )
-    return sorted(known)
+    return in_order(known)
 
 
 def read_words(path: Path) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pipelines.errors import DataError
@@ -61,23 +61,55 @@ def ordered(samples: list[Sample], split: str, seed: int) -> list[Sample]:
     return sorted(samples, key=digest)
 
 
-def chosen_classes(wnids: Sequence[str], classes: str) -> list[int]:
-    """Return the indices, ascending, of the first N classes or of a file's, one wnid per line. Raises DataError."""
+def chosen_classes(wnids: Sequence[str], words: Mapping[str, str], classes: str) -> list[int]:
+    """Return the indices, ascending, of the first N classes or of those in a file, one per line. Raises DataError.
+
+    A line is a class, with or without words behind it ("n01440764 tench"), or its name, or one of its names
+    ("golden retriever") in any case.
+    """
     if classes.isdecimal():
         if int(classes) > len(wnids):
             raise DataError(f"--classes {classes}: there are only {len(wnids)} classes")
         return list(range(int(classes)))
     path = Path(classes)
     if not path.is_file():
-        raise DataError(f"--classes {classes}: no such file; give a file with one wnid per line, or a number")
-    wanted = {
-        words[0] for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if (words := line.split())
-    }
-    unknown = sorted(wanted - set(wnids))
-    if unknown or not wanted:
-        what = f"{unknown[0]!r} is none of the {len(wnids)} classes of the source" if unknown else "it is empty"
-        raise DataError(f"--classes {classes}: {what}; write one wnid per line, such as {wnids[0]}")
-    return [label for label, wnid in enumerate(wnids) if wnid in wanted]
+        raise DataError(f"--classes {classes}: no such file; give a file with one class per line, or a number")
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines()]
+    known = _names_of(wnids, words)
+    found = {label for line in lines if line for label in [_class_in(line, wnids, known, classes)]}
+    if not found:
+        raise DataError(f"--classes {classes}: it is empty; write one class per line, such as {wnids[0]}")
+    return sorted(found)
+
+
+def _names_of(wnids: Sequence[str], words: Mapping[str, str]) -> dict[str, set[int]]:
+    """Return the classes that each name may mean: a folder's name, all words of a class, or one of its names."""
+    known: dict[str, set[int]] = {}
+    for label, wnid in enumerate(wnids):
+        all_words = words.get(wnid, wnid)
+        for name in {wnid, all_words, *all_words.split(",")}:
+            known.setdefault(_plain(name), set()).add(label)
+    return known
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").casefold().split())
+
+
+def _class_in(line: str, wnids: Sequence[str], known: Mapping[str, set[int]], classes: str) -> int:
+    """Return the class that a line of the file ``classes`` names. Raises DataError."""
+    for name in (line, line.split()[0]):
+        if name in wnids:
+            return wnids.index(name)
+        if name == line and (meant := known.get(_plain(line))):
+            if len(meant) > 1:
+                some = " and ".join(wnids[label] for label in sorted(meant))
+                raise DataError(f"--classes {classes}: {line!r} may be {some}: write one of these instead")
+            return next(iter(meant))
+    raise DataError(
+        f"--classes {classes}: {line!r} is none of the {len(wnids)} classes of the source; write one class per line, "
+        f"such as {wnids[0]}"
+    )
 
 
 def of_classes(samples: list[Sample], labels: list[int], split: str) -> list[Sample]:
