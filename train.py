@@ -39,7 +39,7 @@ from alexnet.run_folder import environment, fingerprint
 from alexnet.stop import Stop
 from alexnet.train_state import TrainState, make_deterministic
 from alexnet.writer import Writer
-from pipelines import AUGMENTS, DataError, Manifest, open_loader
+from pipelines import AUGMENTS, Augment, DataError, Manifest, open_loader
 from pipelines.augment import load_mean_image
 from pipelines.commands import command
 from pipelines.factory import BackendName
@@ -185,10 +185,7 @@ def train_epoch(options: Options, run: Run, log: RunLog, *, stop: Stop, writer: 
 def open_share(
     options: Options, split: str, augment: str, *, prepared: Preparation | None, ranks: Ranks, device: torch.device
 ) -> Loader:
-    """Return a loader of this rank's share of a split; a recipe's batch is split over ranks.
-
-    ``prepared`` is how images were normalised for the weights that training started from. Raises AlexNetError.
-    """
+    """Return a loader of this rank's share of a split; ``prepared``: normalised as for --init. Raises AlexNetError."""
     size, parts = options.settings.batch_size, ranks.world_size * options.accumulate
     if size % parts:
         raise AlexNetError(
@@ -196,8 +193,7 @@ def open_share(
             f"--accumulate {options.accumulate}"
         )
     share = {"rank": ranks.rank, "world_size": ranks.world_size, "batch_size": size // ranks.world_size}
-    chosen = prepared.onto(AUGMENTS[augment]) if prepared else augment
-    how = {"augment": chosen, "device": device, "backend": options.backend, "seed": options.seed}
+    how = {"augment": normalised(augment, prepared), "device": device, "backend": options.backend, "seed": options.seed}
     loader = open_loader(options.data, split, **share, **how)  # type: ignore[arg-type]
     if not loader.manifest.classes:
         again = shlex.join(["python", "tools/shard_imagenet.py", "--index", str(options.data), "--label", "json:FIELD"])
@@ -210,12 +206,12 @@ def open_share(
 def describe(options: Options, loader: Loader, ranks: Ranks, prepared: Preparation | None) -> dict[str, Any]:
     """Return what a checkpoint needs besides weights to be evaluated alone, and what the run was made with."""
     manifest, config = loader.manifest, options.configuration()
-    content, augment = (manifest.folder / "manifest.json").read_bytes(), AUGMENTS[options.settings.augment]
+    content = (manifest.folder / "manifest.json").read_bytes()
     return {
         "variant": options.settings.variant,
         "classes": [[entry.wnid, entry.name] for entry in manifest.classes],
         "augment": options.settings.augment,
-        "normalise": (prepared.onto(augment) if prepared else augment).normalise,
+        "normalise": normalised(options.settings.augment, prepared).normalise,
         "statistics": dataclasses.asdict((prepared or manifest).statistics),
         "mean_image": mean_image(manifest),
         "image_size": manifest.image.size,
@@ -224,6 +220,10 @@ def describe(options: Options, loader: Loader, ranks: Ranks, prepared: Preparati
         "environment": environment(loader.device, ranks.world_size, native=has_native()),
         "made_with": fingerprint(config, manifest=content, backend=loader.backend, world_size=ranks.world_size),
     }
+
+
+def normalised(augment: str, prepared: Preparation | None) -> Augment:
+    return prepared.onto(AUGMENTS[augment]) if prepared else AUGMENTS[augment]
 
 
 def mean_image(manifest: Manifest) -> torch.Tensor | None:
