@@ -11,11 +11,11 @@ Ctrl-C and SIGTERM end a run so that --resume continues with its next step; docs
 
 import dataclasses
 import os
-import shlex
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +27,7 @@ from tqdm import tqdm
 from alexnet import AlexNet, AlexNetError
 from alexnet.ema import EMA
 from alexnet.engine import TrainStep, compile_model, predict
+from alexnet.initial import Initial, read_initial
 from alexnet.log import Interval, RunLog, epoch_text, interval_text
 from alexnet.metrics import scores
 from alexnet.optim import Schedule, make_optimizer
@@ -37,11 +38,12 @@ from alexnet.run_folder import environment, fingerprint
 from alexnet.stop import Stop
 from alexnet.train_state import TrainState, make_deterministic
 from alexnet.writer import Writer
-from pipelines import AUGMENTS, DataError, Manifest, open_loader
+from pipelines import AUGMENTS, Augment, DataError, Manifest, open_loader
 from pipelines.augment import load_mean_image
 from pipelines.commands import command
 from pipelines.factory import BackendName
 from pipelines.loader import Loader
+from pipelines.preprocess import Preparation
 from pipelines.terminal import fail, progress_bar, run_command
 from pipelines.turbo.native import has_native
 
@@ -87,10 +89,12 @@ def train(options: Options, run: Run, device: torch.device) -> str:
     """Train to the last epoch, or until a signal asks to stop. Return what to print at the end."""
     recipe, ranks = options.settings, run.ranks
     augment = recipe.augment_at(run.epoch_under_way)
-    loader = open_share(options, "train", augment, ranks=ranks, device=device)
-    val_loader = open_share(options, "val", recipe.augment, ranks=ranks, device=device)
-    state, compiled_val_model = build(options, ranks, device, loader)
-    run.begin(state, loader, seed=options.seed, data=options.data, about=describe(options, loader, ranks))
+    initial = read_initial(options.init) if options.init and not run.checkpoint else None
+    prepared = Preparation.of(initial.preparation if initial else run.checkpoint) if options.init else None
+    share = partial(open_share, options, prepared=prepared, ranks=ranks, device=device)
+    loader, val_loader = share("train", augment), share("val", recipe.augment)
+    state, compiled_val_model = build(options, ranks, device, loader, initial)
+    run.begin(state, loader, seed=options.seed, data=options.data, about=describe(options, loader, ranks, prepared))
     log = run.open_log(options.tensorboard)
 
     steps, classes = recipe.epochs * len(loader), len(loader.manifest.classes)
@@ -103,7 +107,7 @@ def train(options: Options, run: Run, device: torch.device) -> str:
             bar.set_description(f"epoch {epoch + 1}/{recipe.epochs}")
             if recipe.augment_at(epoch) != augment:
                 augment = recipe.augment_at(epoch)
-                run.loader = open_share(options, "train", augment, ranks=ranks, device=device)
+                run.loader = share("train", augment)
                 run.loader.epoch = epoch
             if not train_epoch(options, run, log, stop=stop, writer=writer, bar=bar):
                 return f"stopped after step {state.step}; to resume: {resuming(options, ranks)}"
@@ -127,11 +131,17 @@ def resuming(options: Options, ranks: Ranks) -> str:
     return command("train.py", "--out", options.out, "--resume", launcher=ranks.launcher())
 
 
-def build(options: Options, ranks: Ranks, device: torch.device, loader: Loader) -> tuple[TrainState, nn.Module]:
-    """Return the initial state of training, and the network to evaluate, compiled if the options say so."""
+def build(
+    options: Options, ranks: Ranks, device: torch.device, loader: Loader, initial: Initial | None
+) -> tuple[TrainState, nn.Module]:
+    """Return the state of training at its start, and the network to evaluate, compiled if the options say so."""
     recipe, how = options.settings, options.computation
     torch.manual_seed(options.seed)
     model = AlexNet(recipe.variant, len(loader.manifest.classes), recipe.dropout, how.conv1)
+    if initial:
+        ranks.print0(initial.load_into(model, [entry.wnid for entry in loader.manifest.classes]))
+    if options.freeze:
+        model.freeze_features()
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer, schedule = make_optimizer(model, recipe), Schedule(recipe, len(loader))
     ema = EMA(model, recipe.average_decay) if recipe.average_decay else None
@@ -171,8 +181,10 @@ def train_epoch(options: Options, run: Run, log: RunLog, *, stop: Stop, writer: 
     return True
 
 
-def open_share(options: Options, split: str, augment: str, *, ranks: Ranks, device: torch.device) -> Loader:
-    """Return a loader of this rank's share of a split; a recipe's batch is split over ranks. Raises AlexNetError."""
+def open_share(
+    options: Options, split: str, augment: str, *, prepared: Preparation | None, ranks: Ranks, device: torch.device
+) -> Loader:
+    """Return a loader of this rank's share of a split; ``prepared``: normalised as for --init. Raises AlexNetError."""
     size, parts = options.settings.batch_size, ranks.world_size * options.computation.accumulate
     if size % parts:
         raise AlexNetError(
@@ -180,17 +192,17 @@ def open_share(options: Options, split: str, augment: str, *, ranks: Ranks, devi
             f"--accumulate {options.computation.accumulate}"
         )
     share = {"rank": ranks.rank, "world_size": ranks.world_size, "batch_size": size // ranks.world_size}
-    how = {"augment": augment, "device": device, "backend": options.backend, "seed": options.seed}
+    how = {"augment": normalised(augment, prepared), "device": device, "backend": options.backend, "seed": options.seed}
     loader = open_loader(options.data, split, **share, **how)  # type: ignore[arg-type]
     if not loader.manifest.classes:
-        again = shlex.join(["python", "tools/shard_imagenet.py", "--index", str(options.data), "--label", "json:FIELD"])
+        again = command("tools/shard_imagenet.py", "--index", options.data, "--label", "json:FIELD")
         raise AlexNetError(
             f"the samples of {options.data} have no labels: {again} takes them from a field of their JSON"
         )
     return loader
 
 
-def describe(options: Options, loader: Loader, ranks: Ranks) -> dict[str, Any]:
+def describe(options: Options, loader: Loader, ranks: Ranks, prepared: Preparation | None) -> dict[str, Any]:
     """Return what a checkpoint needs besides weights to be evaluated alone, and what the run was made with."""
     manifest, config = loader.manifest, options.configuration()
     content = (manifest.folder / "manifest.json").read_bytes()
@@ -198,7 +210,8 @@ def describe(options: Options, loader: Loader, ranks: Ranks) -> dict[str, Any]:
         "variant": options.settings.variant,
         "classes": [[entry.wnid, entry.name] for entry in manifest.classes],
         "augment": options.settings.augment,
-        "statistics": dataclasses.asdict(manifest.statistics),
+        "normalise": normalised(options.settings.augment, prepared).normalise,
+        "statistics": dataclasses.asdict((prepared or manifest).statistics),
         "mean_image": mean_image(manifest),
         "image_size": manifest.image.size,
         "image": dataclasses.asdict(manifest.image),
@@ -206,6 +219,10 @@ def describe(options: Options, loader: Loader, ranks: Ranks) -> dict[str, Any]:
         "environment": environment(loader.device, ranks.world_size, native=has_native()),
         "made_with": fingerprint(config, manifest=content, backend=loader.backend, world_size=ranks.world_size),
     }
+
+
+def normalised(augment: str, prepared: Preparation | None) -> Augment:
+    return prepared.onto(AUGMENTS[augment]) if prepared else AUGMENTS[augment]
 
 
 def mean_image(manifest: Manifest) -> torch.Tensor | None:

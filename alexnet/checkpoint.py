@@ -105,7 +105,15 @@ def load_newest(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Load what ``save`` wrote, onto the CPU. Raises AlexNetError if the file is missing, damaged or no checkpoint.
+    """Load what ``save`` wrote, onto the CPU. Raises AlexNetError if the file is missing, damaged or no checkpoint."""
+    state = read(path)
+    if state.get("format") not in NETWORK_FORMATS:
+        raise AlexNetError(f"{path} is no checkpoint of train.py")
+    return state
+
+
+def read(path: Path) -> dict[Any, Any]:
+    """Load a dict that torch.save wrote, onto the CPU. Raises AlexNetError if the file is missing, damaged or other.
 
     The file is opened once: the content that was checked is the content read, even if ``path`` is replaced meanwhile.
     """
@@ -119,7 +127,7 @@ def load(path: Path) -> dict[str, Any]:
     except Exception as error:  # zipfile and the unpickler raise anything on damaged files
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise AlexNetError(f"{path} cannot be read as a checkpoint: {reason}") from error
-    if not isinstance(state, dict) or state.get("format") not in NETWORK_FORMATS:
+    if not isinstance(state, dict):
         raise AlexNetError(f"{path} is no checkpoint of train.py")
     return state
 
@@ -159,7 +167,14 @@ def load_model(path: Path, device: torch.device) -> tuple[AlexNet, dict[str, Any
 
     Raises AlexNetError.
     """
-    state = load(path)
+    model, state = build_model(load(path), path)
+    return model.to(device, memory_format=torch.channels_last).eval(), state  # type: ignore[call-overload]
+
+
+def build_model(state: dict[str, Any], path: Path) -> tuple[AlexNet, dict[str, Any]]:
+    """Return the network that a checkpoint describes, and the checkpoint. Raises AlexNetError."""
+    if state["format"] not in NETWORK_FORMATS:
+        raise AlexNetError(f"{path} is no checkpoint of train.py")
     try:
         _check_names(state["classes"])
         if len(state["model"]["classifier.6.bias"]) != len(state["classes"]):
@@ -168,7 +183,7 @@ def load_model(path: Path, device: torch.device) -> tuple[AlexNet, dict[str, Any
         model.load_state_dict(state["model"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise AlexNetError(f"{path} does not fit its own description: {str(error).splitlines()[0]}") from error
-    return model.to(device, memory_format=torch.channels_last).eval(), state  # type: ignore[call-overload]
+    return model, state
 
 
 def _check_names(classes: Any) -> None:

@@ -47,6 +47,18 @@ class AlexNet(nn.Module):
             if isinstance(layer, FirstConv2d):
                 layer.blocks = conv1 == "blocks"
 
+    def freeze_features(self) -> None:
+        """Stop training the convolutions: no gradients, and batch normalisation by its running statistics."""
+        self.features.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "AlexNet":
+        """Switch to training, or with ``mode`` false to evaluation, except for features that are frozen."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.features.parameters()):
+            self.features.eval()
+        return self
+
     def forward(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1:] != IMAGE_SHAPE:
             raise AlexNetError(f"images are {tuple(images.shape)}, the network takes N,3,224,224")

@@ -37,10 +37,14 @@ class PaperSGD(torch.optim.SGD):
 
 
 def make_optimizer(model: AlexNet, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return SGD with momentum by the recipe's rule, in groups whose rates ``Schedule`` sets; one fused kernel each."""
+    """Return SGD with momentum by the recipe's rule, in groups whose rates ``Schedule`` sets; one fused kernel each.
+
+    Frozen parameters are left out.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     conv1 = set(model.convolutions()["conv1"].parameters())
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
-    for parameter in model.parameters():
+    for parameter in trained:
         groups.setdefault((parameter in conv1, parameter.ndim == 1), []).append(parameter)
     rule = PaperSGD if recipe.update == "paper" else torch.optim.SGD
     optimizer = rule(
@@ -57,7 +61,7 @@ def make_optimizer(model: AlexNet, recipe: Recipe) -> torch.optim.Optimizer:
         recipe.momentum,
         fused=True,
     )
-    for parameter in model.parameters():  # torch leaves them unset if fp16 overflows in the first step
+    for parameter in trained:  # torch leaves them unset if fp16 overflows in the first step
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 

@@ -61,6 +61,11 @@ class TrainOptions:
     """Resume even if data or configuration changed."""
     overwrite: bool = False
     """Replace an earlier run in the run folder; without effect beside --resume."""
+    init: Path | None = None
+    """Weights to start from: torchvision's .pth file, a checkpoint, or a run folder. The last layer is made anew unless
+    the classes are the same. Images are normalised as for these weights."""
+    freeze: Literal["features"] | None = None
+    """features: do not train the convolutions, only the fully connected layers; with --init."""
     checkpoint_minutes: float = 15.0
     """Minutes between two checkpoints, besides the one at the end of each epoch; 0: only that one."""
     keep: int = 2
@@ -76,6 +81,8 @@ class TrainOptions:
         for option in ("log_steps", "keep"):
             _at_least(1, option, getattr(self, option))
         _at_least(0, "checkpoint_minutes", self.checkpoint_minutes)
+        if self.freeze and not self.init:
+            raise ValueError(f"--freeze {self.freeze} without --init would keep random weights")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"--seed is {self.seed}, it goes from 0 to 4294967295")
 

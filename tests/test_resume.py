@@ -75,6 +75,7 @@ def parsed(arguments: list[str]) -> Options:
 def every_option() -> dict[str, list[list[str]]]:
     """Return, for each option of train.py, the words of each of its choices, or of a value that is not the default."""
     others = {"augment": "modern", "late_augment": "paper", "device": "cpu", "data": "my shards/a"}
+    others |= {"init": "my weights.pth", "freeze": "features"}
     found = {}
     for owner in (Options, Computation, Recipe):
         hints = typing.get_type_hints(owner)

@@ -26,7 +26,7 @@ from alexnet.metrics import Predictions
 from alexnet.ranks import Ranks, join_ranks, rank_device
 from alexnet.run_reader import find_checkpoint, find_data
 from alexnet.tables import write_csv
-from pipelines import AUGMENTS, Augment, DataError, Manifest, load_manifest, open_loader
+from pipelines import Augment, DataError, Manifest, load_manifest, open_loader
 from pipelines.factory import BackendName
 from pipelines.files import write_atomically
 from pipelines.preprocess import Preparation
@@ -73,10 +73,10 @@ def evaluate(options: Options, ranks: Ranks) -> tuple[Manifest, Predictions, dic
     manifest = load_manifest(options.data or find_data(options.checkpoint, state))
     wnids = [entry.wnid for entry in manifest.classes]
     columns = checkpoint.class_columns(state, options.checkpoint, wnids, manifest.folder)
-    augment = AUGMENTS[state["augment"]].for_evaluation(options.crops)
+    augment = Preparation.of(state).evaluation(options.crops)
     if columns != list(range(len(state["classes"]))):
         model = OfClasses(model, columns)
-    if not of_training(state, manifest):
+    if augment.normalise == "mean_image" and not of_training(state, manifest):  # a loader subtracts that of its data
         model = normalising(model, state, augment).to(device)
         augment = replace(augment, normalise="none")
     loader = open_loader(

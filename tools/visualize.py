@@ -85,7 +85,7 @@ class Painter:
     """A painter of the figures that need the network and the images."""
 
     def __init__(self, options: Options, model: AlexNet, state: dict[str, Any], device: torch.device) -> None:
-        self._options, self._model, self._augment, self._device = options, model, state["augment"], device
+        self._options, self._model, self._device = options, model, device
         self._preparation = Preparation.of(state)
         self._data = options.data or find_data(options.checkpoint, state)
         self._val = Gallery(self._data, "val", self._preparation)
@@ -211,9 +211,8 @@ class Painter:
 
     def _passing(self, split: str, count: int) -> Iterator[dict[str, Tensor]]:
         """Yield the layers' activations for the first ``count`` images of a split, in order, batch by batch."""
-        loader = open_loader(
-            self._data, split, self._options.batch_size, self._augment, device=self._device, training=False
-        )
+        augment = self._preparation.evaluation()
+        loader = open_loader(self._data, split, self._options.batch_size, augment, device=self._device, training=False)
         batches = islice(loader, -(-count // self._options.batch_size))
         for batch in counting(batches, f"features of {split}", count):
             valid = min(batch.valid, count)
