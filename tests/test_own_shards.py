@@ -22,7 +22,7 @@ from pipelines.images.resize import shorter
 from pipelines.sharding import indexing, verify
 from pipelines.sharding.foreign_tar import index_tar
 from pipelines.sharding.indexing import index_folder, split_of
-from pipelines.shards.foreign import split_name
+from pipelines.shards.foreign import read_index_line, split_name
 from pipelines.shards.index import list_samples
 from pipelines.shards.manifest import ImageFormat, Split
 from pipelines.shards.records import Records, SampleError
@@ -414,11 +414,12 @@ def test_unusable_samples_are_quarantined_with_the_reason(tmp_path: Path) -> Non
     damaged = bytearray(encoded(3))
     damaged[len(damaged) // 2 :] = bytes(len(damaged) - len(damaged) // 2)
     members = {"good.jpg": encoded(1), "cut.jpg": encoded(2)[:500], "half.jpg": bytes(damaged), "frame.001.jpg": b"x"}
-    members |= {"text.txt": b"no image", "web.png": b"<!doctype html>"}
+    members |= {"text.txt": b"no image", "web.png": b"<!doctype html>", "\udcff.jpg": encoded(4)}
     found = index_tar(write_tar(tmp_path / "a.tar", members), ANY, ("none",), required=True)
     assert found.shard.samples == 1
     reasons = {entry["source"]: entry["reason"] for entry in found.quarantined}
-    assert set(reasons) == {f"a.tar: {key}" for key in ("cut", "half", "frame", "text", "web")}
+    assert set(reasons) == {f"a.tar: {key}" for key in ("cut", "half", "frame", "text", "web", "\udcff")}
+    assert reasons["a.tar: \udcff"] == "has a name that is not UTF-8"
     assert "only .001.jpg; the extension is what follows the first dot" in reasons["a.tar: frame"]
     assert "web page" in reasons["a.tar: web"]
 
@@ -431,8 +432,15 @@ def test_folders_without_tars_say_what_to_do(tmp_path: Path, demo_shards: Path) 
     (tmp_path / "0.tar.gz").touch()
     assert_refused(script(TOOL, "--index", tmp_path), "0.tar.gz is compressed", "unpack")
     assert_refused(script(TOOL, "--index", demo_shards), "was made by tools/shard_imagenet.py", "--verify")
+    (tmp_path / "0.tar.gz").rename(tmp_path / "0.tar")
+    (tmp_path / "manifest.json").write_text('{"version": 3}')
+    assert_refused(script(TOOL, "--index", tmp_path), "manifest.json is damaged", "move this file away first")
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / ".work").mkdir()
+    assert_refused(script(TOOL, "--index", tmp_path), "is unfinished")
     assert_refused(script(TOOL, "--index", tmp_path, "--label", "jpg"), "cls, json:FIELD or none", code=2)
     assert_refused(script(TOOL, tmp_path, tmp_path / "out", "--label", "cls"), "--label goes with --index", code=2)
+    (tmp_path / ".work").rmdir()
     with pytest.raises(DataError, match="--index"):
         open_loader(tmp_path)
 
@@ -466,6 +474,29 @@ def test_damage_after_indexing_is_an_error_of_one_sample(own: Path, tmp_path: Pa
             read(0)
     with pytest.raises(DataError, match=r"train-0000\.idx is not the one of the manifest"):
         list_samples(load_manifest(folder), "train")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"jpg 512 10 a.jpg json 1024 5",
+        b"jpg 0 10 a.jpg",
+        b"jpg 512 -1 a.jpg",
+        b"jpg 512 9999 a.jpg",
+        b"jpg 512 10 a.jpg json 1024 5 b.json",
+        b"jpg 512 10 a.jpg json 1024 5 a.txt",
+        b"jpg 512 10 /etc/a.jpg",
+        b"jpg 512 10 b/../../a.jpg",
+        b"jpg 512 10 %ff.jpg",
+        b"jpg 512 10 \xff.jpg",
+        b"jpg x 10 a.jpg",
+        b"",
+    ],
+)
+def test_an_impossible_line_of_an_index_is_refused(line: bytes) -> None:
+    assert read_index_line(b"jpg 512 10 b/a%20c.jpg json 1024 5 b/a%20c.json", 2048)[0] == "b/a c"
+    with pytest.raises(ValueError, match=r".*"):
+        read_index_line(line, 2048)
 
 
 def test_manifests_of_sharding_say_nothing_of_labels_and_extras(demo_shards: Path, own: Path, tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ def extract_images(manifest: Manifest, folder: Path) -> Path:
     It is an error if the shards are raw, or if ``folder`` was made from others.
     """
     if manifest.image.encoding != "jpeg":
-        raise DataError(f"{manifest.folder} holds raw pixels, which the peers cannot read: take shards of JPEGs")
+        raise DataError(
+            f"{manifest.folder} holds no JPEGs as sharding writes them, which the peers read: take shards of JPEGs"
+        )
     images, done = folder / "images", folder / "images.json"
     wanted = {"shards": [shard.sha256 for shard in manifest.split("train").shards]}
     if done.is_file() and json.loads(done.read_bytes()) == wanted:

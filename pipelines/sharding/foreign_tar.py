@@ -29,6 +29,7 @@ from pipelines.untrusted import MAX_FILE_BYTES
 
 IMAGES = [suffix.removeprefix(".") for suffix in SUFFIXES]
 ABOUT_THE_TAR = re.compile(r"__[^/]*__($|/)")  # webdataset skips these members
+NOT_UTF_8 = re.compile("[\ud800-\udfff]")  # as tarfile decodes other bytes
 CHUNK = 1 << 20
 
 
@@ -154,6 +155,8 @@ def _add(
         except ValueError as error:
             raise DataError(f"{error}: write the tar with another program") from None
         contents[member.extension] = span[BLOCK:]
+    if any(map(NOT_UTF_8.search, (member.name for member in sample))):
+        raise ValueError("has a name that is not UTF-8")
     large = next((member for member in sample if member.size > MAX_FILE_BYTES), None)
     if large:
         raise ValueError(f"has {large.size} bytes in {large.name}; {MAX_FILE_BYTES} are allowed")

@@ -80,8 +80,17 @@ def _tars(folder: Path) -> list[Path]:
 
 
 def _check_not_ours(folder: Path) -> None:
-    """Raise DataError if sharding made the folder, or if its manifest.json is something else."""
-    if os.path.lexists(folder / "manifest.json") and load_manifest(folder, check_shards=False).plain:
+    """Raise DataError if sharding made or makes the folder, or if its manifest.json is something else."""
+    path = folder / "manifest.json"
+    if not os.path.lexists(path):
+        if (folder / ".work").is_dir():
+            raise DataError(f"{folder} is unfinished: run the tools/shard_imagenet.py command that began it again")
+        return
+    try:
+        plain = load_manifest(folder, check_shards=False).plain
+    except DataError as error:
+        raise DataError(f"{error}. To index the folder, move this file away first") from error
+    if plain:
         raise DataError(f"{folder} was made by tools/shard_imagenet.py, with an index: check it with --verify")
 
 

@@ -62,15 +62,16 @@ def read_index_line(line: bytes, shard_bytes: int) -> tuple[str, list[ForeignMem
     key = (split_name(members[0].name) or ("", ""))[0]
     for extension, offset, size, name in members:
         inside = offset >= BLOCK and 0 <= size <= MAX_FILE_BYTES and offset + size <= shard_bytes
-        if not inside or split_name(name) != (key, extension):
+        leads_out = name.startswith("/") or ".." in name.split("/")
+        if not inside or leads_out or split_name(name) != (key, extension):
             raise ValueError("a damaged line in the index")
     return key, members
 
 
 def key_of(line: bytes) -> str:
     """Return the key of the sample in a line of the index; an empty one if the line is damaged."""
-    fields = line.split(b" ", 4)
-    return (split_name(_unquoted(fields[3].decode("ascii", "replace"))) or ("", ""))[0] if len(fields) > 3 else ""
+    fields = line.decode("ascii", "replace").split(" ", 4)
+    return (split_name(unquote(fields[3])) or ("", ""))[0] if len(fields) > 3 else ""
 
 
 def check_header(block: bytes, member: ForeignMember) -> None:
@@ -136,11 +137,11 @@ def _json(content: bytes) -> Any:
 
 
 def _quoted(text: str) -> str:
-    return quote(text, safe=PLAIN, errors="surrogateescape")
+    return quote(text, safe=PLAIN, errors="strict")
 
 
 def _unquoted(text: str) -> str:
-    return unquote(text, errors="surrogateescape")
+    return unquote(text, errors="strict")
 
 
 def read_foreign(manifest: Manifest, shard: Shard, line: bytes, read: ReadSpan) -> Record:
