@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipelines.sharding.runners import ShardingProgress
+from pipelines.sharding import runners
 from pipelines.sharding.writer import ShardTask, write_shard
 from tools import make_demo, shard_imagenet
 
@@ -114,7 +114,7 @@ def shard(source: Path, out: Path, **options) -> Path:
     return out
 
 
-def write_here(tasks: Sequence[ShardTask], _: int, progress: ShardingProgress) -> None:
+def write_here(tasks: Sequence[ShardTask], _: int, progress: runners.ShardingProgress) -> None:
     for task in tasks:
         write_shard(task, lambda _, bad: progress.quarantine(bad) if bad else None)
 
@@ -143,12 +143,16 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 
 
 def script(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a script like ``command``, but in this process, because a new import of torch takes seconds."""
+    """Run a script like ``command``, but in this process, because a new import of torch takes seconds.
+
+    Shards are written in this process too, as by ``shard``.
+    """
     line = [str(ROOT / str(arguments[0])), *map(str, arguments[1:])]
     out, errors = io.StringIO(), io.StringIO()
     code = 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(errors):
         patch.setattr(sys, "argv", line)
+        patch.setattr(runners, "write_on_this_machine", write_here)
         patch.chdir(ROOT)
         try:
             runpy.run_path(line[0], run_name="__main__")
