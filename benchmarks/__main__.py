@@ -6,7 +6,7 @@ python -m benchmarks step [--json FILE]
 python -m benchmarks train --data SHARDS [--json FILE]
 python -m benchmarks ceilings|runs|kernels|gpu ...     # docs/gpu.md
 python -m benchmarks checkpoint [--json FILE]
-python -m benchmarks evaluate --data SHARDS [--json FILE]
+python -m benchmarks evaluate|first --data SHARDS [--json FILE]
 """
 
 import json
@@ -29,6 +29,7 @@ from benchmarks.ceilings import CeilingsOptions, run_ceilings
 from benchmarks.checkpoint import CheckpointOptions, run_checkpoint
 from benchmarks.decoder_survey import RunsOptions, run_runs
 from benchmarks.evaluate import EvaluateOptions, run_evaluate
+from benchmarks.first_batch import FirstOptions, run_first
 from benchmarks.gpu import GpuOptions, run_gpu
 from benchmarks.kernels import KernelsOptions, run_kernels
 from benchmarks.loader import LoaderOptions, describe_loader, loader_rows, run_loader
@@ -52,6 +53,7 @@ COMMANDS: tuple[tuple[str, type, Callable[[Any], dict]], ...] = (
     ("kernels", KernelsOptions, run_kernels),
     ("checkpoint", CheckpointOptions, run_checkpoint),
     ("evaluate", EvaluateOptions, run_evaluate),
+    ("first", FirstOptions, run_first),
 )
 MEASURES = {options: measure for _, options, measure in COMMANDS}
 Command: Any = reduce(

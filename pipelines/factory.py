@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from pipelines.augment import AUGMENTS, Augment
 from pipelines.errors import DataError
 from pipelines.identity import Identity, manifest_digest
-from pipelines.loader import Backend, Loader, Start
+from pipelines.loader import Backend, Loader, Skip, Start
 from pipelines.plan import Plan
 from pipelines.shards.manifest import Manifest, load_manifest
 
@@ -205,7 +205,7 @@ def _synthetic(o: _Arguments) -> Loader:
 
     i = o.identity
     batches = SyntheticBatches(o.manifest, i.plan, i.augment, device=o.device, seed=i.seed)
-    return Loader(o.manifest, i, lambda start: batches, device=o.device)
+    return Loader(o.manifest, i, lambda *_: batches, device=o.device)
 
 
 def _turbo(o: _Arguments) -> Loader:
@@ -215,7 +215,7 @@ def _turbo(o: _Arguments) -> Loader:
     require_turbo()
     i = o.identity
 
-    def open_backend(start: Start) -> Backend:
+    def open_backend(start: Start, skip: Skip) -> Backend:
         return TurboBatches(
             o.manifest,
             Records(o.manifest, i.split),
@@ -226,14 +226,13 @@ def _turbo(o: _Arguments) -> Loader:
             threads=o.threads,
             epoch=start.epoch,
             taken=start.taken,
-            skip=loader.note_lost if o.on_error == "skip" else None,
+            skip=skip if o.on_error == "skip" else None,
             keys=o.keys,
             extras=o.extras,
             transform=o.transform,
         )
 
-    loader = Loader(o.manifest, i, open_backend, device=o.device)
-    return loader
+    return Loader(o.manifest, i, open_backend, device=o.device)
 
 
 def _dali(o: _Arguments) -> Loader:
@@ -242,7 +241,7 @@ def _dali(o: _Arguments) -> Loader:
     require_dali()
     i = o.identity
 
-    def open_backend(start: Start) -> Backend:
+    def open_backend(start: Start, _: Skip) -> Backend:
         """Open DALI's endless pipeline. Another is opened only if an epoch was left early or set by the caller."""
         return DaliBatches(
             o.manifest,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 LOG = logging.getLogger(__name__)
+Skip = Callable[[SampleError], None]  # what a backend calls for a sample that a batch lacks
 MAX_SKIPPED = 1000  # samples that are listed and reported
 _OF_PARENTS: list[Any] = []  # backends of the process that this one was forked from
 
@@ -87,7 +88,7 @@ class Loader:
         self,
         manifest: Manifest,
         identity: Identity,
-        open_backend: Callable[[Start], Backend],
+        open_backend: Callable[[Start, Skip], Backend],
         *,
         device: torch.device,
         surplus: int = 0,
@@ -203,7 +204,7 @@ class Loader:
         if start.checkpoint is None:
             start = start._replace(opened_at=start.epoch)
         with torch.inference_mode(False):
-            self._source = self._open_backend(start)
+            self._source = self._open_backend(start, self._note_lost)
         self._opened_at, self._source_epoch = start.opened_at, start.epoch
 
     def close(self) -> None:
@@ -212,8 +213,8 @@ class Loader:
         if source and self._process == os.getpid():
             source.close()
 
-    def note_lost(self, error: SampleError) -> None:
-        """Record a sample that the current batch lacks. The backend calls it."""
+    def _note_lost(self, error: SampleError) -> None:
+        """Record a sample that the current batch lacks."""
         self._lost += 1
         if (error.shard, error.key) in self._reported or len(self.skipped) >= MAX_SKIPPED:
             return

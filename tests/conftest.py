@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipelines.sharding.runners import ShardingProgress
+from pipelines.sharding import runners
 from pipelines.sharding.writer import ShardTask, write_shard
 from tools import make_demo, shard_imagenet
 
@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 NUMBERED_IMAGES = 101
 PATIENCE = 1800.0  # seconds until a test that hangs fails; no test that works takes as long on the busiest machine
 QUICK = ("--batch-size", "50", "--epochs", "2", "--learning-rate", "0.005", "--log-steps", "1")
+SMALLEST = ("--batch-size", "4", *QUICK[2:])  # for few_shards: as many steps
 
 
 def pytest_collection_finish() -> None:
@@ -69,6 +70,26 @@ def numbered_shards(numbered_images: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
+def few_shards(numbered_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return shards of the first eight of the numbered images, for runs whose own cost does not matter."""
+    folder = tmp_path_factory.mktemp("few")
+    for split in ("train", "val"):
+        (folder / "images" / split).mkdir(parents=True)
+        for path in sorted((numbered_images / split).iterdir())[:8]:
+            (folder / "images" / split / path.name).symlink_to(path)
+    return shard(folder / "images", folder / "shards")
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(few_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run of two epochs of two small steps, in a process of its own."""
+    out = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    done = command("train.py", "--data", few_shards, "--out", out, *SMALLEST)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="session")
 def trained(numbered_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run of two epochs of two steps."""
     out = tmp_path_factory.mktemp("runs") / "two"
@@ -77,14 +98,29 @@ def trained(numbered_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return out
 
 
+@pytest.fixture(scope="session")
+def seen(trained: Path, numbered_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of that run with links to its files, its metrics and its pictures."""
+    folder = linked(trained, tmp_path_factory.mktemp("runs") / "seen")
+    for tool in ("evaluate", "visualize"):
+        more = ("--searched", 70) if tool == "visualize" else ()
+        done = script(f"tools/{tool}.py", folder / "best.pt", "--data", numbered_shards, *more)
+        assert done.returncode == 0, done.stderr
+        (folder / f"{tool}.txt").write_text(done.stdout)
+    return folder
+
+
+def linked(run: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for name in ("config.json", "env.json", "log.jsonl", "best.pt"):
+        (folder / name).symlink_to(run / name)
+    return folder
+
+
 @pytest.fixture
 def run_folder(trained: Path, tmp_path: Path) -> Path:
     """Return a folder with links to that run's files, in which tools may write beside its checkpoint."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    for name in ("config.json", "env.json", "log.jsonl", "best.pt"):
-        (folder / name).symlink_to(trained / name)
-    return folder
+    return linked(trained, tmp_path / "run")
 
 
 @contextmanager
@@ -114,7 +150,7 @@ def shard(source: Path, out: Path, **options) -> Path:
     return out
 
 
-def write_here(tasks: Sequence[ShardTask], _: int, progress: ShardingProgress) -> None:
+def write_here(tasks: Sequence[ShardTask], _: int, progress: runners.ShardingProgress) -> None:
     for task in tasks:
         write_shard(task, lambda _, bad: progress.quarantine(bad) if bad else None)
 
@@ -143,12 +179,16 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 
 
 def script(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a script like ``command``, but in this process, because a new import of torch takes seconds."""
+    """Run a script like ``command``, but in this process, because a new import of torch takes seconds.
+
+    Shards are written in this process too, as by ``shard``.
+    """
     line = [str(ROOT / str(arguments[0])), *map(str, arguments[1:])]
     out, errors = io.StringIO(), io.StringIO()
     code = 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(errors):
         patch.setattr(sys, "argv", line)
+        patch.setattr(runners, "write_on_this_machine", write_here)
         patch.chdir(ROOT)
         try:
             runpy.run_path(line[0], run_name="__main__")

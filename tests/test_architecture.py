@@ -119,3 +119,19 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     assert sum(map(len, arrows.values())) > 300  # the imports were found at all
     found = circle(arrows)
     assert found == [], "a circle at import time: " + " -> ".join(found)
+
+
+# Where tests may look at a clock or wait, and why. No result may depend on how long something takes.
+CLOCKS = {
+    "conftest.py": "wait_until, which fails only what hangs",
+    "fuzz.py": "make fuzz takes as many minutes as it is told",
+    "test_stops.py": "signals at random moments, each of which must do",
+    "test_survival.py": "kills at random moments, each of which must do",
+}
+
+
+def test_no_test_depends_on_time() -> None:
+    """Check that only the files of CLOCKS call a clock, sleep, or give a process a number of seconds."""
+    clock = re.compile(r"(?:sleep|monotonic|perf_counter|process_time|time\.time)(?:_ns)?\(|timeout=\d")
+    using = {path.name for path in (ROOT / "tests").glob("*.py") if clock.search(path.read_text())}
+    assert using == CLOCKS.keys(), "count, wait for an event or with conftest.wait_until, or write a benchmark"

@@ -14,7 +14,7 @@ import sklearn.metrics
 import torch
 from torch import nn
 
-from alexnet import AlexNet, AlexNetError, checkpoint
+from alexnet import AlexNetError, checkpoint
 from alexnet.engine import predict
 from alexnet.log import read_log
 from alexnet.metrics import (
@@ -105,8 +105,7 @@ def test_a_network_that_has_diverged_gets_no_figures() -> None:
 
 
 def test_an_evaluation_of_203_images_in_batches_of_64_counts_203(demo_shards: Path) -> None:
-    torch.manual_seed(0)
-    model = AlexNet("one_weird_trick", 10)
+    model = small_net()
     loader = open_loader(demo_shards, "val", 64)
     metrics = scores(predict(model, loader, CPU), 10)
     assert metrics["samples"] == 203

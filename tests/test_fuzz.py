@@ -25,13 +25,9 @@ from alexnet import AlexNetError
 from pipelines import Augment, DataError, Manifest, load_manifest
 from pipelines.augment import lighting_matrix, load_mean_image
 from pipelines.images.picture import read_picture
-from pipelines.sharding.folder import claim, fingerprint, finish
 from pipelines.sharding.members import make_member
-from pipelines.sharding.plan import plan
-from pipelines.sharding.sources import find_images
 from pipelines.sharding.sources.tars import members
 from pipelines.sharding.verify import _problem
-from pipelines.sharding.writer import write_shard
 from pipelines.shards.index import list_samples
 from pipelines.shards.manifest import ImageFormat
 from pipelines.shards.records import Record, Records
@@ -40,10 +36,9 @@ from pipelines.turbo.native import Worker, has_native, renders_natively
 from pipelines.turbo.randomness import Draws
 from pipelines.turbo.renderer import Renderer
 from pipelines.untrusted import COMMANDS
-from tests.conftest import command
+from tests.conftest import command, shard
 from tests.damage import Edit, changed, damaged, edits
 from tests.sequences import Decoding
-from tools.shard_imagenet import Options
 
 CPU_SECONDS = 100  # for one case, as a guard against hangs; most cases take a millisecond
 MEMORY = 1 << 30  # bytes that the cases may add; the files have 100 KB
@@ -113,21 +108,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         Image.fromarray(rng.integers(0, 256, (8, 10, 3), np.uint8)).resize((80 + number, 64)).save(path)
     made = {}
     for name, options in {"square": {}, "raw": {"encoding": "raw"}, "none": {"resize": "none"}}.items():
-        made[name] = shard_here(Options(source, source.parent / name, size=64, **options))
+        made[name] = shard(source, source.parent / name, size=64, **options)
     return made
-
-
-def shard_here(options: Options) -> Path:
-    """Shard in this process, which is quicker for a dozen images than starting others. Return the folder."""
-    assert options.out is not None
-    source = find_images(options.source, options.splits, 0)
-    image = ImageFormat(options.encoding, options.resize, options.size, 90 if options.encoding == "jpeg" else 0)
-    tasks = plan(source, options.out, image)
-    with claim(options.out, fingerprint(tasks, 0)):
-        for task in tasks:
-            write_shard(task)
-        finish(options.out, 0, source, tasks)
-    return options.out
 
 
 @pytest.fixture
@@ -173,8 +155,8 @@ def use_manifest(folder: Path) -> None:
     manifest = load_manifest(folder)
     assert manifest.image.size <= 4096 and len(manifest.label_width * "9") <= 6
     for split in manifest.splits.values():
-        for shard in split.shards:
-            assert (folder / shard.path).resolve().parent == folder.resolve() and shard.samples >= 1
+        for one in split.shards:
+            assert (folder / one.path).resolve().parent == folder.resolve() and one.samples >= 1
     numbers = [*np.ravel(lighting_matrix(manifest.statistics)), *np.ravel(CROP.mean_and_std(manifest.statistics))]
     assert np.isfinite(numbers).all() and len(numbers) == 15
     assert not any(COMMANDS.search(entry.wnid + entry.name) for entry in manifest.classes)
@@ -233,7 +215,7 @@ def test_what_is_damaged_in_a_tar_is_named_and_the_rest_is_read(
 ) -> None:
     folder = shutil.copytree(folders[kind], quick / "shards")
     manifest = load_manifest(folder)
-    shard, path = manifest.split("train").shards[0], folder / "train-000000.tar"
+    first, path = manifest.split("train").shards[0], folder / "train-000000.tar"
     true, whole = read_all(manifest, "train"), path.read_bytes()
     lines = path.with_suffix(".idx").read_text().splitlines()[1:]
     spans = [(int(line.split()[1]) - 512, int(line.split()[5]) + manifest.label_width) for line in lines]
@@ -248,7 +230,7 @@ def test_what_is_damaged_in_a_tar_is_named_and_the_rest_is_read(
         with path.open("rb") as file:
             said = refusal(lambda: [check_member(one, len(now)) for one in members(file, str(path))])
         assert said is None or str(path) in said, said
-        problem = _problem(shard, manifest)
+        problem = _problem(first, manifest)
         assert (problem is None) == (now == whole), "what differs by a bit has another sha256"
         assert problem is None or "\n" not in problem, problem
 
@@ -337,7 +319,7 @@ import numpy as np
 from nvidia.dali import Pipeline, fn
 from pipelines.dali.graph import Graph
 from pipelines.factory import Augment, Plan, load_manifest
-from tests.conftest import command
+from tests.conftest import command, shard
 from tests.damage import damaged, random_edits
 from tests.test_fuzz import PICTURES, OTHER_PRECISION
 
@@ -378,6 +360,7 @@ def test_no_damaged_image_takes_the_process_with_it(folders: dict[str, Path], co
     assert read > count // 20 and refused > count // 20
 
 
+@pytest.mark.slow
 @pytest.mark.xfail(
     raises=AssertionError,
     strict=False,

@@ -35,10 +35,8 @@ from pipelines.shards.manifest import ImageFormat
 from pipelines.shards.npy import npy_header
 from pipelines.turbo.decode import read_member
 from pipelines.untrusted import MAX_VALUES, parse_json, printable
-from tests.conftest import PATIENCE, ROOT, assert_refused, command, script, without_checksums
+from tests.conftest import PATIENCE, ROOT, assert_refused, command, script, shard, without_checksums
 from tests.test_shard_imagenet import edit_manifest
-from tools.shard_imagenet import Options
-from tools.shard_imagenet import main as shard_images
 
 STATISTICS = {
     "mean_rgb": [120.0, 115.0, 100.0],
@@ -139,7 +137,7 @@ def test_what_is_no_file_is_not_waited_for(numbered_shards: Path, trained: Path,
         (tmp_path / "in" / split / "a").mkdir(parents=True)
         os.mkfifo(tmp_path / "in" / split / "a" / "1.jpg")
     with pytest.raises(DataError, match="it is no plain file"):
-        shard_images(Options(tmp_path / "in", tmp_path / "out", max_bad=1, workers=1))
+        shard(tmp_path / "in", tmp_path / "out", max_bad=1)
     line = [sys.executable, ROOT / "tools/predict.py", trained / "best.pt", "-"]
     with Path("/dev/zero").open("rb") as endless:
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -297,7 +295,7 @@ def test_a_loader_refuses_a_member_that_claims_too_much(
     for split in ("train", "val"):
         (source / split / "a").mkdir(parents=True)
         (source / split / "a" / "1.jpg").write_bytes(jpeg())
-    shard_images(Options(source, tmp_path / "out", resize="none", workers=1))
+    shard(source, tmp_path / "out", resize="none")
     tar = without_checksums(tmp_path / "out") / "val-000000.tar"
     tar.write_bytes(of_size(tar.read_bytes(), height, width))
     with pytest.raises(DataError, match=rf"val-000000\.tar.*1 cannot be .*{words}"):

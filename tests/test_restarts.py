@@ -17,7 +17,7 @@ from pipelines.shards.records import Records
 from pipelines.turbo.native import has_native
 from pipelines.turbo.restart_markers import INTERVAL, with_restarts
 from tests import jpegs
-from tests.conftest import assert_refused, command, shard, without_checksums
+from tests.conftest import assert_refused, script, shard, without_checksums
 from tests.test_images import MAX_PIXELS, NONE, SQUARE, exif, picture, saved
 
 pytestmark = pytest.mark.skipif(not has_native(), reason="needs pipelines/turbo/restarts.c built")
@@ -150,7 +150,7 @@ def test_what_a_crop_does_not_show_is_not_read(tmp_path: Path, monkeypatch: pyte
 
 def test_it_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = "tools/shard_imagenet.py"
-    assert_refused(command(tool, tmp_path, tmp_path / "out", "--restarts", "--encoding", "raw"), "--restarts", code=2)
+    assert_refused(script(tool, tmp_path, tmp_path / "out", "--restarts", "--encoding", "raw"), "--restarts", code=2)
     (tmp_path / "images" / "train" / "c").mkdir(parents=True)
     (tmp_path / "images" / "train" / "c" / "0.jpg").write_bytes(saved(picture()))
     monkeypatch.setattr("tools.shard_imagenet.has_native", lambda: False)

@@ -120,8 +120,8 @@ def test_a_second_training_in_a_run_folder_is_refused_and_changes_nothing(
 
 
 def test_a_killed_training_leaves_no_lock(tmp_path: Path) -> None:
-    code = "import sys, time, pathlib; from alexnet.run_folder import claim; from alexnet.ranks import Ranks\n"
-    code += f"with claim(pathlib.Path({str(tmp_path)!r}), Ranks()): print('held', flush=True); time.sleep(600)"
+    code = "import pathlib, signal; from alexnet.run_folder import claim; from alexnet.ranks import Ranks\n"
+    code += f"with claim(pathlib.Path({str(tmp_path)!r}), Ranks()): print('held', flush=True); signal.pause()"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE) as process:
         assert process.stdout and process.stdout.readline() == b"held\n"

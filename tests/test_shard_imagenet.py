@@ -26,7 +26,7 @@ from pipelines.images.resize import square
 from pipelines.sharding.folder import claim
 from pipelines.sharding.sources import find_images
 from pipelines.sharding.verify import verify
-from tests.conftest import ROOT, assert_refused, command, shard, wait_until
+from tests.conftest import ROOT, assert_refused, command, script, shard, wait_until
 from tools.shard_imagenet import Options
 
 TOOL = "tools/shard_imagenet.py"
@@ -48,7 +48,7 @@ def few_images(demo_images: Path, tmp_path: Path) -> Path:
     return source
 
 
-@pytest.mark.parametrize("workers", [1, 5])
+@pytest.mark.parametrize("workers", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_bytes_do_not_depend_on_the_number_of_workers(
     demo_images: Path, demo_shards: Path, tmp_path: Path, workers: int
 ) -> None:
@@ -142,9 +142,9 @@ def test_repair_writes_only_the_wrong_shards_again(demo_images: Path, demo_shard
     flip_byte_in_image(copy)
     (copy / "train-000000.tar").unlink()
     kept = (copy / "train-000002.tar").stat().st_ino
-    wrong_seed = command(TOOL, demo_images, copy, "--shard-mb", "2", "--seed", "1", "--repair")
+    wrong_seed = script(TOOL, demo_images, copy, "--shard-mb", "2", "--seed", "1", "--repair")
     assert_refused(wrong_seed, "the source or the options differ", "nothing was changed")
-    done = command(TOOL, demo_images, copy, "--shard-mb", "2", "--repair")
+    done = script(TOOL, demo_images, copy, "--shard-mb", "2", "--repair")
     assert done.returncode == 0, done.stderr
     assert "2 shards written again" in done.stdout
     assert digests(copy) == digests(demo_shards)
@@ -226,7 +226,7 @@ def test_images_that_cannot_be_decoded_are_quarantined_and_the_run_goes_on(few_i
     victims[0].write_bytes(whole[: len(whole) // 2])
     victims[1].write_bytes(b"")
     victims[2].write_text("<html>404</html>")
-    done = command(TOOL, few_images, tmp_path / "out", "--max-bad", "0.2")
+    done = script(TOOL, few_images, tmp_path / "out", "--max-bad", "0.2")
     assert done.returncode == 0, done.stderr
     assert "quarantined: 3" in done.stdout
     manifest = load_manifest(tmp_path / "out")
@@ -280,7 +280,7 @@ def test_stems_that_occur_twice_or_hold_dots_become_distinct_keys(tmp_path: Path
 )
 def test_bad_sources_and_targets_are_refused(few_images: Path, tmp_path: Path, prepare, words: list[str]) -> None:
     prepare(few_images, tmp_path / "out")
-    assert_refused(command(TOOL, few_images, tmp_path / "out", "--max-bad", "1"), *words)
+    assert_refused(script(TOOL, few_images, tmp_path / "out", "--max-bad", "1"), *words)
     assert not (tmp_path / "out" / "train-000000.tar").exists() or not (tmp_path / "out" / "manifest.json").exists()
 
 
@@ -296,7 +296,7 @@ def test_bad_sources_and_targets_are_refused(few_images: Path, tmp_path: Path, p
     ],
 )
 def test_values_out_of_range_end_with_2(few_images: Path, tmp_path: Path, arguments: list[str]) -> None:
-    done = command(TOOL, few_images, tmp_path / "out", *arguments)
+    done = script(TOOL, few_images, tmp_path / "out", *arguments)
     assert_refused(done, arguments[0], code=2)
     assert not (tmp_path / "out").exists()
 
@@ -309,7 +309,7 @@ def test_a_full_disk_ends_the_run_and_leaves_nothing_that_looks_whole(demo_image
 
 def test_two_runs_into_one_folder_exclude_each_other(few_images: Path, tmp_path: Path) -> None:
     with claim(tmp_path / "out", {}):
-        assert_refused(command(TOOL, few_images, tmp_path / "out"), "another run is writing")
+        assert_refused(script(TOOL, few_images, tmp_path / "out"), "another run is writing")
 
 
 def flip_byte_in_image(folder: Path) -> None:
@@ -321,9 +321,9 @@ def flip_byte_in_image(folder: Path) -> None:
 
 def test_verify_says_which_shard_was_altered(demo_shards: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(demo_shards, tmp_path / "copy")
-    assert command(TOOL, "--verify", copy).returncode == 0
+    assert script(TOOL, "--verify", copy).returncode == 0
     flip_byte_in_image(copy)
-    assert_refused(command(TOOL, "--verify", copy), "1 of", "train-000001.tar", "sha256")
+    assert_refused(script(TOOL, "--verify", copy), "1 of", "train-000001.tar", "sha256")
 
 
 def test_verify_compares_the_index_with_the_tar(demo_shards: Path, tmp_path: Path) -> None:

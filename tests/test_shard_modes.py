@@ -19,10 +19,8 @@ from pipelines.sharding.sources import find_images
 from pipelines.sharding.verify import verify
 from pipelines.shards.gallery import Gallery
 from tests import jpegs
-from tests.conftest import NUMBERED_IMAGES, assert_refused, command, shard
-from tests.test_fuzz import shard_here
+from tests.conftest import NUMBERED_IMAGES, assert_refused, script, shard
 from tests.test_images import PLAIN, USABLE
-from tools.shard_imagenet import Options
 
 TOOL = "tools/shard_imagenet.py"
 MODES = {
@@ -110,7 +108,7 @@ def test_rare_samplings_in_shards_of_an_earlier_version_are_named(
     with monkeypatch.context() as patch:
         patch.setattr(Header, "common_sampling", True)
         patch.setattr("pipelines.sharding.members.check_data", lambda _: None)
-        folder = shard_here(Options(samplings, tmp_path / "shards", resize="none", size=64))
+        folder = shard(samplings, tmp_path / "shards", resize="none", size=64)
     rare, found = {key(name) for name in jpegs.RARE}, {}
     for split, crop in (("train", "random"), ("train", "resized"), ("val", "center"), ("val", "ten")):
         augment = Augment(crop=crop, size=48, normalise="none")
@@ -226,7 +224,7 @@ def test_every_mode_evaluates_each_image_once(numbered_images: Path, tmp_path: P
     ],
 )
 def test_modes_that_make_no_sense_end_with_2(tmp_path: Path, arguments: list[str], words: str) -> None:
-    assert_refused(command(TOOL, tmp_path, tmp_path / "out", *arguments), words, code=2)
+    assert_refused(script(TOOL, tmp_path, tmp_path / "out", *arguments), words, code=2)
 
 
 def test_a_manifest_of_an_unknown_mode_is_refused(modes: dict[str, Path], tmp_path: Path) -> None:

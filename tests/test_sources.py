@@ -20,7 +20,7 @@ from PIL import Image
 
 from pipelines import DataError, load_manifest
 from pipelines.sharding.sources import Source, find_images, kaggle, official
-from tests.conftest import ROOT, command, shard
+from tests.conftest import ROOT, script, shard
 from tools.shard_imagenet import Options
 
 WORDS = {"n01440764": "tench, Tinca tinca", "n01443537": "goldfish", "n02084071": "dog", "n09999999": "zebra crossing"}
@@ -184,7 +184,7 @@ def shard_bytes(folder: Path) -> dict[str, bytes]:
 def test_the_four_layouts_give_the_same_shards_byte_for_byte(laid_out, tmp_path: Path, options: dict) -> None:
     shards = {}
     for layout in LAY_OUT:
-        out = shard(laid_out(layout), tmp_path / f"{layout}-out", size=SIZE, shard_mb=0.02, workers=1, **options)
+        out = shard(laid_out(layout), tmp_path / f"{layout}-out", size=SIZE, shard_mb=0.02, **options)
         manifest = load_manifest(out)
         shards[layout] = shard_bytes(out), manifest.classes, manifest.statistics
         assert not (out / ".work").exists(), "the spool is gone with the rest"
@@ -301,7 +301,7 @@ def test_nothing_recognised_lists_what_was_looked_for(tmp_path: Path) -> None:
 def test_a_bad_download_is_one_message_and_ends_with_1(laid_out, tmp_path: Path) -> None:
     folder = laid_out("official")
     (folder / DEVKIT).unlink()
-    done = command("tools/shard_imagenet.py", folder, tmp_path / "out")
+    done = script("tools/shard_imagenet.py", folder, tmp_path / "out")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "no file" in done.stderr and DEVKIT in done.stderr
 

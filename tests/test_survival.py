@@ -21,7 +21,7 @@ from alexnet import AlexNetError, checkpoint, run_folder
 from alexnet.engine import TrainStep
 from alexnet.log import RunLog, read_log
 from alexnet.stop import Stop
-from tests.conftest import QUICK, ROOT, assert_refused, command, mounted, script, wait_until
+from tests.conftest import QUICK, ROOT, SMALLEST, assert_refused, command, mounted, script, wait_until
 
 KILLS = 5  # per run, of which there are six
 RANK_KILLS = 5
@@ -74,19 +74,19 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     [signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGHUP))],
 )
 def test_a_signal_ends_the_run_with_0_and_the_command_that_goes_on_as_if_nothing_had_been(
-    numbered_shards: Path, trained: Path, tmp_path: Path, number: int
+    few_shards: Path, uninterrupted: Path, tmp_path: Path, number: int
 ) -> None:
     """Check with a signal in the first of an epoch's two steps."""
     out = tmp_path / "it stopped"
-    done = command("-c", SIGNALLED, int(number), "--data", numbered_shards, "--out", out, *QUICK)
+    done = command("-c", SIGNALLED, int(number), "--data", few_shards, "--out", out, *SMALLEST)
     assert done.returncode == 0, done.stderr
     assert checkpoint.load(out / "last.pt")["step"] == 1
     done = command(*shlex.split(done.stdout.split("to resume: ")[1])[1:])
     assert done.returncode == 0, done.stderr
-    assert_the_same_weights(out, trained)
+    assert_the_same_weights(out, uninterrupted)
     assert_each_step_stands_once(out, epochs=2, steps=4)
     lines, whole = (
-        [entry for entry in read_log(run / "log.jsonl") if entry["kind"] == "epoch"] for run in (out, trained)
+        [entry for entry in read_log(run / "log.jsonl") if entry["kind"] == "epoch"] for run in (out, uninterrupted)
     )
     assert lines == whole and all("train_top1" in line for line in lines), "of all train images, before the stop too"
 
@@ -185,10 +185,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield disk
 
 
-def test_a_disk_that_fills_ends_the_run_with_1_and_leaves_the_checkpoint_before(
-    numbered_shards: Path, disk: Path
-) -> None:
-    line = ("--data", numbered_shards, "--out", disk / "run", *QUICK, "--backend", "synthetic")
+def test_a_disk_that_fills_ends_the_run_with_1_and_leaves_the_checkpoint_before(few_shards: Path, disk: Path) -> None:
+    line = ("--data", few_shards, "--out", disk / "run", *SMALLEST, "--backend", "synthetic")
     assert_refused(script("train.py", *line), "cannot write", "free some space", "--resume")
     assert checkpoint.load(disk / "run/last.pt")["epoch"] == 1
     assert not [path for path in (disk / "run").iterdir() if path.name.endswith(".tmp")]
@@ -196,7 +194,7 @@ def test_a_disk_that_fills_ends_the_run_with_1_and_leaves_the_checkpoint_before(
 
 @pytest.mark.parametrize("error", [torch.AcceleratorError("CUDA error: unspecified launch failure"), None])
 def test_a_lost_gpu_or_a_loss_that_is_no_number_leaves_the_checkpoint_before(
-    numbered_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+    few_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
 ) -> None:
     """Check in the third step, after an epoch of two. No GPU can be lost at will, so the step raises torch's error."""
     steps, learn = iter(range(1, 5)), TrainStep.__call__
@@ -212,7 +210,7 @@ def test_a_lost_gpu_or_a_loss_that_is_no_number_leaves_the_checkpoint_before(
     words = (
         ("the GPU failed (CUDA error", "--resume") if error else ("the loss became nan in step 3", "--learning-rate")
     )
-    line = ("--data", numbered_shards, "--out", tmp_path / "run", *QUICK, "--backend", "synthetic")
+    line = ("--data", few_shards, "--out", tmp_path / "run", *SMALLEST, "--backend", "synthetic")
     assert_refused(script("train.py", *line), *words)
     assert checkpoint.load(tmp_path / "run/last.pt")["step"] == 2
 

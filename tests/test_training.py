@@ -16,7 +16,7 @@ from alexnet.engine import TrainStep, compile_model
 from alexnet.log import read_log
 from alexnet.optim import PLATEAU_EPOCHS, Schedule, make_optimizer
 from alexnet.options import defaults
-from tests.conftest import NUMBERED_IMAGES, QUICK, assert_refused, command, script
+from tests.conftest import NUMBERED_IMAGES, SMALLEST, assert_refused, command, script
 from train import Options
 
 CPU = torch.device("cpu")
@@ -53,21 +53,21 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def test_a_run_killed_and_resumed_ends_as_the_uninterrupted_one(
-    numbered_shards: Path, trained: Path, tmp_path: Path
+    few_shards: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     """Check bit-identical weights after a kill in epoch 2: weights, momentum, dropout and data position are in last.pt.
 
     Each run has its own process, because earlier tests may leave torch with other threads, which round differently.
     """
     out = tmp_path / "killed"
-    done = command("-c", KILLED, "--data", numbered_shards, "--out", out, *QUICK)
+    done = command("-c", KILLED, "--data", few_shards, "--out", out, *SMALLEST)
     assert done.returncode == -signal.SIGKILL, done.stderr
     done = command("train.py", "--out", out, "--resume")
     assert done.returncode == 0, done.stderr
     assert "after epoch 1" in done.stdout
-    resumed, uninterrupted = (checkpoint.load(folder / "last.pt") for folder in (out, trained))
+    resumed, whole = (checkpoint.load(folder / "last.pt") for folder in (out, uninterrupted))
     assert resumed["epoch"] == 2
-    for name, weights in uninterrupted["model"].items():
+    for name, weights in whole["model"].items():
         assert torch.equal(resumed["model"][name], weights), name
 
 

@@ -1,7 +1,6 @@
 """Tests of the CPU loader: right pixels for all shards, any resume, named errors, and no leaked threads or memory."""
 
 import hashlib
-import io
 import os
 import re
 import resource
@@ -21,14 +20,13 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as transforms
 
+from benchmarks.first_batch import BATCH_SIZE, of_imagenets_size
 from pipelines import Augment, DataError, Loader, load_manifest, open_loader
 from pipelines.augment import Jitter, colour_matrix, load_mean_image
 from pipelines.crops import resized_box
 from pipelines.plan import Plan
-from pipelines.sharding.hashed_tar import HashedTar
 from pipelines.sharding.verify import verify
 from pipelines.shards.index import list_samples
-from pipelines.shards.manifest import Shard, Split
 from pipelines.shards.records import Records
 from pipelines.turbo.buffers import LentBuffers
 from pipelines.turbo.decode import read_member
@@ -458,44 +456,10 @@ def test_memory_is_used_again_only_when_no_view_of_it_is_left() -> None:
     assert again is memory
 
 
-def sample_bytes(name: str, jpeg: bytes, label: bytes) -> bytes:
-    buffer = io.BytesIO()
-    tar = HashedTar(buffer)
-    tar.add(name, "jpg", jpeg, label)
-    return buffer.getvalue()
-
-
-def of_imagenets_size(source: Path, out: Path, batches: int) -> Path:
-    """Write 1,281,170 samples in 110 shards: full indices, and sparse tars with only the first batches of epoch 0."""
-    manifest, (shards, each) = load_manifest(source), (110, 11_647)
-    jpeg = Records(manifest, "train").read(0).data
-    start, label = 512 + -(-len(jpeg) // 512) * 512, b"0" * manifest.label_width
-    slot = len(sample_bytes("n00000000_000000", bytes(jpeg), label))
-    wanted = np.sort(epoch_order(0, 0, shards * each)[: batches * 256 + 16])
-    made = []
-    out.mkdir()
-    for number in range(shards):
-        path = out / f"train-{number:06d}.tar"
-        with path.open("wb") as file:
-            for sample in wanted[(wanted >= number * each) & (wanted < (number + 1) * each)].tolist():
-                file.seek((sample - number * each) * slot)
-                file.write(sample_bytes(f"n00000000_{sample % each:06d}", bytes(jpeg), label))
-            file.truncate(each * slot)
-        names = (f"n00000000_{row:06d}" for row in range(each))
-        lines = (
-            f"jpg {row * slot + 512} {len(jpeg)} {name}.jpg cls {row * slot + start + 512} {len(label)} {name}.cls\n"
-            for row, name in enumerate(names)
-        )
-        path.with_suffix(".idx").write_text(f"v1.2 {each}\n" + "".join(lines))
-        made.append(Shard(path.name, each, each * slot, ""))
-    replace(manifest, folder=out, splits={"train": Split(shards * each, tuple(made))}).save()
-    return out
-
-
 @pytest.mark.slow
 def test_the_first_of_1281170_samples_come_without_a_call_for_each(folders: dict[str, Path], tmp_path: Path) -> None:
     """Check that Python calls, in all threads, are fewer than samples: indices are read as arrays, not line by line."""
-    folder = of_imagenets_size(folders["square"], tmp_path / "large", batches=5)
+    folder = of_imagenets_size(folders["square"], tmp_path / "large")
     calls = 0
 
     def count(*_: object) -> None:
@@ -505,11 +469,11 @@ def test_the_first_of_1281170_samples_come_without_a_call_for_each(folders: dict
     threading.setprofile(count)
     sys.setprofile(count)
     try:
-        batch = next(iter(turbo(folder, batch_size=256)))
+        batch = next(iter(turbo(folder, batch_size=BATCH_SIZE)))
     finally:
         sys.setprofile(None)
         threading.setprofile(None)  # type: ignore[arg-type]
-    assert len(batch.images) == 256 and calls < 1_000_000, calls
+    assert len(batch.images) == BATCH_SIZE and calls < 1_000_000, calls
 
 
 @pytest.mark.slow
