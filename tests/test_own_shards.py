@@ -173,6 +173,49 @@ def test_turbo_loads_and_shuffles_them(own: Path) -> None:
     assert sorted(batch.labels.tolist()) == sorted(Records(manifest, "train").read(i).label for i in range(12))
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_batches_have_the_keys_and_members_of_their_samples(own: Path, split: str) -> None:
+    loader = open_loader(own, split, 4, PLAIN, backend="turbo", threads=2, keys=True, extras=("json", "txt"))
+    seen = []
+    for batch in loader:
+        assert list(batch.extras) == ["json", "txt"] and len(batch.keys) == len(batch.extras["txt"]) == 4
+        for row in range(batch.valid):
+            about, text = (batch.extras[name][row] for name in ("json", "txt"))
+            number = int(text.removeprefix("naïve "))
+            assert batch.keys[row] == described(number)["__key__"]
+            assert about == json.loads(json.dumps(described(number)["json"]))
+            assert loader.classes[batch.labels[row]] == about["label"]
+            seen.append(number)
+        assert batch.keys[batch.valid :] == [""] * (4 - batch.valid)
+        assert batch.extras["txt"][batch.valid :] == [None] * (4 - batch.valid)
+    assert sorted(seen) == [*range(12)] if split == "train" else [*range(12, 19)]
+
+
+def test_a_sample_whose_member_cannot_be_read_is_skipped_with_its_row(tmp_path: Path, in_process: None) -> None:
+    samples = [{"__key__": str(i), "jpg": encoded(i), "json": {"label": 0}, "txt": f"{i}"} for i in range(8)]
+    samples[2]["txt"] = b"\xff"
+    folder = write_samples(tmp_path / "own", samples)
+    write_samples(folder, samples, "val-%d.tar")
+    indexed(folder)
+    with pytest.raises(SampleError, match=r"sample 2 has a \.txt that cannot be read"):
+        list(open_loader(folder, "val", 4, PLAIN, extras=("txt",)))
+    loader = open_loader(folder, "val", 4, PLAIN, extras=("txt",), keys=True, on_error="skip")
+    batches = list(loader)
+    assert [(batch.valid, batch.keys) for batch in batches] == [(3, ["0", "1", "3", ""]), (4, ["4", "5", "6", "7"])]
+    assert [batch.extras["txt"] for batch in batches] == [["0", "1", "3", None], ["4", "5", "6", "7"]]
+    (batch,) = open_loader(folder, "train", 8, PLAIN, extras=("txt",), keys=True, on_error="skip")
+    assert batch.extras["txt"] == batch.keys and "2" not in batch.keys and "" not in batch.keys
+    assert len(list(open_loader(folder, "train", 8, PLAIN))) == 1, "who does not ask for it does not read it"
+
+
+def test_members_that_are_not_there_and_dali_are_refused_by_name(own: Path) -> None:
+    for extras in (("cls",), "json"):
+        with pytest.raises(ValueError, match=r"it must be a tuple of members that .* has: 'json', 'seg\.png', 'txt'"):
+            open_loader(own, "train", 4, extras=extras)
+    with pytest.raises(DataError, match="was written by another program, which DALI's graph does not read"):
+        open_loader(own, "train", 4, PLAIN, backend="dali")
+
+
 def test_statistics_are_those_of_the_train_pixels(own: Path) -> None:
     manifest = load_manifest(own)
     records = Records(manifest, "train")
