@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
-import operator
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
+from pipelines.arguments import MAX_SEED, check_device, check_extras, decoding_threads, integer, rank_and_world_size
 from pipelines.augment import AUGMENTS, Augment
+from pipelines.backend import Backend, Skip, Start
 from pipelines.errors import DataError
 from pipelines.identity import Identity, manifest_digest
-from pipelines.loader import Backend, Loader, Skip, Start
+from pipelines.loader import Loader
 from pipelines.plan import Plan
 from pipelines.shards.manifest import Manifest, load_manifest
 
@@ -22,11 +21,9 @@ if TYPE_CHECKING:
 
     from pipelines.transform import Transform
 
-LOG = logging.getLogger(__name__)
 BackendName = Literal["auto", "dali", "turbo", "synthetic"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 OnError = Literal["raise", "skip"]
-MAX_SEED = 2**32 - 1
 
 
 def open_loader(
@@ -67,16 +64,16 @@ def open_loader(
     """
     import torch
 
-    device, rank, world_size = torch.device(device), *_rank_and_world_size(rank, world_size)
-    plan_of = {"batch_size": _integer("batch_size", batch_size, 1), "rank": rank, "world_size": world_size}
-    seed, threads = _integer("seed", seed, 0, MAX_SEED), _threads(threads)
-    _check_device(device)
+    device, rank, world_size = torch.device(device), *rank_and_world_size(rank, world_size)
+    plan_of = {"batch_size": integer("batch_size", batch_size, 1), "rank": rank, "world_size": world_size}
+    seed, threads = integer("seed", seed, 0, MAX_SEED), decoding_threads(threads)
+    check_device(device)
     manifest = load_manifest(folder)
     only_turbo = {"keys": keys, "extras": extras, "transform": transform, "on_error": on_error != "raise"}
     backend = _resolved(backend, device, manifest, [name for name, wanted in only_turbo.items() if wanted])
     if on_error not in get_args(OnError):
         raise ValueError(f'on_error is {on_error!r}, not "raise" or "skip"')
-    _check_extras(extras, manifest)
+    check_extras(extras, manifest)
     training = split == "train" if training is None else training
     plan = Plan(samples=manifest.split(split).samples, training=training, **plan_of)
     chosen = _chosen(augment, training)
@@ -94,49 +91,6 @@ def open_loader(
     )
     given = _Arguments(manifest, identity, device, threads, on_error, keys, tuple(extras), transform)
     return {"dali": _dali, "turbo": _turbo, "synthetic": _synthetic}[backend](given)
-
-
-def _integer(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """Return the argument as an int. Raises ValueError that names it if it is none, or out of range."""
-    bounds = f"at least {low}" if high is None else f"from {low} to {high}"
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} is {value!r}: it must be an integer, {bounds}") from None
-    if number < low or (high is not None and number > high):
-        raise ValueError(f"{name} is {number}: it must be {bounds}")
-    return number
-
-
-def _rank_and_world_size(rank: Any, world_size: Any) -> tuple[int, int]:
-    """Return both as given, or else as torch.distributed or torchrun says. Raises ValueError."""
-    if (rank is None) != (world_size is None):
-        raise ValueError(f"rank is {rank} and world_size {world_size}: give both, or neither")
-    if rank is None:
-        rank, world_size, source = _found_ranks()
-        LOG.info("rank %s of %s, as %s says", rank, world_size, source)
-    world_size = _integer("world_size", world_size, 1)
-    return _integer("rank", rank, 0, world_size - 1), world_size
-
-
-def _found_ranks() -> tuple[int, int, str]:
-    from torch import distributed
-
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size(), "torch.distributed"
-    rank, world_size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
-    if rank is not None and world_size is not None and rank.isdecimal() and world_size.isdecimal():
-        return int(rank), int(world_size), "the environment (RANK, WORLD_SIZE)"
-    return 0, 1, "no launcher"
-
-
-def _check_device(device: torch.device) -> None:
-    """Raise DataError if the device is a GPU that torch does not see."""
-    import torch
-
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = f"{torch.cuda.device_count()} GPUs" if torch.cuda.is_available() else "no GPU, or no driver for one"
-        raise DataError(f"device is {str(device)!r}, but torch finds {found}: use another, such as device='cpu'")
 
 
 def _resolved(backend: BackendName, device: torch.device, manifest: Manifest, only_turbo: list[str]) -> BackendName:
@@ -159,13 +113,6 @@ def _resolved(backend: BackendName, device: torch.device, manifest: Manifest, on
     return backend
 
 
-def _check_extras(extras: Any, manifest: Manifest) -> None:
-    """Raise ValueError unless ``extras`` names members that the shards have."""
-    if isinstance(extras, str) or not set(extras) <= set(manifest.extras):
-        known = ", ".join(map(repr, manifest.extras)) or "none but the image and the label"
-        raise ValueError(f"extras is {extras!r}: it must be a tuple of members that {manifest.folder} has: {known}")
-
-
 def _check_sizes(manifest: Manifest, split: str, plan: Plan, augment: Augment) -> None:
     """Raise DataError if the images are too small for the crop, or too few for a batch."""
     folder, size = manifest.folder, manifest.image.size
@@ -176,14 +123,6 @@ def _check_sizes(manifest: Manifest, split: str, plan: Plan, augment: Augment) -
             f"{folder} has {plan.samples} {split} images, less than a batch of {plan.batch_size} for each of "
             f"{plan.world_size} ranks: lower the batch size"
         )
-
-
-def _threads(threads: Any) -> int:
-    """Return ``threads``, by default this rank's share of the cores of the process; torchrun sets the ranks' number."""
-    if threads is not None:
-        return _integer("threads", threads, 1)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 @dataclass(frozen=True)

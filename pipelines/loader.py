@@ -8,8 +8,9 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from pipelines.backend import Backend, Batch, Rows, Skip, Start
 from pipelines.errors import DataError
 from pipelines.identity import Identity
 from pipelines.shards.manifest import Manifest
@@ -20,58 +21,8 @@ if TYPE_CHECKING:
     import torch
 
 LOG = logging.getLogger(__name__)
-Skip = Callable[[SampleError], None]  # what a backend calls for a sample that a batch lacks
 MAX_SKIPPED = 1000  # samples that are listed and reported
 _OF_PARENTS: list[Any] = []  # backends of the process that this one was forked from
-
-
-class Batch(NamedTuple):
-    """A batch: ``images`` N,3,H,W, channels-last, normalised, float16 on a GPU and float32 on a CPU; ``labels`` N int64
-    on the same device; ``valid``, the number of leading rows that count (the others are padding).
-
-    If requested, ``keys`` holds the name of each row's sample, and ``extras["json"]`` its member ``json``; the same for
-    each extension. Rows of padding have the key "" and the member None.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    valid: int
-    keys: list[str] | None = None
-    extras: dict[str, list[Any]] | None = None
-
-
-class Rows(NamedTuple):
-    """The rows of a batch from a backend: ``images`` on the device, ``labels`` there or on the CPU."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    keys: list[str] | None = None
-    extras: dict[str, list[Any]] | None = None
-
-
-class Backend(Protocol):
-    """An endless source of batches, epoch after epoch. After any exception it is closed and never used again."""
-
-    def next(self) -> Rows:
-        """Return the next batch: images N,3,H,W, channels-last, and labels N int64. Raises DataError."""
-
-    def checkpoint(self) -> bytes | None:
-        """Return the position after the last batch that ``next`` returned, or None if counting samples gives it."""
-
-    def close(self) -> None:
-        """End the threads; no other method is called afterwards."""
-
-
-class Start(NamedTuple):
-    """The position at which a backend starts: ``taken`` samples into ``epoch``, counted over all ranks.
-
-    ``checkpoint`` comes from ``Backend.checkpoint`` of a backend that was opened at the epoch ``opened_at``.
-    """
-
-    epoch: int
-    taken: int = 0
-    opened_at: int = 0
-    checkpoint: bytes | None = None
 
 
 class Loader:

@@ -3,7 +3,7 @@
 import torch
 
 from pipelines.augment import Augment
-from pipelines.loader import Rows
+from pipelines.backend import Rows
 from pipelines.plan import Plan
 from pipelines.shards.manifest import Manifest
 

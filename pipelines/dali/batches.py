@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipelines.augment import Augment
+from pipelines.backend import Rows
 from pipelines.commands import command
 from pipelines.dali.graph import Graph
 from pipelines.dali.trace import Trace, complaint, named
 from pipelines.errors import DataError
-from pipelines.loader import Rows
 from pipelines.plan import Plan
 from pipelines.shards.index import check_index
 from pipelines.shards.manifest import Manifest

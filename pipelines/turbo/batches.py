@@ -10,16 +10,14 @@ import importlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
 from pipelines.augment import Augment
+from pipelines.backend import Rows
 from pipelines.errors import DataError
-from pipelines.loader import Rows
 from pipelines.plan import Plan
 from pipelines.shards.manifest import Manifest
 from pipelines.shards.records import Records, SampleError
@@ -27,8 +25,9 @@ from pipelines.transform import SeededTransform, Transform
 from pipelines.turbo.buffers import LentBuffers
 from pipelines.turbo.native import Worker, renders_natively
 from pipelines.turbo.normalise import Normalise
-from pipelines.turbo.randomness import Draws, draw, epoch_order
+from pipelines.turbo.randomness import draw, epoch_order
 from pipelines.turbo.renderer import Renderer, prepare_opencv
+from pipelines.turbo.work import Work
 
 AHEAD = 3  # batches
 CHUNK = 16  # samples that a thread takes at a time
@@ -44,26 +43,6 @@ def require_turbo() -> None:
             raise DataError(
                 f"the turbo backend needs two packages: pip install simplejpeg opencv-python-headless ({error})"
             ) from error
-
-
-@dataclass
-class _Work:
-    """A batch that threads are filling. ``samples`` has a few more than its rows, which replace damaged ones."""
-
-    epoch: int
-    first: int  # the place of its first row in the epoch's order
-    valid: int  # leading rows that are samples; the others are padding, left black
-    samples: list[int]
-    draws: Draws
-    images: np.ndarray  # N,H,W,3
-    tensor: torch.Tensor  # the same memory
-    labels: np.ndarray  # N int64
-    crops: np.ndarray  # N,3 int64: top and left of each crop, and if it is flipped
-    colours: np.ndarray  # N,3 float32
-    keys: list[str]
-    extras: dict[str, list[Any]]
-    parts: list[Future] = field(default_factory=list)
-    lost: list[tuple[int, SampleError]] = field(default_factory=list)
 
 
 class TurboBatches:
@@ -103,7 +82,7 @@ class TurboBatches:
         self._batches = _endless(plan, epoch, taken)
         self._upcoming = next(self._batches)
         self._order = -1, np.empty(0, np.int64)
-        self._made: deque[_Work] = deque()
+        self._made: deque[Work] = deque()
         self._own = threading.local()
         self._threads = ThreadPoolExecutor(threads, "turbo", prepare_opencv)
 
@@ -147,7 +126,7 @@ class TurboBatches:
             self._made.append(self._begin(epoch, taken))
             self._upcoming = next(self._batches)
 
-    def _begin(self, epoch: int, taken: int) -> _Work:
+    def _begin(self, epoch: int, taken: int) -> Work:
         rows, per_image, size = self._plan.batch_size, self._augment.crops, self._augment.size
         first = self._plan.first(taken)
         draws = draw(self._seed, epoch, self._augment, first=first, count=rows)
@@ -158,7 +137,7 @@ class TurboBatches:
         samples = self._samples(epoch, first)
         valid = self._plan.valid(taken // self._plan.step)
         labels = np.zeros(rows, np.int64)
-        work = _Work(
+        work = Work(
             epoch=epoch,
             first=first,
             valid=valid,
@@ -185,7 +164,7 @@ class TurboBatches:
             self._order = epoch, epoch_order(self._seed, epoch, self._plan.samples)
         return self._order[1][places % self._plan.samples].tolist()
 
-    def _make(self, work: _Work, rows: range) -> None:
+    def _make(self, work: Work, rows: range) -> None:
         whole = range(rows.start, max(rows.start, min(rows.stop, work.valid)))
         work.images[self._places(range(whole.stop, rows.stop))] = 0
         left = self._make_natively(work, whole) if self._native else whole
@@ -200,7 +179,7 @@ class TurboBatches:
                 work.lost.append((row, error))
                 self._replace(work, row, error)
 
-    def _make_natively(self, work: _Work, rows: range) -> list[int]:
+    def _make_natively(self, work: Work, rows: range) -> list[int]:
         """Fill the rows that the compiled part can render. Return the others, which are left to Python."""
         left, pixels, some = [], self._pixels(work, rows), slice(rows.start, rows.stop)
         draws = work.draws.of(some)
@@ -214,7 +193,7 @@ class TurboBatches:
                 left.append(row)
         return left
 
-    def _replace(self, work: _Work, row: int, error: SampleError) -> None:
+    def _replace(self, work: Work, row: int, error: SampleError) -> None:
         """Fill the row with the next usable sample in the order, or in evaluation with black. Raises DataError."""
         if not self._plan.training:
             work.images[self._places(range(row, row + 1))] = 0
@@ -227,7 +206,7 @@ class TurboBatches:
                 work.lost.append((row, another))
         raise DataError(f"{MAX_REPLACEMENTS} samples in a row cannot be used. The first of them: {error}")
 
-    def _fill(self, work: _Work, row: int, sample: int) -> None:
+    def _fill(self, work: Work, row: int, sample: int) -> None:
         rows, record = range(row, row + 1), self._records.read(sample)
         pixels = self._pixels(work, rows)
         work.crops[self._places(rows)] = self._renderer.render(record, work.draws.at(row), pixels)
@@ -235,7 +214,7 @@ class TurboBatches:
         for place, image in enumerate(pixels, self._places(rows).start):
             self._normalise_place(work, place, image)
 
-    def _describe(self, work: _Work, row: int, sample: int) -> None:
+    def _describe(self, work: Work, row: int, sample: int) -> None:
         """Add the sample's key and extras to the batch, if requested. Raises SampleError."""
         if self._keys:
             work.keys[row] = self._records.key(sample)
@@ -244,12 +223,12 @@ class TurboBatches:
             for name, column in work.extras.items():
                 column[row] = found.get(name)
 
-    def _normalise_place(self, work: _Work, place: int, pixels: np.ndarray) -> None:
+    def _normalise_place(self, work: Work, place: int, pixels: np.ndarray) -> None:
         """Normalise ``pixels`` into the batch, unless the batch is uint8: the device normalises it, or nothing does."""
         if work.images.dtype != np.uint8:
             self._normalise.one(pixels, work.crops[place], work.colours[place], work.images[place])
 
-    def _pixels(self, work: _Work, rows: range) -> np.ndarray:
+    def _pixels(self, work: Work, rows: range) -> np.ndarray:
         """Return N,size,size,3 uint8 to render the rows' crops into: the batch itself if it is uint8."""
         out = work.images[self._places(rows)]
         if out.dtype == np.uint8:
@@ -268,7 +247,7 @@ class TurboBatches:
             self._own.worker = Worker(self._records, self._manifest, self._augment, CHUNK)
         return self._own.worker
 
-    def _settle(self, work: _Work) -> None:
+    def _settle(self, work: Work) -> None:
         """Report the samples that were lost. In evaluation move their rows to the end, where they are padding."""
         if not work.lost or self._skip is None:
             return
@@ -276,14 +255,7 @@ class TurboBatches:
         for _, error in work.lost:
             self._skip(error)
         if not self._plan.training:
-            lost = {row for row, _ in work.lost}
-            rows = sorted(range(self._plan.batch_size), key=lambda row: row in lost)
-            work.labels = work.labels[rows]
-            work.keys = ["" if row in lost else work.keys[row] for row in rows]
-            work.extras = {n: [None if row in lost else v[row] for row in rows] for n, v in work.extras.items()}
-            for array in (work.images, work.crops, work.colours):
-                by_row = array.reshape(len(rows), -1)
-                by_row[:] = by_row[rows]
+            work.move_to_the_end({row for row, _ in work.lost})
 
 
 def _endless(plan: Plan, epoch: int, taken: int) -> Iterator[tuple[int, int]]:
