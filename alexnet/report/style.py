@@ -23,7 +23,7 @@ p, figcaption { color: var(--soft); margin: .3rem 0 .8rem; max-width: 52rem; } f
 .side > * { min-width: 0; }
 table { border-collapse: collapse; font-size: .9rem; overflow-wrap: normal; }
 th, td { padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-td:first-child { min-width: 9rem; }
+td:first-child { min-width: 10.5rem; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; } tr.differs { background: var(--mark); }
 th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid var(--link); }
 th button::after { content: " \\2195"; color: var(--soft); }
