@@ -119,6 +119,9 @@ def test_a_cluster_writes_the_same_bytes_though_a_worker_is_killed(
 
 
 def test_no_scheduler_and_no_dask_are_said(few_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed = pytest.importorskip("distributed")
+    client = distributed.Client
+    monkeypatch.setattr(distributed, "Client", lambda address, **more: client(address, **more | {"timeout": "0.1s"}))
     with pytest.raises(DataError, match="no Dask scheduler answers at tcp"):
         shard(few_images, tmp_path / "out", cluster="tcp://127.0.0.1:9")
     monkeypatch.setitem(sys.modules, "distributed", None)
