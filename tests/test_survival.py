@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -93,7 +94,7 @@ def test_a_signal_ends_the_run_with_0_and_the_command_that_goes_on_as_if_nothing
 
 def test_the_first_signal_asks_and_the_second_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("alexnet.stop.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("alexnet.stop.time", SimpleNamespace(monotonic=lambda: now[0]))
     with Stop() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.asked
