@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from pipelines import DataError, load_manifest
+from pipelines.images.walk import counted
 from pipelines.sharding.runners import ShardingProgress
 from pipelines.sharding.sources import Source, find_images, official
 from pipelines.sharding.sources.table import find_columns
-from pipelines.sharding.sources.walk import counted
 from tests.conftest import assert_refused, script
 from tests.test_sources import WORDS, devkit_of
 from tools.shard_imagenet import Options

@@ -67,11 +67,13 @@ def test_a_folder_is_walked_and_what_is_left_out_is_counted(tmp_path: Path, caps
         (tmp_path / name).touch()
     (tmp_path / "gone.jpg").unlink()
     (tmp_path / "gone.jpg").symlink_to("nowhere")
-    (tmp_path / "b" / "round").symlink_to(tmp_path)
     assert list(expand([tmp_path, Path("-")])) == [*(tmp_path / name for name in wanted), Path("-")]
     assert sorted(capsys.readouterr().err.strip().removeprefix("left out: ").split(", ")) == sorted(
         ["2 .txt", "1 in .cache/", "1 in @eaDir/", "1 in __MACOSX/", "1 hidden", "1 without a suffix"]
     )
+    (tmp_path / "b" / "round").symlink_to(tmp_path)
+    with pytest.raises(DataError, match="is one a link to a folder above it"):
+        list(expand([tmp_path]))
 
 
 def test_a_folder_without_pictures_is_refused(trained: Path, tmp_path: Path) -> None:

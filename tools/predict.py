@@ -26,7 +26,7 @@ from alexnet.engine import find_device
 from alexnet.run_reader import find_checkpoint
 from pipelines import DataError
 from pipelines.images.picture import SUFFIXES, read_file, read_picture
-from pipelines.images.walk import describe, walk
+from pipelines.images.walk import counted, pictures_below
 from pipelines.preprocess import Preparation
 from pipelines.terminal import in_range, require, run_command
 from pipelines.untrusted import MAX_FILE_BYTES, printable
@@ -93,13 +93,11 @@ def expand(paths: Sequence[Path]) -> Iterator[Path]:
     left_out: Counter[str] = Counter()
     for path in paths:
         if path.is_dir():
-            names, others = walk(path)
-            left_out += others
-            yield from (path / name for name in names)
+            yield from (path / name for name in sorted(pictures_below(path, "", left_out)))
         else:
             yield path
     if left_out:
-        print(printable(f"left out: {describe(left_out)}"), file=sys.stderr)
+        print(printable(f"left out: {counted(left_out)}"), file=sys.stderr)
 
 
 def read_standard_input() -> np.ndarray:

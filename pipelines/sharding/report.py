@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from pipelines.sharding.sources.walk import counted
+from pipelines.images.walk import counted
 from pipelines.shards.manifest import Manifest
 from pipelines.untrusted import printable
 

@@ -7,10 +7,10 @@ from collections import Counter
 from pathlib import Path
 
 from pipelines.errors import DataError
+from pipelines.images.walk import holds_pictures, leave_out_beside, some, subfolders
 from pipelines.sharding.sources.folders import NAME_FILES, list_class_folders, listing_of
 from pipelines.sharding.sources.sample import Listing
 from pipelines.sharding.sources.splits import split_in
-from pipelines.sharding.sources.walk import holds_pictures, leave_out_beside, some, subfolders
 
 LOOKED_FOR = "<class>/*.jpg"
 

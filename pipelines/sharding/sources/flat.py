@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.errors import DataError
+from pipelines.images.walk import holds_pictures, pictures_below, subfolders
 from pipelines.sharding.sources.devkit import META, TRUTH, read_devkit, read_synsets
 from pipelines.sharding.sources.finder import Row, located
 from pipelines.sharding.sources.official import DEVKIT
-from pipelines.sharding.sources.walk import holds_pictures, pictures_below, subfolders
 from pipelines.untrusted import MAX_FILE_BYTES, read_limited
 
 GROUND_TRUTH = TRUTH.rpartition("/")[2]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from pipelines.errors import DataError
 from pipelines.images.picture import SUFFIXES
+from pipelines.images.walk import counted, leave_out_beside, pictures_below, some, subfolders
 from pipelines.sharding.sources.flat import Pictures, is_flat, labels_file, list_flat
 from pipelines.sharding.sources.sample import Listing, in_order, read_words, samples_of, sorted_classes
 from pipelines.sharding.sources.splits import split_folders, split_in
-from pipelines.sharding.sources.walk import counted, leave_out_beside, pictures_below, some, subfolders
 
 LOOKED_FOR = "train/<class>/*.JPEG and val/<class>/*.JPEG"
 NAME_FILES = ("LOC_synset_mapping.txt", "synset_words.txt", "words.txt")  # lines "wnid words"; Kaggle, Caffe, WordNet

@@ -5,10 +5,10 @@ from collections import Counter
 from pathlib import Path
 
 from pipelines.errors import DataError
+from pipelines.images.walk import pictures_below
 from pipelines.sharding.sources.flat import Pictures
 from pipelines.sharding.sources.folders import list_class_folders, listing_of
 from pipelines.sharding.sources.sample import Listing, stem_of
-from pipelines.sharding.sources.walk import pictures_below
 
 DATA = "ILSVRC/Data/CLS-LOC"
 LABELS, WORDS = "LOC_val_solution.csv", "LOC_synset_mapping.txt"

@@ -11,10 +11,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pipelines.errors import DataError
+from pipelines.images.walk import is_image, kind
 from pipelines.sharding.sources.devkit import Devkit, read_devkit
 from pipelines.sharding.sources.sample import Listing, Sample, key_of, sorted_classes, stem_of
 from pipelines.sharding.sources.tars import Member, members, open_at_random
-from pipelines.sharding.sources.walk import is_image, kind
 
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.errors import DataError
-from pipelines.sharding.sources.walk import holds_pictures, subfolders
+from pipelines.images.walk import holds_pictures, subfolders
 
 WORDS = {
     "train": ("train", "training"),

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import DataError
+from pipelines.images.walk import kind, pictures_below
 from pipelines.sharding.sources.finder import Row, located
 from pipelines.sharding.sources.flat import Pictures
 from pipelines.sharding.sources.folders import listing_of
 from pipelines.sharding.sources.sample import Listing
 from pipelines.sharding.sources.splits import SPLIT_OF
-from pipelines.sharding.sources.walk import kind, pictures_below
 from pipelines.untrusted import MAX_FILE_BYTES, read_limited
 
 # Names of columns in small letters, without spaces, - and _, the first that is there is taken

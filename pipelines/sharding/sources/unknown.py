@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipelines.errors import DataError
+from pipelines.images.walk import counted, pictures_below, subfolders
 from pipelines.sharding.sources.finder import Finder
 from pipelines.sharding.sources.splits import split_in
 from pipelines.sharding.sources.table import read_table
-from pipelines.sharding.sources.walk import counted, pictures_below, subfolders
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 
 from pipelines.errors import DataError
+from pipelines.images.walk import some
 from pipelines.sharding.sources.sample import Sample
-from pipelines.sharding.sources.walk import some
 
 VAL_SHARE = 0.1
 BLOCK = 4096  # bytes in the middle of files of one size, which are compared first
