@@ -22,8 +22,8 @@ from alexnet.tables import write_csv
 from tests.conftest import assert_refused, script
 
 PHONE = 390  # pixels wide
-# Measure the page in a frame as wide as a phone, after two clicks on a heading and one in the confusion matrix. Append the
-# result to the page around the frame, so that --dump-dom prints it.
+# Measure the page in a frame as wide as a phone, after two clicks on a heading and one in the confusion matrix.
+# Append the result to the page around the frame, so that --dump-dom prints it.
 PROBE = """addEventListener("load", () => {
   const heading = [...document.querySelectorAll("th button")].find(button => button.textContent === "images");
   const table = heading.closest("table");
