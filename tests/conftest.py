@@ -145,7 +145,7 @@ def shard(source: Path, out: Path, **options) -> Path:
     """Shard a folder, in this process unless ``workers`` are given, because each worker imports torch, in seconds."""
     with pytest.MonkeyPatch.context() as patch:
         if "workers" not in options:
-            patch.setattr(shard_imagenet, "write_on_this_machine", write_here)
+            patch.setattr(runners, "write_on_this_machine", write_here)
         shard_imagenet.main(shard_imagenet.Options(source, out, **options))
     return out
 
