@@ -214,8 +214,11 @@ def check_variant(state: dict[str, Any], path: Path, variant: str) -> None:
 def class_columns(state: dict[str, Any], path: Path, wnids: list[str], data: Path) -> list[int]:
     """Return the network's class number for each class of the data, found by wnid.
 
+    Data whose classes are called by all the numbers from 0 on (ImageNetV2) has the network's classes in their order.
     Raises AlexNetError, which names some, if the network does not know a class.
     """
+    if sorted(wnids) == sorted(map(str, range(len(state["classes"])))):
+        return [int(wnid) for wnid in wnids]
     known = {wnid: number for number, (wnid, _) in enumerate(state["classes"])}
     unknown = [wnid for wnid in wnids if wnid not in known]
     if unknown:

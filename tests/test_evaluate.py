@@ -252,6 +252,11 @@ def test_a_part_of_the_classes_is_evaluated_among_them(trained: Path, run_folder
 def test_classes_are_found_by_wnid_and_unknown_ones_are_named() -> None:
     state = {"classes": [[f"n{number}", "name"] for number in range(9)]}
     assert checkpoint.class_columns(state, Path("best.pt"), ["n8", "n0", "n3"], Path("data")) == [8, 0, 3]
+    numbers = ["0", "1", "10", "11", *map(str, range(2, 10))]  # in the order of the data's labels
+    ten = {"classes": [[f"n{number}", "name"] for number in range(12)]}
+    assert checkpoint.class_columns(ten, Path("best.pt"), numbers, Path("data")) == [0, 1, 10, 11, *range(2, 10)]
+    with pytest.raises(AlexNetError, match="2 of the 2 in data"):
+        checkpoint.class_columns(ten, Path("best.pt"), ["0", "1"], Path("data"))
     unknown = [f"x{number}" for number in range(7)]
     with pytest.raises(AlexNetError, match=r"on 9 classes, and 7 of the 8 in data .*\(x0, x1, x2, x3, x4, \.\.\.\)"):
         checkpoint.class_columns(state, Path("best.pt"), ["n1", *unknown], Path("data"))

@@ -97,6 +97,7 @@ def evaluate(options: Options, ranks: Ranks) -> tuple[Manifest, Predictions, dic
         "data": str(manifest.folder),
         "classes": len(wnids),
         "network_classes": len(state["classes"]),
+        "classes_by": "wnid" if set(wnids) <= {wnid for wnid, _ in state["classes"]} else "number",
         "differences": differences(state, manifest.image),
         "seconds": time.perf_counter() - start,
     }
@@ -188,6 +189,8 @@ def print_table(options: Options, found: dict[str, Any]) -> None:
     print(f"{options.checkpoint} on {found['samples']} images of {found['data']}, split {options.split}")
     if found["classes"] < found["network_classes"]:
         print(f"  among the {found['classes']} classes of the data, of {found['network_classes']} in the network")
+    if found["classes_by"] == "number":
+        print("  the data's classes are numbers: taken for the network's classes in their order")
     for difference in found["differences"]:
         print(f"  warning: images of {difference}: the accuracy would be another with images made as in training")
     for name in ("top1", "top5") if found["classes"] > 5 else ("top1",):

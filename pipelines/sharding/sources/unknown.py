@@ -1,10 +1,10 @@
 """A description of a folder in no known layout, and the command that takes it or a part of it."""
 
-import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pipelines.commands import command
 from pipelines.errors import DataError
 from pipelines.images.walk import counted, pictures_below, subfolders
 from pipelines.sharding.sources.finder import Finder
@@ -32,22 +32,24 @@ def describe(folder: Path, out: Path, looked_for: str, recognise: Callable[[Path
         except DataError:
             continue
         if len(layouts) == 1:
-            return f"{found}; {inner} has the layout {layouts[0]}: {command(inner, out)}"
+            return f"{found}; {inner} has the layout {layouts[0]}: {_command(inner, out)}"
     if pictures and (table := _table(folder, pictures)):
-        return f"{found}; {table.name} has their labels: {command(folder, out, '--labels', str(table))}"
+        return f"{found}; {table.name} has their labels: {_command(folder, out, '--labels', table)}"
     if not pictures and any(others[suffix] for suffix in ARCHIVES):
         found += "; unpack the archives first, unless they are ImageNet's own"
+    if not pictures and others[".tar"]:
+        found += f", or webdataset wrote them: {command('tools/shard_imagenet.py', '--index', folder)}"
     if pictures:
         return (
             f"{found}: a picture's class is the name of its folder; make {folder}/<class>/, or "
             f"{folder}/train/<class>/ and {folder}/val/<class>/, or a CSV file with the columns filename,label and "
-            f"run {command(folder, out, '--labels', 'labels.csv')}"
+            f"run {_command(folder, out, '--labels', 'labels.csv')}"
         )
     return f"{found}; looked for: {looked_for}"
 
 
-def command(folder: Path, out: Path, *arguments: str) -> str:
-    return shlex.join(["python", "tools/shard_imagenet.py", str(folder), str(out), *arguments])
+def _command(folder: Path, out: Path, *arguments: object) -> str:
+    return command("tools/shard_imagenet.py", folder, out, *arguments)
 
 
 def _folders(folder: Path) -> list[Path]:
