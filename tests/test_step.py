@@ -24,7 +24,7 @@ def random_batch(size: int = 2, scale: float = 1.0) -> tuple[torch.Tensor, torch
     return images.contiguous(memory_format=torch.channels_last), torch.arange(size) % 3
 
 
-@pytest.mark.parametrize("variant", ["source2012", "bn"])
+@pytest.mark.parametrize("variant", [pytest.param("source2012", marks=pytest.mark.slow), "bn"])
 def test_after_the_first_steps_nothing_is_compiled_again(variant) -> None:
     """Check for one unbroken graph for training and one for evaluation, through epochs of both and a changing rate.
 

@@ -104,7 +104,7 @@ def stop_sharding(
     raise AssertionError(f"{signal.Signals(number).name} did not stop any of 20 runs")
 
 
-@pytest.mark.parametrize("number", STOPS)
+@pytest.mark.parametrize("number", [*STOPS[:2], *(pytest.param(one, marks=pytest.mark.slow) for one in STOPS[2:])])
 def test_no_worker_outlives_sharding_which_then_goes_on(
     few: Path, whole: dict[str, bytes], tmp_path: Path, number: int
 ) -> None:
