@@ -420,7 +420,10 @@ def test_classes_are_chosen_by_name(tmp_path: Path, lines: str, labels: list[str
     ("names", "words"),
     [
         (["my set/train/a/1.jpg", "my set/val/a/1.jpg"], "2 pictures in 2 folders, .*'.*/my set' 'my out'"),
-        (["x/y/a/1.jpg", "x/y/b/1.jpg", "x.csv"], r"and 1 \.csv, .*y has the layout classes: .*python .*/x/y' 'my out'"),
+        (
+            ["x/y/a/1.jpg", "x/y/b/1.jpg", "x.csv"],
+            r"and 1 \.csv, .* the layout classes: .*python .*/x/y' 'my out'",
+        ),
         (["1.jpg", "2.jpg"], "2 pictures in 1 folder, .* a picture's class is the name of its folder"),
         (["train/1.jpg", "test/2.jpg"], "2 pictures in 2 folders, .* a picture's class is the name of its folder"),
         (["a.zip", "b.zip"], r"holds 2 \.zip, .* unpack the archives first"),

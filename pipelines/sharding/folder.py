@@ -69,9 +69,17 @@ def is_finished(out: Path, plan: dict[str, Any]) -> bool:
 
 
 def _difference(earlier: dict[str, Any], plan: dict[str, Any]) -> str:
+    """Describe in what two plans differ."""
+    before, now = _flat(earlier), _flat(plan)
     names = {"samples": "the list of images, their labels or their division into shards differ"}
-    changes = [names.get(key, f"{key} was {earlier[key]}, is {plan[key]}") for key in plan if earlier[key] != plan[key]]
-    return ", ".join(changes)
+    changed = [key for key in now if before.get(key) != now[key]]
+    return ", ".join(names.get(key, f"{key} was {before.get(key)}, is {now[key]}") for key in changed)
+
+
+def _flat(plan: dict[str, Any]) -> dict[str, Any]:
+    """Return the plan with the fields of the image format beside the others."""
+    image = plan["image"] if isinstance(plan["image"], dict) else {}
+    return {key: value for key, value in plan.items() if key != "image"} | image
 
 
 @contextmanager
