@@ -10,7 +10,7 @@ import tyro
 
 from alexnet.errors import AlexNetError
 
-RecipeName = Literal["demo", "paper", "source2012", "torchvision", "modern"]
+RecipeName = Literal["demo", "paper", "source2012", "torchvision", "modern", "small"]
 Steps = tuple[tuple[float, float], ...]
 
 
@@ -107,6 +107,20 @@ RECIPES: dict[RecipeName, Recipe] = {
         schedule="cosine",
         warmup_epochs=1.5,
         dropout=0.2,
+    ),
+    # Hundreds to thousands of pictures, from scratch.
+    "small": Recipe(
+        "bn",
+        "modern",
+        epochs=60,
+        batch_size=16,
+        learning_rate=0.005,
+        schedule="cosine",
+        warmup_epochs=2,
+        decay="weights",
+        label_smoothing=0.1,
+        dropout=0.2,
+        average_decay=0.99,
     ),
     # Section 5 of the paper.
     "paper": Recipe(

@@ -7,6 +7,7 @@ python -m benchmarks train --data SHARDS [--json FILE]
 python -m benchmarks ceilings|runs|kernels|gpu ...     # docs/gpu.md
 python -m benchmarks checkpoint [--json FILE]
 python -m benchmarks evaluate|first --data SHARDS [--json FILE]
+python -m benchmarks small [--json FILE]               # accuracy of recipes on small sets: docs/recipes.md
 """
 
 import json
@@ -35,6 +36,7 @@ from benchmarks.kernels import KernelsOptions, run_kernels
 from benchmarks.loader import LoaderOptions, describe_loader, loader_rows, run_loader
 from benchmarks.plots.rates import draw_rates
 from benchmarks.shard import ShardOptions, run_shard
+from benchmarks.small import SmallOptions, run_small
 from benchmarks.step import StepOptions, run_step
 from benchmarks.train import TrainOptions, run_train
 from pipelines import DataError
@@ -54,6 +56,7 @@ COMMANDS: tuple[tuple[str, type, Callable[[Any], dict]], ...] = (
     ("checkpoint", CheckpointOptions, run_checkpoint),
     ("evaluate", EvaluateOptions, run_evaluate),
     ("first", FirstOptions, run_first),
+    ("small", SmallOptions, run_small),
 )
 MEASURES = {options: measure for _, options, measure in COMMANDS}
 Command: Any = reduce(

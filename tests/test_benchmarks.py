@@ -13,6 +13,7 @@ from benchmarks.harness.peer_data import extract_images
 from benchmarks.harness.timing import MADE_AHEAD, interleave, summarise, too_short
 from benchmarks.loader import LoaderOptions, run_loader
 from benchmarks.shuffle import Options, epochs, figures, numbered_shards
+from benchmarks.small import TEST_SHARE, features, held_out_groups, summary
 from pipelines import DataError, load_manifest
 from pipelines.images.picture import read_picture
 from pipelines.turbo.batches import AHEAD
@@ -130,3 +131,25 @@ def test_the_loader_benchmark_measures_and_explains(demo_shards: Path, tmp_path:
     assert "No measurement: --batches has 2 batches" in done.stdout and result["too_short"]
     assert (tmp_path / "loader.png").stat().st_size > 10_000
     assert_refused(command("-m", "benchmarks", "loader", "--data", tmp_path), "no shards at")
+
+
+def test_views_of_one_surface_are_on_one_side_of_a_split() -> None:
+    """Check groups of one class, and groups that hold two: each class gives its share of the groups."""
+    own = [(label, f"{label}{group}") for label in "ab" for group in range(10) for _ in range(4)]
+    mixed = [("c" if number % 3 else "d", f"row {number // 30}") for number in range(300)]
+    held_out = held_out_groups(own + mixed, np.random.default_rng(1))
+    counts = [sum(group.startswith(start) for group in held_out) for start in ("a", "b", "row")]
+    assert counts == [round(TEST_SHARE * 10)] * 3
+    assert held_out != held_out_groups(own + mixed, np.random.default_rng(2))
+
+
+def test_hand_made_features_tell_textures_apart_and_not_their_place() -> None:
+    stripes = np.zeros((128, 128, 3), np.uint8)
+    stripes[::8] = stripes[1::8] = 255
+    across, moved, turned = (features(pixels) for pixels in (stripes, np.roll(stripes, 8, 0), stripes.swapaxes(0, 1)))
+    assert np.isfinite(across).all() and np.abs(across - moved).max() < 0.05 < np.abs(across - turned).max()
+
+
+def test_a_summary_gives_mean_spread_and_seeds() -> None:
+    rows = [{"set": "cells", "side": 224, "method": "small", "epochs": None, "top1": top1} for top1 in (0.5, 0.7)]
+    assert summary(rows) == ["cells, 224 pixels, small: 60.0 +- 14.1 %, 2 seeds"]
