@@ -279,6 +279,7 @@ def test_workers_of_a_data_loader_warn_that_each_gives_all(numbered_shards: Path
     assert all("used in 2 worker processes" in message for _, (message,) in batches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", READERS)
 def test_more_shards_than_files_may_be_open(numbered_images: Path, numbered_shards: Path, backend, tmp_path) -> None:
     """Check with a limit below the number of shards; in a process of its own, whose limit is lowered."""

@@ -72,9 +72,8 @@ def alone(numbered_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return out
 
 
-@pytest.mark.parametrize(
-    ("ranks", "parts"), [(2, 2), pytest.param(2, 1, marks=pytest.mark.slow), pytest.param(4, 1, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "parts"), [(2, 2), (2, 1), (4, 1)])
 def test_ranks_follow_the_losses_of_one(
     numbered_shards: Path, alone: Path, tmp_path: Path, ranks: int, parts: int
 ) -> None:

@@ -12,6 +12,7 @@ from benchmarks.harness.roofline import Layer, Limits, train_flops
 from tests.conftest import assert_refused, script
 
 
+@pytest.mark.slow
 def test_it_writes_rows_layers_and_a_picture(tmp_path: Path) -> None:
     out, picture = tmp_path / "step.json", tmp_path / "step.png"
     small = ("--batch-sizes", "2", "--variants", "paper", "--compile", "off", "--rounds", "1", "--conv1", "direct")

@@ -258,7 +258,7 @@ def test_a_new_process_goes_on_with_the_same_bytes(demo_shards: Path, tmp_path: 
 
 def test_a_state_of_another_backend_is_refused(numbered_shards: Path) -> None:
     state = turbo(numbered_shards).state_dict() | {"backend": "dali"}
-    with pytest.raises(DataError, match="started with the backend dali"):
+    with pytest.raises(DataError, match="backend was 'dali', now 'turbo'"):
         turbo(numbered_shards).load_state_dict(state)
 
 
