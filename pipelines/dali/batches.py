@@ -144,7 +144,8 @@ class DaliBatches:
             except RuntimeError as later:  # the search uses the GPU too
                 fault = gpu_fault(later, self._device)
         if fault:
-            return DataError(f"the GPU failed when {reading}: {fault}")
+            smaller = ": lower the batch size" if "alloc" in fault.lower() or "memory" in fault.lower() else ""
+            return DataError(f"the GPU failed when {reading}: {fault}{smaller}")
         what = f"{found}: {self._advice}" if found else self._advice
         return DataError(f"{reading} failed: {what}. DALI says: {said}")
 

@@ -25,7 +25,8 @@ READ_AHEAD = 4  # batches that DALI may be working on when one fails: those it m
 # Errors that no image causes. nvJPEG's other codes (bad JPEG, not supported, incomplete bitstream) are about images.
 GPU_FAULT = re.compile(
     r"CUDA (?:runtime|driver) API error|CUDA runtime failure|CUDA error|CUDA allocation failed"
-    r"|The pipeline requires a CUDA-capable GPU|CUDA driver version|cudaError[A-Z]\w+|CUDA_ERROR_\w+|(?:CUDA )?out of memory|Can't allocate \d+ bytes on device"
+    r"|The pipeline requires a CUDA-capable GPU|CUDA driver version"
+    r"|cudaError[A-Z]\w+|CUDA_ERROR_\w+|(?:CUDA )?out of memory|Can't allocate \d+ bytes on device"
     r"|NVJPEG_STATUS_(?:NOT_INITIALIZED|ALLOCATOR_FAILURE|EXECUTION_FAILED|ARCH_MISMATCH|INTERNAL_ERROR)"
     r"|nvJPEG (?:runtime )?(?:error|failure)\W*[15678]\b",
     re.IGNORECASE,
