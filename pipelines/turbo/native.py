@@ -142,22 +142,24 @@ def has_native() -> bool:
     return native_library() is not None
 
 
+def turbo_text() -> str:
+    """Return whether turbo runs its compiled decoder, and what to do if not."""
+    return "turbo, compiled decoder" if has_native() else f"turbo {SLOW}"
+
+
 def decoder_text(backend: str, manifest: Manifest, augment: Augment) -> str:
     """Return the backend and, for turbo, which decoder it runs."""
     if backend != "turbo":
         return backend
-    if not has_native():
-        return f"turbo {SLOW}"
-    return (
-        "turbo, compiled decoder" if renders_natively(manifest, augment) else "turbo, Python decoder for these samples"
-    )
+    in_python = has_native() and not renders_natively(manifest, augment)
+    return "turbo, Python decoder for these samples" if in_python else turbo_text()
 
 
 @cache
 def warn_without_native() -> None:
     """Warn, once in each process, if turbo decodes without its compiled part."""
     if not has_native():
-        LOG.warning("turbo %s", SLOW)
+        LOG.warning(turbo_text())
 
 
 def renders_natively(manifest: Manifest, augment: Augment) -> bool:
