@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from alexnet import AlexNet, AlexNetError
 from alexnet.ema import EMA
-from alexnet.engine import TrainStep, compile_model, predict
+from alexnet.engine import TrainStep, compile_model, gpu_failure, predict
 from alexnet.initial import Initial, read_initial
 from alexnet.log import Interval, RunLog, epoch_text, interval_text
 from alexnet.metrics import scores
@@ -36,7 +36,7 @@ from alexnet.ranks import Ranks, join_ranks, rank_device, restarted
 from alexnet.run import Run, open_run
 from alexnet.run_folder import environment, fingerprint
 from alexnet.stop import Stop
-from alexnet.train_state import TrainState, make_deterministic
+from alexnet.train_state import TrainState, choose_algorithms
 from alexnet.writer import Writer
 from pipelines import AUGMENTS, Augment, DataError, Manifest, open_loader
 from pipelines.augment import load_mean_image
@@ -45,7 +45,7 @@ from pipelines.factory import BackendName
 from pipelines.loader import Loader
 from pipelines.preprocess import Preparation
 from pipelines.terminal import fail, progress_bar, run_command
-from pipelines.turbo.native import has_native
+from pipelines.turbo.native import decoder_text, has_native
 
 ROOT = Path(__file__).parent
 DEMO_IMAGES, DEMO_SHARDS = Path("data/demo/images"), Path("data/demo/shards")
@@ -70,19 +70,19 @@ def main(options: Options) -> None:
     """Train; resume automatically if torchrun restarted this process. Raises AlexNetError, DataError."""
     if restarted():
         options = dataclasses.replace(options, resume=True, overwrite=False)
-    if options.computation.deterministic:
-        make_deterministic()
+    choose_algorithms(options.computation.deterministic)
     device = rank_device(options.computation.device)
     start = {"resume": options.resume, "overwrite": options.overwrite, "override": options.override}
     try:
-        with join_ranks(device.type == "cuda") as ranks, open_run(options.out, ranks, **start) as run:
+        with join_ranks(device) as ranks, open_run(options.out, ranks, **start) as run:
             if options.data == DEMO_SHARDS and ranks.rank == 0:
                 make_demo_shards()
             ranks.barrier()
             ranks.print0(train(options, run, device))
-    except torch.AcceleratorError as error:
-        reason = str(error).splitlines()[0]
-        raise AlexNetError(f"the GPU failed ({reason}): give the same command again with --resume") from error
+    except RuntimeError as error:
+        if said := gpu_failure(error):
+            raise AlexNetError(said) from error
+        raise
 
 
 def train(options: Options, run: Run, device: torch.device) -> str:
@@ -95,6 +95,7 @@ def train(options: Options, run: Run, device: torch.device) -> str:
     loader, val_loader = share("train", augment), share("val", recipe.augment)
     state, compiled_val_model = build(options, ranks, device, loader, initial)
     run.begin(state, loader, seed=options.seed, data=options.data, about=describe(options, loader, ranks, prepared))
+    ranks.print0(f"loading with {decoder_text(loader.backend, loader.manifest, loader.identity.augment)} on {device}")
     log = run.open_log(options.tensorboard)
 
     steps, classes = recipe.epochs * len(loader), len(loader.manifest.classes)
@@ -145,11 +146,12 @@ def build(
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer, schedule = make_optimizer(model, recipe), Schedule(recipe, len(loader))
     ema = EMA(model, recipe.average_decay) if recipe.average_decay else None
-    compiled = compile_model(model, how.compile, device)
+    mode = how.compile_mode(device, recipe.batch_size // ranks.world_size, ranks.world_size)
+    compiled = compile_model(model, mode, device)
     parallel = ranks.parallel(compiled, device, how.compress)
     train_step = TrainStep(parallel, optimizer, recipe, device, ema=ema, parts=how.accumulate)
     ranks.seed(options.seed)  # for dropout
-    compiled_val_model = compile_model(ema.model, how.compile, device) if ema else compiled
+    compiled_val_model = compile_model(ema.model, mode, device) if ema else compiled
     return TrainState(model, optimizer, schedule, train_step), compiled_val_model
 
 
@@ -157,7 +159,7 @@ def train_epoch(options: Options, run: Run, log: RunLog, *, stop: Stop, writer: 
     """Train the rest of the epoch. Return False, after a checkpoint, if a stop was requested."""
     ranks, state, loader = run.ranks, run.state, run.loader
     state.train_step.model.train()
-    interval = Interval(loader.device)
+    interval = Interval(loader.device, options.log_steps)
     asked = time.perf_counter()
     for batch in loader:
         waited = time.perf_counter() - asked
@@ -166,7 +168,7 @@ def train_epoch(options: Options, run: Run, log: RunLog, *, stop: Stop, writer: 
         state.step, state.seen = state.step + 1, state.seen + batch.valid
         bar.update()
         stopping, due = ranks.any_rank(stop.asked, writer.due and ranks.rank == 0)
-        if stopping or due or interval.steps == options.log_steps or state.step % len(loader) == 0:
+        if stopping or due or interval.full or state.step % len(loader) == 0:
             measured = interval.summary(state.step, ranks.mean)  # waits for the GPU
             state.right += state.train_step.take_right()
             log.write("step", step=state.step, epoch=round(state.step / len(loader), 4), rate=rate, **measured)

@@ -20,15 +20,32 @@ HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device of that name; auto is a GPU if there is one, else the CPU. Raises AlexNetError."""
+    """Return the device of that name; auto is a GPU if there is one, else the CPU. Raises AlexNetError.
+
+    A GPU named with its number becomes the current one, before anything else: else a context, some 500 MB, would be
+    made on GPU 0 too.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise AlexNetError(f"no device {name!r} here ({str(error).splitlines()[0]}): use auto, cpu or cuda") from error
     return device
+
+
+def gpu_failure(error: RuntimeError) -> str | None:
+    """Return what to tell the user if the GPU failed, or if the batch does not fit into memory; None otherwise."""
+    said = str(error).splitlines()[0] if str(error) else ""
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in said or "can't allocate memory" in said:
+        smaller = "lower --batch-size, or compute each batch in parts: --accumulate 2"
+        return f"too little memory ({said.partition('. GPU')[0]}): {smaller}"
+    if isinstance(error, torch.AcceleratorError) or said.startswith(("CUDA error", "cuDNN error", "NCCL error")):
+        return f"the GPU failed ({said}): give the same command again with --resume"
+    return None
 
 
 def forward(model: nn.Module, images: Tensor, precision: str, device: torch.device) -> Tensor:
@@ -115,7 +132,8 @@ def predict(model: nn.Module, batches: Iterable, device: torch.device, precision
 def compile_model(model: nn.Module, wanted: CompileMode, device: torch.device) -> nn.Module:
     """Return ``model`` under torch.compile, with static shapes, if ``wanted``: on, off, or auto, which means on a GPU.
 
-    graphs also records CUDA graphs, which spare short steps the host's kernel launches. If the machine has no C
+    graphs also records CUDA graphs, which spare short steps the host's kernel launches. The gradients are then in the
+    graph's memory, which the next replay overwrites: they must be used, and dropped, before it. If the machine has no C
     compiler for the generated code, warn and return the model as it is, to run eagerly.
     """
     if wanted == "off" or (wanted == "auto" and device.type != "cuda"):

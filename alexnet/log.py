@@ -18,6 +18,8 @@ from alexnet.errors import AlexNetError
 from alexnet.files import replacing
 
 MAX_BYTES = 1 << 28  # of a log; a line has about 200
+LOG_STEPS = 10  # between two lines
+GPU_LOG_SECONDS = 2.0  # on a GPU, if that takes more steps
 MAX_NUMBER = 1 << 63  # numbers in a line are smaller
 
 
@@ -134,11 +136,24 @@ def interval_text(measured: dict[str, float]) -> str:
 
 
 class Interval:
-    """A measurement of the steps between two log lines: loss, images/s, share of time spent waiting for data."""
+    """A measurement of the steps between two log lines: loss, images/s, share of time spent waiting for data.
 
-    def __init__(self, device: torch.device) -> None:
+    It is ``full`` after ``log_steps``. By default these are LOG_STEPS, and on a GPU after the first interval as many as
+    take GPU_LOG_SECONDS at the speed of the last one. Reading the loss waits for the GPU, which then idles until the
+    host has launched the next step: after ten steps of 2 ms that would be a large share. The number is the same on
+    every rank, since it follows from a mean over the ranks. On a CPU it is fixed, so that a resumed run logs the same
+    lines.
+    """
+
+    def __init__(self, device: torch.device, log_steps: int | None = None) -> None:
         self._device = device
+        self._log_steps = log_steps or LOG_STEPS
+        self._follows_time = device.type == "cuda" and not log_steps
         self.restart()
+
+    @property
+    def full(self) -> bool:
+        return self.steps >= self._log_steps
 
     def restart(self) -> None:
         self.steps = self._images = 0
@@ -156,7 +171,7 @@ class Interval:
     def summary(self, last_step: int, over_ranks: Callable[[float], float] = float) -> dict[str, float]:
         """Return means since ``restart``. Waits for the GPU. ``last_step`` is the number of the step added last.
 
-        ``over_ranks`` averages the loss over all ranks. Raises AlexNetError if a loss was not finite.
+        ``over_ranks`` averages the loss and the time over all ranks. Raises AlexNetError if a loss was not finite.
         """
         loss = over_ranks(self._loss.item() / self.steps)
         seconds = time.perf_counter() - self._start
@@ -165,6 +180,8 @@ class Interval:
             bad = next((i for i, value in enumerate(losses) if not math.isfinite(value)), None)
             where = f"{losses[bad]} in step {last_step - len(losses) + bad + 1}" if bad is not None else f"{loss}"
             raise AlexNetError(f"the loss became {where}: lower --learning-rate; last.pt, if any, is sound")
+        if self._follows_time:
+            self._log_steps = max(LOG_STEPS, round(GPU_LOG_SECONDS / over_ranks(seconds / self.steps)))
         return {
             "loss": round(loss, 5),
             "images_per_second": round(self._images / seconds, 1),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+import torch
 import tyro
 
 from alexnet.engine import CompileMode
@@ -15,6 +16,7 @@ from alexnet.files import read_json
 from alexnet.ranks import Compression
 from alexnet.recipes import RECIPES, Recipe, RecipeName, read_recipe
 
+GRAPH_IMAGES = 256  # images of a rank's batch up to which launching kernels may take longer than running them
 ABOUT_A_START = ("resume", "override", "overwrite")
 AnyOptions = TypeVar("AnyOptions", bound="TrainOptions")
 
@@ -31,7 +33,8 @@ class Computation:
     device: str = "auto"
     """auto (a GPU if there is one), cpu or cuda."""
     compile: CompileMode = "auto"
-    """torch.compile; auto: on a GPU; graphs: with CUDA graphs."""
+    """torch.compile; graphs: with CUDA graphs, for small batches. auto: off on a CPU; on a GPU graphs for one rank with
+    batches up to 256, unless accumulate or deterministic, else on."""
     conv1: Literal["direct", "blocks"] = "direct"
     """How the first convolution is computed; blocks: as a convolution over 4 x 4 pixels. The weights are the same."""
     accumulate: int = 1
@@ -43,6 +46,23 @@ class Computation:
 
     def __post_init__(self) -> None:
         _at_least(1, "accumulate", self.accumulate)
+        if self.compile == "graphs" and self.accumulate > 1:
+            raise ValueError(
+                f"--accumulate {self.accumulate} with --compile graphs would lose gradients: a CUDA graph writes those "
+                "of each part over those of the part before; use --compile on"
+            )
+
+    def compile_mode(self, device: torch.device, images: int, ranks: int) -> CompileMode:
+        """Return the mode that ``compile`` stands for, given the images of a rank's batch and the number of ranks.
+
+        CUDA graphs have been tried neither with gradients that travel between ranks nor for bit-identical resumes.
+        """
+        if self.compile != "auto":
+            return self.compile
+        if device.type != "cuda":
+            return "off"
+        simple = ranks == 1 and self.accumulate == 1 and not self.deterministic
+        return "graphs" if simple and images <= GRAPH_IMAGES else "on"
 
 
 @dataclass(frozen=True)
@@ -72,14 +92,14 @@ class TrainOptions:
     """How many checkpoints are kept: last.pt, last-1.pt, ..."""
     seed: int = 0
     """Seed of weights, dropout, order and augmentation."""
-    log_steps: int = 10
-    """Steps between two lines of log.jsonl."""
+    log_steps: int | None = None
+    """Steps between two lines of log.jsonl; by default 10, and on a GPU as many as take some two seconds."""
     tensorboard: bool = False
     """Write the figures of log.jsonl for TensorBoard too: tensorboard --logdir runs."""
 
     def __post_init__(self) -> None:
-        for option in ("log_steps", "keep"):
-            _at_least(1, option, getattr(self, option))
+        _at_least(1, "keep", self.keep)
+        _at_least(1, "log_steps", 1 if self.log_steps is None else self.log_steps)
         _at_least(0, "checkpoint_minutes", self.checkpoint_minutes)
         if self.freeze and not self.init:
             raise ValueError(f"--freeze {self.freeze} without --init would keep random weights")

@@ -86,6 +86,9 @@ class Ranks:
     def parallel(self, model: nn.Module, device: torch.device, compression: Compression = "none") -> nn.Module:
         """Return ``model`` with a backward pass that averages gradients over ranks, sent in precision ``compression``.
 
+        Gradients travel while the rest of the backward pass is computed. Torch cuts a compiled ``model`` into a graph
+        for each bucket of gradients, since it is compiled inside the parallel one's forward pass (DDPOptimizer).
+
         All ranks start with the weights of rank 0. Batch normalisation uses each rank's own batch, and its running
         statistics are those of rank 0.
         """
@@ -126,17 +129,18 @@ class Ranks:
 
 
 @contextmanager
-def join_ranks(gpus: bool = False) -> Iterator[Ranks]:
-    """Yield the ranks, connected by gloo, and with ``gpus`` by NCCL for tensors on GPUs."""
+def join_ranks(device: torch.device | None = None) -> Iterator[Ranks]:
+    """Yield the ranks, connected by gloo, and if ``device`` is a GPU by NCCL for tensors there."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield Ranks()
         return
     store, rank, world_size = next(distributed.rendezvous("env://"))
     # torchrun's store survives restarts and still holds the addresses of ranks that have ended.
     store = distributed.PrefixStore(f"restart {_restarts()}", store)
-    distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if gpus else "gloo", store=store, rank=rank, world_size=world_size
-    )
+    gpu = device if device and device.type == "cuda" else None
+    backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+    # NCCL would guess the GPU from the rank's number, and could make a context on another rank's
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size, device_id=gpu)
     ranks = Ranks(rank, world_size)
     if rank:
         logging.getLogger("alexnet").setLevel(logging.ERROR)  # rank 0 warns for all
@@ -149,12 +153,9 @@ def join_ranks(gpus: bool = False) -> Iterator[Ranks]:
 
 def rank_device(name: str) -> torch.device:
     """Return the device of that name. Each rank of a machine gets its own GPU. Raises AlexNetError."""
-    device = find_device(name)
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    return device
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    return find_device(name)
 
 
 def restarted() -> bool:

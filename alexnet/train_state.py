@@ -101,12 +101,15 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def make_deterministic() -> None:
-    """Make runs on one machine bit-identical. Call it before anything runs on a GPU.
+def choose_algorithms(deterministic: bool) -> None:
+    """Let cuDNN time its algorithms for each convolution and take the fastest, or make runs bit-identical.
 
-    An operation that cannot be deterministic raises RuntimeError. Some run slower on a GPU.
+    Which one is the fastest may differ from run to run, and with it the rounding. ``deterministic``: an operation that
+    cannot be deterministic raises RuntimeError; some run slower on a GPU. Call it before anything runs on a GPU.
     """
+    torch.backends.cudnn.benchmark = not deterministic  # shapes never change, so it times each convolution once
+    if not deterministic:
+        return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires this
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a slow aid to debugging
-    torch.backends.cudnn.benchmark = False

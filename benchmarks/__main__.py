@@ -42,6 +42,7 @@ from benchmarks.train import TrainOptions, run_train
 from pipelines import DataError
 from pipelines.files import write_atomically
 from pipelines.terminal import run_command
+from pipelines.turbo.native import turbo_text
 
 PACKAGES = ("torchvision", "nvidia-dali-cuda130", "nvidia-nvimgcodec-cu13", "simplejpeg", "opencv-python-headless")
 # Name, options, and the function that measures. It returns the result to print and save.
@@ -71,6 +72,9 @@ def main(options: Any) -> None:
         run_gpu(options)
         return
     result = MEASURES[type(options)](options)
+    if isinstance(options, LoaderOptions | TrainOptions | EvaluateOptions | FirstOptions):
+        result |= {"decoder": turbo_text()}
+        print(result["decoder"])
     print_rates([row for row in result["rows"] if "median" in row])
     print("\n".join(result.get("diagnosis", ())))
     if isinstance(options, LoaderOptions) and options.picture:

@@ -150,9 +150,12 @@ def _synthetic(o: _Arguments) -> Loader:
 def _turbo(o: _Arguments) -> Loader:
     from pipelines.shards.records import Records
     from pipelines.turbo.batches import TurboBatches, require_turbo
+    from pipelines.turbo.native import warn_without_native
 
     require_turbo()
     i = o.identity
+    if not i.plan.rank:
+        warn_without_native()
 
     def open_backend(start: Start, skip: Skip) -> Backend:
         return TurboBatches(

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import __main__ as benchmarks
 from benchmarks.evaluate import EvaluateOptions, run_evaluate
 from benchmarks.harness.children import Child
 from benchmarks.harness.diagnosis import diagnose
@@ -26,6 +27,18 @@ def test_rounds_are_interleaved_and_the_first_is_not_counted() -> None:
     rates = interleave(candidates, 3)
     assert calls == ["limit", "other"] * 4
     assert [len(values) for values in rates.values()] == [3, 3]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_loader_benchmark_says_and_keeps_which_decoder_ran(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, native: bool
+) -> None:
+    monkeypatch.setattr("pipelines.turbo.native.native_library", lambda: object() if native else None)
+    monkeypatch.setitem(benchmarks.MEASURES, LoaderOptions, lambda _: {"rows": []})
+    benchmarks.main(LoaderOptions(json=tmp_path / "loader.json"))
+    expected = "turbo, compiled decoder" if native else "turbo without its compiled part: two thirds of the speed"
+    assert expected in capsys.readouterr().out
+    assert json.loads((tmp_path / "loader.json").read_text())["decoder"].startswith(expected)
 
 
 def test_ratios_are_taken_round_by_round() -> None:

@@ -16,7 +16,10 @@ from torchvision.transforms.v2 import functional as transforms
 from pipelines import Augment, DataError, load_manifest, open_loader
 from pipelines.augment import Jitter, colour_matrix, load_mean_image
 from pipelines.dali import graph
+from pipelines.dali.batches import DaliBatches
+from pipelines.dali.trace import gpu_fault
 from pipelines.images.picture import read_picture
+from pipelines.plan import Plan
 from tests.conftest import command, shard
 
 PLAIN = Augment(crop="center", flip=False, normalise="none")
@@ -427,3 +430,129 @@ def test_an_image_is_named_after_a_resume_and_again(demo_shards: Path, tmp_path:
         with pytest.raises(DataError, match=f"image {moved.key} cannot be used"):
             for _ in range(3):
                 list(resumed)
+
+
+# Without a GPU: the same graph on the CPU takes the paths of one.
+
+
+def cpu_as_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int = 32) -> tuple[DaliBatches, list]:
+    """Return batches that copy as from a GPU, and a list of the streams that DALI and the copies are given."""
+    from nvidia.dali.plugin import pytorch
+
+    manifest, streams = load_manifest(folder), []
+    plan = Plan(samples=manifest.split("val").samples, training=False, rank=0, world_size=1, batch_size=batch_size)
+    batches = DaliBatches(manifest, "val", plan, PLAIN, device=torch.device("cpu"), seed=0, threads=1)
+    batches._graph = replace(batches._graph, gpu=True)
+    run, copy = batches._pipeline.run, pytorch.feed_ndarray
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: 7)
+    monkeypatch.setattr(batches._pipeline, "run", lambda stream: (streams.append(("run", stream)), run())[1])
+    monkeypatch.setattr(
+        pytorch, "feed_ndarray", lambda *a, cuda_stream: (streams.append(("copy", cuda_stream)), copy(*a))[1]
+    )
+    return batches, streams
+
+
+def test_a_gpus_batches_are_torchs_own_and_nothing_returns_to_dali(
+    demo_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check that no tensor of DALI's is wrapped: dropping one synchronizes the GPU, which ends a CUDA graph's capture.
+
+    DALI and the copy get the stream that torch uses. A batch keeps its pixels although others follow.
+    """
+    expected = [batch.images.clone() for batch in opened(demo_shards, PLAIN, 32, "val")]
+    batches, streams = cpu_as_gpu(demo_shards, monkeypatch)
+    monkeypatch.setattr(torch, "from_dlpack", lambda tensor: pytest.fail("a tensor of DALI's was wrapped"))
+    held = [batches.next() for _ in expected]
+    assert streams == [("run", 7), ("copy", 7)] * len(expected)
+    for rows, images in zip(held, expected, strict=True):
+        assert torch.equal(rows.images, images) and rows.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_on_a_cpu_pixels_are_dalis_without_a_copy(demo_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches, _ = cpu_as_gpu(demo_shards, monkeypatch)
+    batches._graph = replace(batches._graph, gpu=False)
+    wrapped, wrap = [], torch.from_dlpack
+    monkeypatch.setattr(torch, "from_dlpack", lambda tensor: (wrapped.append(tensor), wrap(tensor))[1])
+    batches.next()
+    assert len(wrapped) == 1
+
+
+GPU_FAULTS = [
+    "CUDA runtime API error cudaErrorIllegalAddress (700): an illegal memory access was encountered",
+    "CUDA driver API error CUDA_ERROR_LAUNCH_FAILED (719)",
+    "CUDA allocation failed",
+    "Can't allocate 805306368 bytes on device 0.",
+    'NVJPEG error "6" : NVJPEG_STATUS_EXECUTION_FAILED',
+    "The pipeline requires a CUDA-capable GPU but CUDA runtime initialization failed.",
+]
+
+
+@pytest.mark.parametrize("fault", GPU_FAULTS)
+def test_a_fault_of_the_gpu_is_blamed_on_no_image(
+    demo_shards: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    batches, _ = cpu_as_gpu(demo_shards, monkeypatch)
+
+    def fail(_: object) -> None:
+        raise RuntimeError(f"Error in MIXED operator `nvidia.dali.fn.decoders.image`,\n\nencountered:\n\n{fault}\n")
+
+    monkeypatch.setattr(batches._pipeline, "run", fail)
+    monkeypatch.setattr(batches, "_trace", lambda: pytest.fail("the image was searched for"))
+    with pytest.raises(DataError, match=r"^the GPU failed when reading val") as raised:
+        batches.next()
+    said = str(raised.value)
+    assert fault[:20] in said and "image" not in said and "--verify" not in said
+
+
+def test_a_sample_named_by_the_decoder_of_a_gpu_that_fails_is_not_blamed(
+    demo_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check that the GPU itself is asked: its decoder names a sample for every kind of failure."""
+    batches, _ = cpu_as_gpu(demo_shards, monkeypatch)
+    source = f"{demo_shards}/val-000000.tar:512:val_1.jpg"
+
+    def fail(_: object) -> None:
+        raise RuntimeError(f'encountered:\n\nFailed to decode sample #3 : "{source}"')
+
+    def lost(device: torch.device) -> None:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure\nSearch for it.")
+
+    monkeypatch.setattr(batches._pipeline, "run", fail)
+    with pytest.raises(DataError, match=r"shard val-000000\.tar, image val_1 cannot be decoded"):
+        batches.next()
+    monkeypatch.setattr(batches, "_device", torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    with pytest.raises(DataError, match=r"^the GPU failed when .*: CUDA error: unspecified launch failure$"):
+        batches.next()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Failed to decode sample #3",
+        'NVJPEG error "3" : NVJPEG_STATUS_BAD_JPEG',
+        "nvJPEG error #4",
+        "source /data/cuda/train-000003.tar:512:a.jpg is no JPEG",
+    ],
+)
+def test_what_an_image_can_cause_is_no_fault_of_the_gpu(said: str) -> None:
+    assert gpu_fault(RuntimeError(said), torch.device("cpu")) is None
+
+
+def test_a_search_on_a_gpu_that_fails_ends_without_an_image(demo_shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check that the one-by-one search does not blame the image at which the GPU ran out of memory."""
+    batches, _ = cpu_as_gpu(demo_shards, monkeypatch)
+
+    def refuse(_: object) -> None:
+        raise RuntimeError('encountered:\n\nAssert on "shape" failed')
+
+    class Full:
+        def feed_input(self, *_: object) -> None: ...
+
+        def run(self) -> None:
+            raise RuntimeError("Can't allocate 805306368 bytes on device 0.")
+
+    monkeypatch.setattr(batches._pipeline, "run", refuse)
+    monkeypatch.setattr("pipelines.dali.trace.Trace._one_by_one", lambda self: Full())
+    with pytest.raises(DataError, match=r"^the GPU failed when .*Can't allocate"):
+        batches.next()

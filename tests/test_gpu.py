@@ -16,7 +16,7 @@ from alexnet.optim import Schedule, make_optimizer
 from alexnet.recipes import RecipeName
 from alexnet.writer import Writer
 from pipelines import AUGMENTS, Augment, DataError, open_loader
-from tests.conftest import NUMBERED_IMAGES, command, script
+from tests.conftest import NUMBERED_IMAGES, SMALLEST, assert_refused, command, script
 
 pytestmark = [
     pytest.mark.gpu,
@@ -106,6 +106,61 @@ def test_training_runs_compiled_and_is_evaluated(numbered_shards: Path, tmp_path
     done = script("tools/evaluate.py", tmp_path / "run" / "best.pt", "--data", numbered_shards)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["samples"] == NUMBERED_IMAGES
+
+
+@pytest.mark.parametrize("backend", ["dali", "turbo"])
+def test_cuda_graphs_are_recorded_while_the_loader_works(numbered_shards: Path, tmp_path: Path, backend: str) -> None:
+    """Check the losses of a compiled run with CUDA graphs beside those of an eager one, through two evaluations."""
+    line = ("train.py", "--data", numbered_shards, "--backend", backend, "--epochs", "2", "--batch-size", "8")
+    line += ("--learning-rate", "0.001", "--dropout", "0", "--log-steps", "1", "--augment", "source2012_quiet")
+    losses = {}
+    for mode in ("off", "graphs"):
+        done = script(*line, "--out", tmp_path / mode, "--compile", mode)
+        assert done.returncode == 0, done.stderr
+        losses[mode] = [e["loss"] for e in read_log(tmp_path / mode / "log.jsonl") if e["kind"] == "step"]
+    assert len(losses["graphs"]) == 2 * (NUMBERED_IMAGES // 8)
+    assert losses["graphs"] == pytest.approx(losses["off"], rel=0.1)
+
+
+def test_a_held_batch_keeps_its_pixels_while_others_follow(demo_shards: Path) -> None:
+    """Check DALI's batches, which torch copies on its own stream, after the stream was kept busy."""
+    loader = open_loader(demo_shards, "val", 16, FIXED, device="cuda", backend="dali")
+    busy = torch.randn(4096, 4096, device="cuda")
+    held = []
+    for batch in loader:
+        busy = busy @ busy / 4096
+        held.append((batch.images, batch.images.clone()))
+    assert all(torch.equal(images, copy) for images, copy in held)
+    one_by_one = open_loader(demo_shards, "val", 16, FIXED, device="cuda", backend="dali")
+    for (images, _), batch in zip(held, one_by_one, strict=True):
+        torch.cuda.synchronize()
+        assert torch.equal(images, batch.images)
+
+
+def test_a_batch_that_does_not_fit_says_what_to_lower(few_shards: Path, tmp_path: Path, monkeypatch) -> None:
+    """Check with an allocation that no GPU can make, in place of the step."""
+    monkeypatch.setattr(TrainStep, "__call__", lambda *_: torch.empty(2**50, device="cuda"))
+    line = ("train.py", "--data", few_shards, "--out", tmp_path / "run", *SMALLEST, "--backend", "synthetic")
+    assert_refused(script(*line), "too little memory (CUDA out of memory", "--batch-size", "--accumulate")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_rank_holds_no_memory_of_another_ranks_gpu() -> None:
+    """Check a process of rank 1 alone, by the processes that NVML lists for GPU 0."""
+    code = """
+import os, pynvml, torch
+from alexnet.ranks import rank_device
+torch.zeros(1, device=rank_device("auto")).item()
+pynvml.nvmlInit()
+gpu = torch.cuda.get_device_properties(0).uuid
+handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{gpu}")
+assert os.getpid() not in [one.pid for one in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
+"""
+    pytest.importorskip("pynvml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "1")
+        done = command("-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("compile_mode", ["off", "on", "graphs"])

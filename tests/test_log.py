@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from alexnet import AlexNetError
-from alexnet.log import RunLog, epoch_text, read_lines, read_log
+from alexnet.log import GPU_LOG_SECONDS, LOG_STEPS, Interval, RunLog, epoch_text, read_lines, read_log
 
 STEP = {
     "kind": "step",
@@ -64,3 +65,35 @@ def test_epochs_of_earlier_versions_are_read(tmp_path: Path) -> None:
     line = {"kind": "epoch", "epoch": 1, "top1": 0.5, "top5": 1.0, "f1": 0.3}
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line | more) + "\n" for more in ({}, {"train_top1": 0.5})))
     assert [entry.get("train_top1") for entry in read_lines(tmp_path / "log.jsonl")] == [None, 0.5]
+
+
+def steps_of_intervals(device: str, log_steps: int | None, step_seconds: list[float], monkeypatch) -> list[int]:
+    """Return how many steps each interval took, with steps of these seconds by a clock of our own."""
+    now, zeros = 0.0, torch.zeros
+    monkeypatch.setattr("alexnet.log.time.perf_counter", lambda: now)
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device: zeros(*shape))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 0)
+    interval, found = Interval(torch.device(device), log_steps), []
+    for seconds in step_seconds:
+        while not interval.full:
+            now += seconds
+            interval.add(torch.tensor(1.0), 1, 0.0)
+        found.append(interval.steps)
+        interval.summary(0)
+        interval.restart()
+    return found
+
+
+def test_on_a_gpu_an_interval_has_as_many_steps_as_take_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check that the loss of short steps is read, which waits for the GPU, not every ten steps but every 1,000."""
+    found = steps_of_intervals("cuda", None, [3.0, 0.002, 0.002, 0.016, 5.0, 5.0], monkeypatch)
+    assert (GPU_LOG_SECONDS, LOG_STEPS) == (2.0, 10)
+    assert found == [10, 10, 1000, 1000, 125, 10]
+
+
+@pytest.mark.parametrize(("device", "log_steps", "steps"), [("cpu", None, 10), ("cuda", 7, 7), ("cpu", 7, 7)])
+def test_on_a_cpu_or_if_it_is_given_the_number_of_steps_is_fixed(
+    monkeypatch: pytest.MonkeyPatch, device: str, log_steps: int | None, steps: int
+) -> None:
+    """Check that a resumed run on a CPU logs the same lines, however busy the machine is."""
+    assert steps_of_intervals(device, log_steps, [3.0, 0.002, 0.002], monkeypatch) == [steps] * 3

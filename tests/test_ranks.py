@@ -1,19 +1,25 @@
 """Tests that several ranks learn what one rank learns, with gloo on CPUs."""
 
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch import distributed
+from torch._dynamo.backends.common import aot_autograd
 
 from alexnet import RECIPES, AlexNet, checkpoint
 from alexnet.engine import TrainStep
 from alexnet.log import read_log
 from alexnet.optim import make_optimizer
-from alexnet.ranks import Ranks
+from alexnet.options import Computation
+from alexnet.ranks import Ranks, join_ranks, rank_device
 from pipelines import open_loader
 from tests.conftest import NUMBERED_IMAGES, assert_refused, command, script
+from train import Options, build
 
 RUN = (
     *("train.py", "--recipe", "paper", "--batch-size", "8", "--epochs", "1", "--dropout", "0"),
@@ -133,6 +139,86 @@ with join_ranks() as ranks:
 """
     done = torchrun(2, "--no-python", sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@contextmanager
+def group_of_one():
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_gradients_travel_while_the_compiled_backward_pass_goes_on(
+    few_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check the network as train.py builds it: torch cuts the graph, and each part's gradients leave before the next.
+
+    The backend runs the graphs as they are traced, so it needs no C compiler.
+    """
+    happened: list[str] = []
+
+    def backward(graph: torch.fx.GraphModule, _: object):
+        return make_boxed_func(lambda *inputs: (happened.append("backward"), graph(*inputs))[1])
+
+    def travel(_: object, bucket: distributed.GradBucket) -> torch.futures.Future:
+        happened.append("bucket")
+        future: torch.futures.Future = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    traced = aot_autograd(fw_compiler=lambda graph, _: make_boxed_func(graph.forward), bw_compiler=backward)
+    compile = torch.compile
+    torch._dynamo.reset()
+    monkeypatch.setattr("shutil.which", lambda _: "cc")
+    monkeypatch.setattr(torch, "compile", lambda model, mode, **how: compile(model, backend=traced, **how))
+    options, cpu = Options(RECIPES["demo"], Computation(compile="on")), torch.device("cpu")
+    with group_of_one(), open_loader(few_shards, "train", 4, backend="synthetic") as loader:
+        state, _ = build(options, Ranks(0, 2), cpu, loader, None)
+        parallel = state.train_step.model
+        getattr(parallel, "_orig_mod", parallel).register_comm_hook(None, travel)
+        images = torch.randn(2, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+        for _ in range(2):  # buckets follow the order of the first step's gradients
+            happened.clear()
+            state.train_step(images, torch.tensor([0, 1]))
+    assert happened[:3] == ["backward", "bucket", "backward"] and happened[-1] == "bucket", happened
+
+
+@pytest.fixture
+def four_gpus(monkeypatch: pytest.MonkeyPatch) -> list:
+    """Pretend that there are four GPUs. Return a list of the calls that would make a context on one."""
+    calls: list = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("set_device", device)))
+    monkeypatch.setattr(torch, "empty", lambda *_, device: calls.append(("empty", device)))
+    return calls
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda", "cuda:2"])
+def test_a_rank_touches_no_gpu_but_its_own(monkeypatch: pytest.MonkeyPatch, four_gpus: list, name: str) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    own = torch.device("cuda", 2)
+    assert rank_device(name) == own
+    assert four_gpus == [("set_device", own), ("empty", own)]
+
+
+@pytest.mark.parametrize(
+    ("device", "backend", "bound"), [("cuda:2", "cpu:gloo,cuda:nccl", "cuda:2"), ("cpu", "gloo", None)]
+)
+def test_nccl_is_told_the_ranks_gpu(
+    monkeypatch: pytest.MonkeyPatch, device: str, backend: str, bound: str | None
+) -> None:
+    """Check the process group's arguments: without a device NCCL guesses it from the rank's number."""
+    given = {}
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setattr(distributed, "rendezvous", lambda _: iter([(distributed.HashStore(), 0, 4)]))
+    monkeypatch.setattr(distributed, "init_process_group", lambda name, **more: given.update(more, backend=name))
+    monkeypatch.setattr(distributed, "destroy_process_group", lambda: None)
+    with join_ranks(torch.device(device)) as ranks:
+        assert (ranks.rank, ranks.world_size) == (0, 4)
+    assert (given["backend"], given["device_id"]) == (backend, bound and torch.device(bound))
 
 
 def test_each_rank_draws_its_own_dropout() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from alexnet import RECIPES, AlexNet, AlexNetError
 from alexnet.ema import EMA
-from alexnet.engine import TrainStep, forward, predict
+from alexnet.engine import TrainStep, forward, gpu_failure, predict
 from alexnet.log import Interval
 from alexnet.metrics import scores
 from alexnet.optim import Schedule, make_optimizer
+from alexnet.options import Computation
+from alexnet.train_state import choose_algorithms
 from benchmarks.learning import photographs
+from tests.conftest import assert_refused, script
 
 CPU = torch.device("cpu")
 
@@ -163,6 +167,63 @@ def test_several_views_of_an_image_count_once_by_their_mean_probability() -> Non
     labels[1] = (views[1].mean(0).argmax() + 1) % 6
     metrics = scores(predict(model, [(images, labels, 2)], CPU), 6)
     assert metrics["samples"] == 2 and metrics["top1"] == 0.5
+
+
+CUDA = torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("computation", "device", "images", "ranks", "mode"),
+    [
+        (Computation(), CPU, 128, 1, "off"),
+        (Computation(), CUDA, 128, 1, "graphs"),
+        (Computation(), CUDA, 256, 1, "graphs"),
+        (Computation(), CUDA, 1024, 1, "on"),
+        (Computation(), CUDA, 128, 2, "on"),
+        (Computation(accumulate=2), CUDA, 128, 1, "on"),
+        (Computation(deterministic=True), CUDA, 128, 1, "on"),
+        (Computation(compile="graphs"), CPU, 1024, 2, "graphs"),
+        (Computation(compile="off"), CUDA, 128, 1, "off"),
+    ],
+)
+def test_small_batches_on_a_gpu_are_cuda_graphs_where_they_hold(computation, device, images, ranks, mode) -> None:
+    assert computation.compile_mode(device, images, ranks) == mode
+
+
+def test_parts_of_a_batch_as_cuda_graphs_are_refused_because_gradients_would_be_lost(tmp_path: Path) -> None:
+    """Check the command line. torch returned one part's gradient of four without an error (its issue 96693)."""
+    line = ("train.py", "--out", tmp_path, "--accumulate", "4", "--compile", "graphs")
+    assert_refused(script(*line), "--accumulate 4 with --compile graphs", "gradients", "--compile on", code=2)
+    Computation(accumulate=4, compile="on"), Computation(compile="graphs")
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_cudnn_times_its_algorithms_unless_runs_must_be_the_same(
+    monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", deterministic)
+    used: list[bool] = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", used.append)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    choose_algorithms(deterministic)
+    assert torch.backends.cudnn.benchmark is not deterministic and used == [True] * deterministic
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79.1"), "--accumulate 2"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "lower --batch-size"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"), "the GPU failed"),
+        (torch.AcceleratorError("CUDA error: an illegal memory access\nCompile with"), "illegal memory access): give"),
+        (RuntimeError("The size of tensor a (3) must match"), None),
+        (RuntimeError(), None),
+    ],
+)
+def test_errors_of_a_gpu_say_what_to_do(error: RuntimeError, words: str | None) -> None:
+    """Check that a batch that does not fit is told from a GPU that failed, and both from our own errors."""
+    said = gpu_failure(error)
+    assert (words in said and "\n" not in said and "GPU 0" not in said) if words else said is None
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_at_a_named_step() -> None:

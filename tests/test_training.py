@@ -16,6 +16,8 @@ from alexnet.engine import TrainStep, compile_model
 from alexnet.log import read_log
 from alexnet.optim import PLATEAU_EPOCHS, Schedule, make_optimizer
 from alexnet.options import defaults
+from pipelines.turbo import native as turbo_native
+from pipelines.turbo.native import has_native, warn_without_native
 from tests.conftest import NUMBERED_IMAGES, SMALLEST, assert_refused, command, script
 from train import Options
 
@@ -137,6 +139,30 @@ def test_torch_compile_without_a_compiler_says_so_and_runs_eagerly(monkeypatch, 
     model = AlexNet("paper", 2)
     assert compile_model(model, "on", CPU) is model
     assert "none is installed: running eagerly" in caplog.text
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_the_first_lines_say_which_decoder_runs(
+    few_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, native: bool
+) -> None:
+    """Check one warning per process, although two loaders are opened, if the compiled part was not built."""
+    if native and not has_native():
+        pytest.skip("needs pipelines/turbo/native.c built")
+    if not native:
+        monkeypatch.setattr(turbo_native, "native_library", lambda: None)
+    warn_without_native.cache_clear()
+
+    def stop(*_: object) -> None:
+        raise AlexNetError("stopped at the first step")
+
+    monkeypatch.setattr(TrainStep, "__call__", stop)
+    done = script("train.py", "--data", few_shards, "--out", tmp_path / "run", *SMALLEST, "--backend", "turbo")
+    assert_refused(done, "stopped at the first step")
+    warn_without_native.cache_clear()
+    slow = "turbo without its compiled part: two thirds of the speed"
+    assert ("loading with turbo, compiled decoder on cpu" if native else f"loading with {slow}") in done.stdout
+    assert [message for message in caplog.messages if slow in message] == caplog.messages
+    assert len(caplog.messages) == (0 if native else 1)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from pipelines.dali.graph import Graph
 from pipelines.errors import DataError
@@ -20,7 +21,16 @@ from pipelines.shards.manifest import ImageFormat
 from pipelines.turbo.decode import read_member
 
 PATIENCE_SECONDS = 20.0
-READ_AHEAD = 3  # batches that DALI may be working on when one fails
+READ_AHEAD = 4  # batches that DALI may be working on when one fails: those it makes ahead, and the one asked for
+# Errors that no image causes. nvJPEG's other codes (bad JPEG, not supported, incomplete bitstream) are about images.
+GPU_FAULT = re.compile(
+    r"CUDA (?:runtime|driver) API error|CUDA runtime failure|CUDA error|CUDA allocation failed"
+    r"|The pipeline requires a CUDA-capable GPU|CUDA driver version"
+    r"|cudaError[A-Z]\w+|CUDA_ERROR_\w+|(?:CUDA )?out of memory|Can't allocate \d+ bytes on device"
+    r"|NVJPEG_STATUS_(?:NOT_INITIALIZED|ALLOCATOR_FAILURE|EXECUTION_FAILED|ARCH_MISMATCH|INTERNAL_ERROR)"
+    r"|nvJPEG (?:runtime )?(?:error|failure)\W*[15678]\b",
+    re.IGNORECASE,
+)
 SOURCE = re.compile(r"([a-z]+-\d{6}\.tar):\d+:(\S+)")  # DALI's form is ARCHIVE:OFFSET:MEMBER
 
 
@@ -28,6 +38,22 @@ def complaint(error: RuntimeError) -> str:
     """Return DALI's message without the traceback of our own code that it repeats."""
     text = str(error)
     return " ".join((text.rpartition("encountered:")[2] or text).split())[:500]
+
+
+def gpu_fault(error: RuntimeError, device: torch.device) -> str | None:
+    """Return how the GPU failed, None if it works: it fails all later work, so that innocent images are refused too.
+
+    DALI's decoder names only a sample whatever went wrong, so the GPU itself is asked. Waits for the GPU.
+    """
+    text = " ".join(str(error).split())
+    if found := GPU_FAULT.search(text):
+        return text[found.start() :][:200]
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except RuntimeError as fault:
+        return str(fault).splitlines()[0]
+    return None
 
 
 def named(said: str) -> str | None:
@@ -98,10 +124,13 @@ class Trace:
 
 
 def _refused(pipeline: Any, data: np.ndarray) -> str | None:
+    """Return why the graph refuses an image, None if it takes it. Raises RuntimeError if it is not for the image."""
     try:
         pipeline.feed_input("encoded", [data])
         pipeline.run()
     except RuntimeError as error:
+        if GPU_FAULT.search(str(error)):
+            raise
         return complaint(error)
     return None
 

@@ -6,6 +6,7 @@ to records.py and decode.py, which find out what is wrong. README.md has the con
 """
 
 import ctypes
+import logging
 import math
 import threading
 import weakref
@@ -37,6 +38,11 @@ SAMPLE = np.dtype(
 )
 
 
+LOG = logging.getLogger(__name__)
+SLOW = (
+    "without its compiled part: two thirds of the speed; install a C compiler and libjpeg-turbo's headers, "
+    "then run make -B env"
+)
 _own = threading.local()  # a worker for ``is_whole``
 
 
@@ -134,6 +140,26 @@ def address_of(array: np.ndarray) -> int:
 
 def has_native() -> bool:
     return native_library() is not None
+
+
+def turbo_text() -> str:
+    """Return whether turbo runs its compiled decoder, and what to do if not."""
+    return "turbo, compiled decoder" if has_native() else f"turbo {SLOW}"
+
+
+def decoder_text(backend: str, manifest: Manifest, augment: Augment) -> str:
+    """Return the backend and, for turbo, which decoder it runs."""
+    if backend != "turbo":
+        return backend
+    in_python = has_native() and not renders_natively(manifest, augment)
+    return "turbo, Python decoder for these samples" if in_python else turbo_text()
+
+
+@cache
+def warn_without_native() -> None:
+    """Warn, once in each process, if turbo decodes without its compiled part."""
+    if not has_native():
+        LOG.warning(turbo_text())
 
 
 def renders_natively(manifest: Manifest, augment: Augment) -> bool:
