@@ -28,7 +28,7 @@ from pipelines.plan import Plan
 from pipelines.sharding.verify import verify
 from pipelines.shards.index import list_samples
 from pipelines.shards.records import Records
-from pipelines.turbo.buffers import LentBuffers
+from pipelines.turbo.buffers import Layout, LentBuffers
 from pipelines.turbo.decode import read_member
 from pipelines.turbo.normalise import Normalise, OnDevice
 from pipelines.turbo.randomness import draw, epoch_order
@@ -183,7 +183,7 @@ def test_one_image_and_a_batch_are_normalised_alike(folders: dict[str, Path], no
     out = np.empty(pixels.shape, np.float32)
     for one, view, colour, place in zip(pixels, views.tolist(), colours, out, strict=True):
         finish.one(one, (view[0], view[1], bool(view[2])), colour, place)
-    batch = finish.batch(torch.from_numpy(pixels), views, colours).float().numpy()
+    batch = finish.batch(*map(torch.from_numpy, (pixels, views, colours))).float().numpy()
     np.testing.assert_allclose(batch, out, rtol=2e-3, atol=2e-3)  # float16 has eleven bits
 
 
@@ -445,15 +445,13 @@ def test_a_batch_belongs_to_whoever_holds_it(numbered_shards: Path) -> None:
 
 
 def test_memory_is_used_again_only_when_no_view_of_it_is_left() -> None:
-    buffers = LentBuffers(pinned=False)
-    memory, tensor = buffers.take((4, 4), np.float32)
-    part = tensor.permute(1, 0)[1:]
-    del tensor
-    other, _ = buffers.take((4, 4), np.float32)
-    assert other is not memory
+    buffers = LentBuffers(Layout(rows=2, images=2, size=4), np.float32)
+    lent = buffers.take()
+    images, part = lent.images, lent.memory.permute(0, 3, 1, 2)[1:]
+    del lent
+    assert buffers.take().images is not images
     del part
-    again, _ = buffers.take((4, 4), np.float32)
-    assert again is memory
+    assert buffers.take().images is images
 
 
 @pytest.mark.slow

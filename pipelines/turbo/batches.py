@@ -3,7 +3,8 @@
 It is used without DALI or without a GPU. Each epoch is a full permutation of all samples, a function of (seed, epoch)
 alone, and the augmentation of a sample is one of (seed, epoch, position in the epoch). So two numbers, epoch and
 position, are enough to resume. Threads take a few samples of a batch at a time, up to ``AHEAD`` batches ahead. For a
-GPU pixels are normalised there; for a CPU by the thread that decoded them, while they are in its cache.
+GPU pixels are copied and normalised there one batch ahead, beside the caller's kernels; for a CPU the thread that
+decoded them normalises them, while they are in its cache.
 """
 
 import importlib
@@ -22,7 +23,8 @@ from pipelines.plan import Plan
 from pipelines.shards.manifest import Manifest
 from pipelines.shards.records import Records, SampleError
 from pipelines.transform import SeededTransform, Transform
-from pipelines.turbo.buffers import LentBuffers
+from pipelines.turbo.buffers import Layout, LentBuffers, Tensors
+from pipelines.turbo.copies import DeviceCopies
 from pipelines.turbo.native import Worker, renders_natively
 from pipelines.turbo.normalise import Normalise
 from pipelines.turbo.randomness import draw, epoch_order
@@ -52,7 +54,7 @@ class TurboBatches:
     A sample that cannot be used is replaced by the next in the order, or in evaluation by padding at the end; ``skip``
     is called with its error when ``next`` returns that batch. Without ``skip`` the first such error is raised.
     ``keys`` and ``extras``, extensions of members, come with each batch. ``transform`` is applied to the batch before
-    normalisation.
+    normalisation, on the caller's stream, when ``next`` returns that batch.
     """
 
     def __init__(
@@ -73,12 +75,16 @@ class TurboBatches:
         transform: Transform | None = None,
     ) -> None:
         self._manifest, self._records, self._plan, self._augment = manifest, records, plan, augment
-        self._device, self._seed, self._skip = device, seed, skip
+        self._seed, self._skip = seed, skip
         self._keys, self._extras = keys, extras
         self._transform = SeededTransform(transform, seed) if transform else None
         self._normalise, self._renderer = Normalise(manifest, augment, device), Renderer(manifest, augment)
         self._native = renders_natively(manifest, augment)
-        self._buffers = LentBuffers(pinned=device.type == "cuda")
+        layout = Layout(plan.batch_size, plan.batch_size * augment.crops, augment.size)
+        early = self._normalise.batch if self._normalise.normalises and not transform else None  # before ``next``
+        self._copies = DeviceCopies(layout, device, early, AHEAD + 2) if device.type == "cuda" else None
+        dtype = np.float32 if early and not self._copies else np.uint8  # float32: threads normalise each image
+        self._buffers = self._copies.buffers if self._copies else LentBuffers(layout, dtype)
         self._batches = _endless(plan, epoch, taken)
         self._upcoming = next(self._batches)
         self._order = -1, np.empty(0, np.int64)
@@ -93,15 +99,13 @@ class TurboBatches:
         for part in work.parts:
             part.result()
         self._settle(work)
-        images = work.tensor.to(self._device, non_blocking=True)  # N,H,W,3
-        labels = torch.from_numpy(work.labels)
+        images, labels, crops, colours = self._tensors(work)
         if self._transform:
-            labels = labels.to(self._device, non_blocking=True)
             pixels = images.permute(0, 3, 1, 2)
             pixels, labels = self._transform(pixels, labels, epoch=work.epoch, first=work.first)
             images = pixels.permute(0, 2, 3, 1).contiguous()
-        if self._late and self._normalise.normalises:
-            images = self._normalise.batch(images, work.crops, work.colours)
+            if self._normalise.normalises:
+                images = self._normalise.batch(images, crops, colours)
         keys, extras = work.keys if self._keys else None, work.extras if self._extras else None
         return Rows(images.permute(0, 3, 1, 2), labels, keys, extras)
 
@@ -112,10 +116,14 @@ class TurboBatches:
         """Let each thread end after the few samples it is working on."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    @property
-    def _late(self) -> bool:
-        """True if a whole uint8 batch is normalised on its device, not each image by the thread that decoded it."""
-        return self._device.type == "cuda" or self._transform is not None
+    def _tensors(self, work: Work) -> Tensors:
+        """Return a batch on its device. Begin to copy the next one to a GPU, unless threads are still filling it."""
+        if self._copies is None:
+            return Tensors(work.memory, *map(torch.from_numpy, (work.labels, work.crops, work.colours)))
+        tensors = self._copies.hand_out(work.copied or self._copies.begin(work.memory))
+        if self._made and self._made[0].whole:
+            self._made[0].copied = self._copies.begin(self._made[0].memory)
+        return tensors
 
     def _begin_more(self) -> None:
         """Queue batches up to ``AHEAD``. Evaluation stops at the end of the epoch, as another may never be wanted."""
@@ -127,16 +135,14 @@ class TurboBatches:
             self._upcoming = next(self._batches)
 
     def _begin(self, epoch: int, taken: int) -> Work:
-        rows, per_image, size = self._plan.batch_size, self._augment.crops, self._augment.size
+        rows = self._plan.batch_size
         first = self._plan.first(taken)
         draws = draw(self._seed, epoch, self._augment, first=first, count=rows)
-        dtype = np.uint8 if self._late or not self._normalise.normalises else np.float32
-        images, tensor = self._buffers.take((rows * per_image, size, size, 3), dtype)
-        crops = np.zeros((rows * per_image, 3), np.int64)
-        colours = self._normalise.colours(draws.lights).repeat(per_image, axis=0)
+        images, labels, crops, colours, memory = self._buffers.take()
+        labels[:] = crops[:] = 0
+        colours[:] = self._normalise.colours(draws.lights).repeat(self._augment.crops, axis=0)
         samples = self._samples(epoch, first)
         valid = self._plan.valid(taken // self._plan.step)
-        labels = np.zeros(rows, np.int64)
         work = Work(
             epoch=epoch,
             first=first,
@@ -144,7 +150,7 @@ class TurboBatches:
             samples=samples,
             draws=draws,
             images=images,
-            tensor=tensor,
+            memory=memory,
             labels=labels,
             crops=crops,
             colours=colours,

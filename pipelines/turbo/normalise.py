@@ -1,10 +1,14 @@
 """Normalisation, the last step from uint8 pixels to the network's input: of a batch on a GPU, of an image on a CPU."""
 
+import logging
+
 import numpy as np
 import torch
 
 from pipelines.augment import Augment, lighting_matrix, load_mean_image
 from pipelines.shards.manifest import Manifest
+
+LOG = logging.getLogger(__name__)
 
 
 class Normalise:
@@ -54,7 +58,10 @@ class Normalise:
 
 
 class OnDevice:
-    """The same map for a whole batch, in a few operations on its device: N,H,W,3, uint8 or floating, to ``dtype``."""
+    """The same map for a whole batch on its device: N,H,W,3, uint8 or floating, to ``dtype``.
+
+    On a GPU it is one kernel (``pipelines.turbo.normalise_kernel``), elsewhere a few operations of torch.
+    """
 
     def __init__(
         self,
@@ -65,18 +72,33 @@ class OnDevice:
     ) -> None:
         self._image = None if images is None else torch.from_numpy(images[0]).to(device)
         self._scale = torch.from_numpy(scale).to(device)
-        self._device, self._dtype = device, dtype
+        self._dtype, self._fused = dtype, device.type == "cuda"
 
-    def __call__(self, pixels: torch.Tensor, crops: np.ndarray, colours: np.ndarray) -> torch.Tensor:
-        lit = pixels + torch.from_numpy(colours).to(self._device, non_blocking=True)[:, None, None]
+    def __call__(self, pixels: torch.Tensor, crops: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:
+        """Return N,H,W,3 from pixels, crops (N,3 int64) and colours (N,3 float32), all on the device."""
+        if self._fused:
+            try:
+                from pipelines.turbo.normalise_kernel import normalise
+
+                return normalise(pixels, self._image, crops, colours, self._scale, self._dtype)
+            except (torch.OutOfMemoryError, torch.AcceleratorError):
+                raise
+            except Exception as error:  # Triton or a C compiler is missing, or it does not know this GPU
+                self._fused = False
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                LOG.warning("batches are normalised by several kernels, not by one of Triton's: %s", reason)
+        return self._by_operations(pixels, crops, colours)
+
+    def _by_operations(self, pixels: torch.Tensor, crops: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:
+        lit = pixels + colours[:, None, None]
         if self._image is not None:
             lit -= self._parts(self._image, crops, pixels.shape[1])
         return lit.mul_(self._scale).to(self._dtype)
 
-    def _parts(self, image: torch.Tensor, crops: np.ndarray, size: int) -> torch.Tensor:
+    def _parts(self, image: torch.Tensor, crops: torch.Tensor, size: int) -> torch.Tensor:
         """Return N,size,size,3: the mean image cropped and flipped as each image was."""
-        top, left, flipped = torch.from_numpy(crops).to(self._device, non_blocking=True).unbind(1)
-        steps = torch.arange(size, device=self._device)
+        top, left, flipped = crops.unbind(1)
+        steps = torch.arange(size, device=crops.device)
         rows = top[:, None] + steps
         columns = left[:, None] + torch.where(flipped[:, None] > 0, size - 1 - steps, steps)
         return image[rows[:, :, None], columns[:, None, :]]
