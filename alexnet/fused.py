@@ -59,10 +59,13 @@ def match(layers: list[nn.Module], channels: int) -> Block | None:
     A layer with forward hooks is called as a module, so that they see its output.
     """
     found: list[Any] = []
-    rest = list(layers)
+    count = 0
     for kind in (nn.Conv2d, nn.ReLU, CrossMapNorm, nn.MaxPool2d, nn.ReLU):
-        fits = bool(rest) and isinstance(rest[0], kind) and not rest[0]._forward_hooks
-        found.append(rest.pop(0) if fits and not (kind is nn.ReLU and len(found) == 4 and found[1]) else None)
+        layer = layers[count] if count < len(layers) else None
+        second_relu = len(found) == 4 and found[1] is not None
+        fits = isinstance(layer, kind) and len(layer._forward_hooks) == 0 and not second_relu
+        found.append(layer if fits else None)
+        count += fits
     conv, relu, norm, pool, last = found
     width = conv.out_channels if conv else channels
     if not (norm or pool) or width % LANE or width // LANE > BACKWARD_BLOCK:
@@ -71,7 +74,7 @@ def match(layers: list[nn.Module], channels: int) -> Block | None:
         return None
     if pool and (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode) != (3, 2, 0, 1, False):
         return None
-    return Block(len(layers) - len(rest), conv, "before" if relu else "after" if last else "none", norm, pool)
+    return Block(count, conv, "before" if relu else "after" if last else "none", norm, pool)
 
 
 @triton_op("alexnet::normalise_and_pool", mutates_args=())
@@ -113,7 +116,7 @@ def normalise_and_pool_backward(
     tile = BACKWARD_BLOCK // (c // LANE)  # cells
     cells = n * -(-h // stride) * -(-w // stride)
     programs = min(PROGRAMS, -(-cells // tile))
-    maps_gradient = _channels_last(maps, (n, c, h, w), maps.dtype)
+    maps_gradient = torch.empty_like(maps)
     bias_sums = maps.new_empty((programs, tile, c if bias is not None else 0), dtype=torch.float32)
     wrap_triton(kernels.pool_backward)[(programs,)](
         maps, bias, gradient, offsets, maps_gradient, bias_sums, cells, programs,
@@ -125,7 +128,8 @@ def normalise_and_pool_backward(
 
 
 def _channels_last(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=torch.channels_last)
+    _, c, h, w = shape  # strides, because the compiler fills what torch.empty with a memory format returns
+    return torch.empty_strided(shape, (h * w * c, 1, w * c, c), dtype=dtype, device=like.device)
 
 
 def _constants(

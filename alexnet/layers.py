@@ -52,7 +52,7 @@ class Features(nn.Sequential):
 
     def forward(self, maps: Tensor) -> Tensor:
         layers = list(self)
-        while layers:
+        while len(layers) > 0:
             block = match(layers, maps.shape[1]) if self.fused and usable(maps) else None
             maps = block.forward(maps) if block else layers[0](maps)
             layers = layers[block.count if block else 1 :]
