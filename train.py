@@ -138,7 +138,7 @@ def build(
     """Return the state of training at its start, and the network to evaluate, compiled if the options say so."""
     recipe, how = options.settings, options.computation
     torch.manual_seed(options.seed)
-    model = AlexNet(recipe.variant, len(loader.manifest.classes), recipe.dropout, how.conv1)
+    model = AlexNet(recipe.variant, len(loader.manifest.classes), recipe.dropout, how.conv1, how.groups, how.fused)
     if initial:
         ranks.print0(initial.load_into(model, [entry.wnid for entry in loader.manifest.classes]))
     if options.freeze:

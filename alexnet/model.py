@@ -14,19 +14,23 @@ from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from alexnet.errors import AlexNetError
+from alexnet.layers import Features, FirstConv2d, GroupedConv2d
 from alexnet.lrn import CrossMapNorm, SameMapNorm
 
 IMAGE_SHAPE = (3, 224, 224)
+Groups = Literal["grouped", "split"]
+Fused = Literal["auto", "off"]
 
 
 class AlexNet(nn.Module):
     """An AlexNet. ``variant`` is a name in ``VARIANTS``, ``dropout`` the share of fully connected activations dropped.
 
-    ``conv1`` selects how the first convolution is computed, with the same weights and results: direct, or as blocks
-    (``FirstConv2d``). Raises AlexNetError for an unknown variant, no classes, and images of another shape.
+    The last three select how layers are computed, with the same weights and, up to rounding, results: ``conv1`` direct
+    or as blocks (``FirstConv2d``), convolutions in ``groups`` or ``split`` into one each (``GroupedConv2d``), and the
+    layers between convolutions ``fused`` where a GPU allows it (``Features``), or off. Raises AlexNetError for an
+    unknown variant, no classes, and images of another shape.
     """
 
     def __init__(
@@ -35,6 +39,8 @@ class AlexNet(nn.Module):
         num_classes: int = 1000,
         dropout: float = 0.5,
         conv1: Literal["direct", "blocks"] = "direct",
+        groups: Groups = "grouped",
+        fused: Fused = "auto",
     ) -> None:
         super().__init__()
         if variant not in VARIANTS:
@@ -43,9 +49,12 @@ class AlexNet(nn.Module):
             raise AlexNetError(f"{num_classes} classes: there must be one at least")
         self.variant, self.num_classes = variant, num_classes
         self.features, self.classifier = VARIANTS[variant](num_classes, dropout)
+        self.features.fused = fused == "auto"
         for layer in self.features:
             if isinstance(layer, FirstConv2d):
                 layer.blocks = conv1 == "blocks"
+            if isinstance(layer, GroupedConv2d):
+                layer.split = groups == "split"
 
     def freeze_features(self) -> None:
         """Stop training the convolutions: no gradients, and batch normalisation by its running statistics."""
@@ -71,48 +80,26 @@ class AlexNet(nn.Module):
         return {f"conv{i}": module for i, module in enumerate(found, start=1)}
 
 
-class FirstConv2d(nn.Conv2d):
-    """The 11 x 11 convolution of stride 4; with ``blocks`` computed as one of 3 x 3 over blocks of 4 x 4 pixels.
-
-    Three channels leave matrix units idle, 48 do not. The kernel grows to 12 x 12 with zeros; weights are stored as
-    usual, and results differ by rounding.
-    """
-
-    blocks = False
-
-    def __init__(self, width: int, padding: int = 2, bias: bool = True) -> None:
-        super().__init__(3, width, 11, stride=4, padding=padding, bias=bias)
-
-    def forward(self, images: Tensor) -> Tensor:
-        if not self.blocks:
-            return super().forward(images)
-        size, before = images.shape[-1], int(self.padding[0])
-        after = 4 * ((size + 2 * before - 11) // 4 + 3) - size - before
-        blocks = F.pixel_unshuffle(F.pad(images, (before, after, before, after)), 4)  # N,48,57,57
-        kernels = F.pixel_unshuffle(F.pad(self.weight, (0, 1, 0, 1)), 4)  # width,48,3,3
-        return F.conv2d(blocks, kernels, self.bias)  # N,width,55,55
-
-
-def paper(num_classes: int, dropout: float, groups: int = 2) -> tuple[nn.Sequential, nn.Sequential]:
+def paper(num_classes: int, dropout: float, groups: int = 2) -> tuple[Features, nn.Sequential]:
     """Build sections 3.1 to 3.5 and figure 2: groups as split over two GPUs, normalisation, overlapping pooling.
 
     A padding of 2 in conv1 gives the 55 x 55 that figure 2 implies for 224 x 224 images. The paper's normalisation
     (section 3.3) does not divide alpha by n, ours does: 1e-4 becomes 5e-4.
     """
-    features = nn.Sequential(  # N,3,224,224
+    features = Features(  # N,3,224,224
         FirstConv2d(96),  # N,96,55,55
         nn.ReLU(inplace=True),
         CrossMapNorm(5, alpha=5e-4, k=2),
         nn.MaxPool2d(3, stride=2),  # N,96,27,27
-        nn.Conv2d(96, 256, 5, padding=2, groups=groups),  # N,256,27,27
+        GroupedConv2d(96, 256, 5, padding=2, groups=groups),  # N,256,27,27
         nn.ReLU(inplace=True),
         CrossMapNorm(5, alpha=5e-4, k=2),
         nn.MaxPool2d(3, stride=2),  # N,256,13,13
         nn.Conv2d(256, 384, 3, padding=1),  # N,384,13,13
         nn.ReLU(inplace=True),
-        nn.Conv2d(384, 384, 3, padding=1, groups=groups),  # N,384,13,13
+        GroupedConv2d(384, 384, 3, padding=1, groups=groups),  # N,384,13,13
         nn.ReLU(inplace=True),
-        nn.Conv2d(384, 256, 3, padding=1, groups=groups),  # N,256,13,13
+        GroupedConv2d(384, 256, 3, padding=1, groups=groups),  # N,256,13,13
         nn.ReLU(inplace=True),
         nn.MaxPool2d(3, stride=2),  # N,256,6,6
     )
@@ -121,28 +108,28 @@ def paper(num_classes: int, dropout: float, groups: int = 2) -> tuple[nn.Sequent
     return features, classifier
 
 
-def source2012(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn.Sequential]:
+def source2012(num_classes: int, dropout: float) -> tuple[Features, nn.Sequential]:
     """Build layers-145.cfg and layer-params-145.cfg of the 2012 source: the net behind the paper's result for one CNN.
 
     It normalises before pooling and ReLU in layer 1, twice in layer 2, and only among the maps of one GPU. Its
     ``scale`` is divided by the size of the window, as alpha is here. Its two towers are two groups of channels here.
     """
-    features = nn.Sequential(  # N,3,224,224
+    features = Features(  # N,3,224,224
         nn.ZeroPad2d((0, 3, 0, 3)),  # N,3,227,227: kernels start at the first pixel and hang over the last
         FirstConv2d(96, padding=0),  # N,96,55,55
         CrossMapNorm(5, alpha=1e-4, k=2, groups=2),
         nn.MaxPool2d(3, stride=2),  # N,96,27,27
         nn.ReLU(inplace=True),
-        nn.Conv2d(96, 256, 5, padding=2, groups=2),  # N,256,27,27
+        GroupedConv2d(96, 256, 5, padding=2, groups=2),  # N,256,27,27
         nn.ReLU(inplace=True),
         CrossMapNorm(5, alpha=1e-4, k=2, groups=2),
         SameMapNorm(5, alpha=1e-3, k=1),
         nn.MaxPool2d(3, stride=2),  # N,256,13,13
         nn.Conv2d(256, 384, 3, padding=1),  # N,384,13,13
         nn.ReLU(inplace=True),
-        nn.Conv2d(384, 384, 3, padding=1, groups=2),  # N,384,13,13
+        GroupedConv2d(384, 384, 3, padding=1, groups=2),  # N,384,13,13
         nn.ReLU(inplace=True),
-        nn.Conv2d(384, 256, 3, padding=1, groups=2),  # N,256,13,13
+        GroupedConv2d(384, 256, 3, padding=1, groups=2),  # N,256,13,13
         nn.MaxPool2d(3, stride=2),  # N,256,6,6
         nn.ReLU(inplace=True),
     )
@@ -164,7 +151,7 @@ def fully_connected(num_classes: int, dropout: float) -> nn.Sequential:
     )
 
 
-def _initialise_as_paper(features: nn.Sequential, classifier: nn.Sequential, later_convolutions: float = 0.01) -> None:
+def _initialise_as_paper(features: Features, classifier: nn.Sequential, later_convolutions: float = 0.01) -> None:
     """Initialise by section 5: weights N(0, 0.01); biases 1 in conv2, conv4, conv5 and hidden linear layers, else 0.
 
     ``later_convolutions`` is the standard deviation in conv3, conv4 and conv5.
@@ -179,9 +166,9 @@ def _initialise_as_paper(features: nn.Sequential, classifier: nn.Sequential, lat
         nn.init.constant_(layer.bias, 1.0 if layer in with_ones else 0.0)
 
 
-def one_weird_trick(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn.Sequential]:
+def one_weird_trick(num_classes: int, dropout: float) -> tuple[Features, nn.Sequential]:
     """Build one tower without groups or normalisation, numbered like torchvision's, whose state dict it can load."""
-    features = nn.Sequential(  # N,3,224,224
+    features = Features(  # N,3,224,224
         FirstConv2d(64),  # N,64,55,55
         nn.ReLU(inplace=True),
         nn.MaxPool2d(3, stride=2),  # N,64,27,27
@@ -208,13 +195,13 @@ def one_weird_trick(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn
     return features, classifier
 
 
-def bn(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn.Sequential]:
+def bn(num_classes: int, dropout: float) -> tuple[Features, nn.Sequential]:
     """Build one tower with batch normalisation (Ioffe, Szegedy 2015) after each convolution, which then needs no bias.
 
     conv1 starts as small as the paper's. After normalisation its scale changes no output, but the smaller the initial
     noise, the sooner training overwrites it and the kernels show what was learned.
     """
-    features = nn.Sequential(  # N,3,224,224
+    features = Features(  # N,3,224,224
         FirstConv2d(64, bias=False),  # N,64,55,55
         nn.BatchNorm2d(64),
         nn.ReLU(inplace=True),
@@ -240,7 +227,7 @@ def bn(num_classes: int, dropout: float) -> tuple[nn.Sequential, nn.Sequential]:
     return features, fully_connected(num_classes, dropout)
 
 
-VARIANTS: dict[str, Callable[[int, float], tuple[nn.Sequential, nn.Sequential]]] = {
+VARIANTS: dict[str, Callable[[int, float], tuple[Features, nn.Sequential]]] = {
     "paper": paper,
     "ungrouped": partial(paper, groups=1),
     "source2012": source2012,

@@ -13,6 +13,7 @@ import tyro
 from alexnet.engine import CompileMode
 from alexnet.errors import AlexNetError
 from alexnet.files import read_json
+from alexnet.model import Fused, Groups
 from alexnet.ranks import Compression
 from alexnet.recipes import RECIPES, Recipe, RecipeName, read_recipe
 
@@ -37,6 +38,10 @@ class Computation:
     batches up to 256, unless accumulate or deterministic, else on."""
     conv1: Literal["direct", "blocks"] = "direct"
     """How the first convolution is computed; blocks: as a convolution over 4 x 4 pixels. The weights are the same."""
+    groups: Groups = "grouped"
+    """How convolutions in two groups are computed; split: as two dense ones. The weights are the same."""
+    fused: Fused = "auto"
+    """Bias, ReLU, normalisation and pooling as one Triton kernel each way; auto: on an NVIDIA GPU with Triton."""
     accumulate: int = 1
     """Gradient accumulation: parts of a rank's batch, for batches that do not fit into memory."""
     compress: Compression = "none"

@@ -42,7 +42,7 @@ PACKAGES = (
 # Options that do not change the training, except for rounding.
 MAY_CHANGE_ON_RESUME = {
     *("recipe", "data", "out", "device", "backend", "compile", "conv1", "deterministic"),
-    *("log_steps", "tensorboard", "checkpoint_minutes", "keep"),
+    *("groups", "fused", "log_steps", "tensorboard", "checkpoint_minutes", "keep"),
 }
 
 

@@ -6,6 +6,7 @@ python -m benchmarks step [--json FILE]
 python -m benchmarks train --data SHARDS [--json FILE]
 python -m benchmarks ceilings|runs|kernels|gpu ...     # docs/gpu.md
 python -m benchmarks checkpoint [--json FILE]
+python -m benchmarks bytes [--json FILE]               # of a step's Triton kernels, without a GPU
 python -m benchmarks evaluate|first --data SHARDS [--json FILE]
 python -m benchmarks small [--json FILE]               # accuracy of recipes on small sets: docs/recipes.md
 """
@@ -38,6 +39,7 @@ from benchmarks.plots.rates import draw_rates
 from benchmarks.shard import ShardOptions, run_shard
 from benchmarks.small import SmallOptions, run_small
 from benchmarks.step import StepOptions, run_step
+from benchmarks.step_bytes import BytesOptions, run_bytes
 from benchmarks.train import TrainOptions, run_train
 from pipelines import DataError
 from pipelines.files import write_atomically
@@ -58,6 +60,7 @@ COMMANDS: tuple[tuple[str, type, Callable[[Any], dict]], ...] = (
     ("evaluate", EvaluateOptions, run_evaluate),
     ("first", FirstOptions, run_first),
     ("small", SmallOptions, run_small),
+    ("bytes", BytesOptions, run_bytes),
 )
 MEASURES = {options: measure for _, options, measure in COMMANDS}
 Command: Any = reduce(

@@ -20,6 +20,7 @@ from torch import nn
 
 from alexnet import RECIPES, AlexNet
 from alexnet.engine import HALVES, TrainStep, compile_model, find_device
+from alexnet.model import Fused, Groups
 from alexnet.optim import make_optimizer
 from benchmarks.harness.options import MeasureOptions
 from benchmarks.harness.roofline import Layer, Limits, layers, matmul, measure_limits, train_flops, wait
@@ -43,6 +44,10 @@ class StepOptions(MeasureOptions):
     """As in train.py, or autotune: torch's max-autotune, which first times every kernel's variants, for minutes."""
     conv1: tuple[Literal["direct", "blocks"], ...] = ("direct", "blocks")
     """Ways to compute the first convolution, tried on the first of the variants."""
+    groups: tuple[Groups, ...] = ("grouped", "split") if GPU else ("grouped",)
+    """Ways to compute convolutions in groups, tried on the first of the variants."""
+    fused: tuple[Fused, ...] = ("auto", "off") if GPU else ("auto",)
+    """Bias, ReLU, normalisation and pooling as one kernel or not, tried on the first of the variants."""
     cudnn_benchmark: bool = False
     """Let cuDNN time its algorithms for each convolution, and take the fastest."""
     steps: int = 30 if GPU else 1
@@ -54,7 +59,7 @@ class StepOptions(MeasureOptions):
     def __post_init__(self) -> None:
         for name in ("steps", "rounds"):
             in_range(name, getattr(self, name), 1)
-        for name in ("batch_sizes", "variants", "precisions", "compile", "conv1"):
+        for name in ("batch_sizes", "variants", "precisions", "compile", "conv1", "groups", "fused"):
             require(bool(getattr(self, name)), f"--{name.replace('_', '-')} is empty")
         in_range("batch_sizes", min(self.batch_sizes), 1)
 
@@ -67,11 +72,14 @@ class Candidate:
     compile: Compiling
     channels_last: bool = True
     conv1: Literal["direct", "blocks"] = "direct"
+    groups: Groups = "grouped"
+    fused: Fused = "auto"
 
     @property
     def name(self) -> str:
         parts = [self.network, self.precision, {"off": "eager", "on": "compiled"}.get(self.compile, self.compile)]
         parts += ["conv1 in blocks"] * (self.conv1 == "blocks") + ["NCHW"] * (not self.channels_last)
+        parts += ["groups split"] * (self.groups == "split") + ["not fused"] * (self.fused == "off")
         return ", ".join(parts)
 
 
@@ -83,6 +91,9 @@ def candidates(options: StepOptions) -> list[Candidate]:
     for variant, settings in itertools.product(options.variants, every):
         conv1s = options.conv1 if variant == options.variants[0] else options.conv1[:1]
         found += [Candidate(variant, *settings, conv1=conv1) for conv1 in conv1s]
+        if variant == options.variants[0]:
+            found += [Candidate(variant, *settings, conv1=conv1s[0], groups=groups) for groups in options.groups[1:]]
+            found += [Candidate(variant, *settings, conv1=conv1s[0], fused=fused) for fused in options.fused[1:]]
     return found
 
 
@@ -182,7 +193,7 @@ def build(candidate: Candidate, device: torch.device) -> nn.Module:
     if candidate.network == "torchvision":
         model: nn.Module = torchvision.models.alexnet(weights=None)
     else:
-        model = AlexNet(candidate.network, conv1=candidate.conv1)
+        model = AlexNet(candidate.network, conv1=candidate.conv1, groups=candidate.groups, fused=candidate.fused)
     layout = torch.channels_last if candidate.channels_last else torch.contiguous_format
     return model.to(device, memory_format=layout)  # type: ignore[call-overload]
 
