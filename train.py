@@ -108,8 +108,9 @@ def train(options: Options, run: Run, device: torch.device) -> str:
             bar.set_description(f"epoch {epoch + 1}/{recipe.epochs}")
             if recipe.augment_at(epoch) != augment:
                 augment = recipe.augment_at(epoch)
-                run.loader = share("train", augment)
-                run.loader.epoch = epoch
+                loader.close()  # it would keep its pinned memory and threads
+                loader = run.loader = share("train", augment)
+                loader.epoch = epoch
             if not train_epoch(options, run, log, stop=stop, writer=writer, bar=bar):
                 return f"stopped after step {state.step}; to resume: {resuming(options, ranks)}"
             bar.set_description(f"evaluating epoch {epoch + 1}/{recipe.epochs}")

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 BackendName = Literal["auto", "dali", "turbo", "synthetic"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 OnError = Literal["raise", "skip"]
+DALI_RATE = 7000  # images/s, the most that was published for one GPU (an A100: 5,000 to 7,000)
+TURBO_RATE, TURBO_LIMIT = 1 / 0.22e-3, 70_000  # images/s of 256x256 JPEGs: of a thread, and of a process on a GPU
 
 
 def open_loader(
@@ -51,7 +53,8 @@ def open_loader(
     ``training`` (the default for the split train) shuffles, augments and drops the remainder of an epoch. Otherwise
     images come in order, center crops, and the last batch is padded: over all ranks each image counts once.
     ``augment`` is a name in ``AUGMENTS`` or an ``Augment``. ``threads`` decode; by default one per core.
-    ``backend``: ``auto`` is DALI on a GPU if it is installed, else turbo.
+    ``backend``: ``auto`` is turbo, unless DALI is installed and faster on a GPU than so few ``threads``;
+    ``repr(loader)`` says why.
 
     For turbo only: ``on_error``: ``raise`` ends with an error if a sample cannot be decoded; ``skip`` takes the next
     sample instead and reports it. ``keys``: batches have the samples' names. ``extras``: batches have these members of
@@ -70,7 +73,8 @@ def open_loader(
     check_device(device)
     manifest = load_manifest(folder)
     only_turbo = {"keys": keys, "extras": extras, "transform": transform, "on_error": on_error != "raise"}
-    backend = _resolved(backend, device, manifest, [name for name, wanted in only_turbo.items() if wanted])
+    wanted = [name for name, given in only_turbo.items() if given]
+    backend, why = _resolved(backend, device, manifest, threads, wanted)
     if on_error not in get_args(OnError):
         raise ValueError(f'on_error is {on_error!r}, not "raise" or "skip"')
     check_extras(extras, manifest)
@@ -90,27 +94,50 @@ def open_loader(
         plan=plan,
     )
     given = _Arguments(manifest, identity, device, threads, on_error, keys, tuple(extras), transform)
-    return {"dali": _dali, "turbo": _turbo, "synthetic": _synthetic}[backend](given)
+    loader = {"dali": _dali, "turbo": _turbo, "synthetic": _synthetic}[backend](given)
+    loader.why = why
+    return loader
 
 
-def _resolved(backend: BackendName, device: torch.device, manifest: Manifest, only_turbo: list[str]) -> BackendName:
-    """Return the backend that ``auto`` stands for.
+def faster_on_a_gpu(threads: int) -> tuple[BackendName, str]:
+    """Return turbo or dali, whichever should give a GPU more images/s with so many decoding threads, and why."""
+    turbo = min(threads * TURBO_RATE, TURBO_LIMIT)
+    rates = f"turbo with threads={threads} decodes some {turbo:,.0f} images/s of 256x256, DALI at most {DALI_RATE:,}"
+    return ("turbo" if turbo > DALI_RATE else "dali"), rates
+
+
+def _resolved(
+    backend: BackendName, device: torch.device, manifest: Manifest, threads: int, only_turbo: list[str]
+) -> tuple[BackendName, str]:
+    """Return the backend, and why ``auto`` stands for it; "" if it was given.
 
     Raises ValueError if it is unknown or lacks one of the arguments ``only_turbo``, DataError if it cannot read the
     shards.
     """
     if backend not in BACKENDS:
         raise ValueError(f"no backend {backend!r}, only {', '.join(BACKENDS)}")
+    why = ""
     if backend == "auto":
-        for_dali = manifest.plain and not only_turbo
-        backend = "dali" if device.type == "cuda" and for_dali and _has_dali() else "turbo"
+        backend, why = _automatic(device, manifest, threads, only_turbo)
     if only_turbo and backend != "turbo":
         raise ValueError(f"{only_turbo[0]} needs the backend turbo, not {backend}")
     if backend == "dali" and not manifest.plain:
         raise DataError(
             f"{manifest.folder} was written by another program, which DALI's graph does not read: use turbo"
         )
-    return backend
+    return backend, why
+
+
+def _automatic(
+    device: torch.device, manifest: Manifest, threads: int, only_turbo: list[str]
+) -> tuple[BackendName, str]:
+    if only_turbo:
+        return "turbo", f"only turbo has {only_turbo[0]}"
+    if device.type != "cuda":
+        return "turbo", "it is faster than DALI on a CPU"
+    if not manifest.plain:
+        return "turbo", "DALI does not read these shards"
+    return faster_on_a_gpu(threads) if _has_dali() else ("turbo", "DALI is not installed")
 
 
 def _check_sizes(manifest: Manifest, split: str, plan: Plan, augment: Augment) -> None:

@@ -29,7 +29,8 @@ class Loader:
     """An iterable of batches: each iteration is one epoch, shuffled differently. ``open_loader`` makes it.
 
     ``epoch`` is the current epoch, or between iterations the next one; it may be set before an iteration. ``skipped``
-    lists the first ``MAX_SKIPPED`` samples that ``on_error="skip"`` left out: shard, key and reason.
+    lists the first ``MAX_SKIPPED`` samples that ``on_error="skip"`` left out: shard, key and reason. ``why`` says why
+    ``backend="auto"`` chose this backend.
 
     There is one position, so there is one iteration at a time: the next step of an older one raises RuntimeError. An
     iteration that was left early, or ended by an exception, is followed by the next epoch, unless no batch was taken.
@@ -46,6 +47,7 @@ class Loader:
     ) -> None:
         """Wrap a backend. It makes ``surplus`` more batches per epoch than training uses; these are discarded."""
         self.manifest, self.plan, self.identity, self.device = manifest, identity.plan, identity, device
+        self.why = ""
         self.epoch = 0
         self.skipped: list[tuple[str, str, str]] = []
         self._reported: set[tuple[str, str]] = set()
@@ -64,9 +66,10 @@ class Loader:
 
     def __repr__(self) -> str:
         plan, what = self.plan, self.identity
+        why = f" (auto: {self.why})" if self.why else ""
         return (
             f"<Loader of {plan.samples} {what.split} samples of {self.manifest.folder}: {len(self)} batches of "
-            f"{plan.batch_size}, rank {plan.rank} of {plan.world_size}, backend {what.backend}, on {self.device}>"
+            f"{plan.batch_size}, rank {plan.rank} of {plan.world_size}, backend {what.backend}{why}, on {self.device}>"
         )
 
     @property

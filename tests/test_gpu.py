@@ -1,10 +1,11 @@
-"""Tests that need a GPU: the same DALI graph there, and a compiled training step."""
+"""Tests that need a GPU: the same DALI graph there, turbo's copies to it, and a compiled training step."""
 
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from alexnet.optim import Schedule, make_optimizer
 from alexnet.recipes import RecipeName
 from alexnet.writer import Writer
 from pipelines import AUGMENTS, Augment, DataError, open_loader
+from pipelines.turbo.normalise import OnDevice
 from tests.conftest import NUMBERED_IMAGES, SMALLEST, assert_refused, command, script
 
 pytestmark = [
@@ -94,6 +96,62 @@ def test_a_resumed_loader_gives_the_batches_that_would_have_come_on_the_gpu(demo
     resumed.load_state_dict(state)
     for ours, theirs in zip(resumed, batches, strict=True):
         assert torch.equal(ours.labels, theirs.labels) and torch.equal(ours.images, theirs.images)
+
+
+@pytest.mark.parametrize("transform", [None, lambda images, labels: (255 - images, labels + 1)], ids=["plain", "own"])
+@pytest.mark.parametrize("augment", ["paper", "modern"])
+def test_turbos_batches_are_right_while_the_gpu_is_busy(demo_shards: Path, augment: str, transform) -> None:
+    """Check two epochs, of which the second is compared at its end, when all memory has been used again."""
+    how = {"backend": "turbo", "transform": transform, "seed": 3}
+    expected, loader = (
+        open_loader(demo_shards, "train", 32, augment, device=where, **how) for where in ("cpu", "cuda")
+    )
+    busy = torch.randn(4096, 4096, device="cuda")
+    for epoch in range(2):
+        batches, copies = [], []
+        for batch in loader:
+            batches.append(batch)
+            copies.append((batch.images.clone(), batch.labels.clone()))
+            for _ in range(4 * epoch):
+                busy @ busy
+        for batch, copy, theirs in zip(batches, copies, expected, strict=True):
+            assert torch.equal(batch.images, copy[0]) and torch.equal(batch.labels, copy[1])
+            torch.testing.assert_close(copy[0].float().cpu(), theirs.images, rtol=2e-3, atol=2e-3)
+            assert torch.equal(copy[1].cpu(), theirs.labels)
+
+
+def test_turbo_copies_and_normalises_beside_the_callers_stream_and_never_waits(
+    demo_shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    batches = iter(loader := open_loader(demo_shards, "train", 32, "paper", device="cuda", backend="turbo"))
+    assert next(batches) and loader._source._buffers.take().memory.is_pinned()  # type: ignore[union-attr]
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            for _ in range(4):
+                next(batches).images.square()
+            torch.cuda.synchronize()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    profile.export_chrome_trace(str(tmp_path / "trace.json"))
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    ran = [(event["name"], event["args"]["stream"]) for event in events if "stream" in event.get("args", {})]
+    callers = {stream for name, stream in ran if "pow" in name or "square" in name}
+    beside = {stream for name, stream in ran if "HtoD" in name or name.startswith("_normalise")}
+    assert len(callers) == len(beside) == 1 and callers != beside
+    assert sum(name.startswith("_normalise") for name, _ in ran) >= 3, caplog.text
+
+
+@pytest.mark.parametrize("images", [None, "mean image"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16])
+def test_the_kernel_of_normalisation_gives_the_bits_of_several_operations(dtype: torch.dtype, images) -> None:
+    device, image = torch.device("cuda"), np.random.default_rng(0).uniform(0, 255, (256, 256, 3)).astype(np.float32)
+    scale = np.array([1 / 50, 1 / 60, 1], np.float32)
+    finish = OnDevice((image, image) if images else None, scale, device, torch.float16)
+    pixels = torch.randint(0, 256, (64, 224, 224, 3), device=device).to(dtype)
+    crops = torch.randint(0, 33, (64, 3), device=device) % torch.tensor([33, 33, 2], device=device)
+    batch = pixels, crops, torch.randn(64, 3, device=device)
+    assert torch.equal(finish(*batch), finish._by_operations(*batch)) and finish._fused
 
 
 @pytest.mark.parametrize("variant", ["bn", "paper"])

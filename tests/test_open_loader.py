@@ -12,7 +12,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from pipelines import Augment, DataError, Loader, open_loader
+from pipelines import Augment, DataError, Loader, factory, open_loader
 from pipelines.augment import Jitter
 from pipelines.shards.records import Records
 from pipelines.turbo.batches import TurboBatches
@@ -334,6 +334,29 @@ def test_wrong_arguments_are_named(numbered_shards: Path, arguments: dict, words
 def test_integers_of_numpy_are_integers(numbered_shards: Path) -> None:
     loader = turbo(numbered_shards, np.int64(8), seed=np.int32(3))
     assert len(next(iter(loader)).labels) == 8 and json.dumps(loader.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("threads", "has_dali", "backend", "why"),
+    [
+        (1, True, "dali", "turbo with threads=1 decodes some 4,545 images/s"),
+        (2, True, "turbo", "some 9,091 images/s"),
+        (64, True, "turbo", "some 70,000 images/s of 256x256, DALI at most 7,000"),
+        (1, False, "turbo", "DALI is not installed"),
+    ],
+)
+def test_auto_chooses_by_the_cores_of_the_rank(
+    numbered_shards: Path, monkeypatch: pytest.MonkeyPatch, threads: int, has_dali: bool, backend: str, why: str
+) -> None:
+    monkeypatch.setattr(factory, "check_device", lambda _: None)
+    monkeypatch.setattr(factory, "_has_dali", lambda: has_dali)
+    monkeypatch.setattr("pipelines.dali.batches.require_dali", lambda: None)
+    given = {"batch_size": 8, "device": "cuda", "threads": threads}
+    loader = open_loader(numbered_shards, **given)
+    assert loader.backend == backend and why in repr(loader)
+    assert "auto" not in repr(open_loader(numbered_shards, **given, backend=backend))
+    transformed = open_loader(numbered_shards, **given, keys=True)
+    assert transformed.backend == "turbo" and "auto: only turbo has keys" in repr(transformed)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

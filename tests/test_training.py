@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import pipelines
 from alexnet import RECIPES, AlexNet, AlexNetError, checkpoint
 from alexnet.engine import TrainStep, compile_model
 from alexnet.log import read_log
@@ -37,6 +38,27 @@ def test_a_run_writes_its_files(trained: Path) -> None:
     assert [entry["samples"] for entry in entries if entry["kind"] == "epoch"] == [NUMBERED_IMAGES] * 2
     assert json.loads((trained / "config.json").read_text())["settings"]["epochs"] == 2
     assert json.loads((trained / "env.json").read_text())["packages"]["torch"] == torch.__version__
+
+
+@pytest.mark.slow
+def test_the_loader_before_a_change_of_augmentation_is_closed(
+    few_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check when the loader after it is opened; the run ends there."""
+    opened: list[pipelines.Loader] = []
+
+    def open_no_third(*args, **options) -> pipelines.Loader:
+        if len(opened) == 2:
+            assert opened[0]._source is None, "the first epochs' loader keeps its threads and pinned memory"
+            raise pipelines.DataError("the third loader")
+        opened.append(open_loader(*args, **options))
+        return opened[-1]
+
+    open_loader = pipelines.open_loader
+    monkeypatch.setattr(pipelines, "open_loader", open_no_third)
+    late = ("--late-augment", "paper", "--late-augment-epoch", "1")
+    done = script("train.py", "--data", few_shards, "--out", tmp_path / "run", *SMALLEST, *late)
+    assert_refused(done, "the third loader")
 
 
 # It is train.py, and its thread kills it when it has written the first checkpoint, while training continues.

@@ -114,7 +114,8 @@ class PinnedBuffers:
         memory, copied = self._free.popleft()
         if copied is not None:
             copied.synchronize()  # the host waits, but hardly ever: this copy is the oldest
-        return Arrays(*(tensor.numpy() for tensor in self._layout.cut(memory)), memory)
+        images, labels, crops, colours = (tensor.numpy() for tensor in self._layout.cut(memory))
+        return Arrays(images, labels, crops, colours, memory)
 
     def give_back(self, memory: torch.Tensor, copied: torch.cuda.Event) -> None:
         """Lend this buffer again once the GPU has passed ``copied``."""
