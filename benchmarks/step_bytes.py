@@ -20,7 +20,7 @@ from benchmarks.harness.pretended_gpu import generate, pretend
 from pipelines.terminal import in_range
 
 BANDWIDTH = 3.0e12  # bytes/s, assumed for an H100
-GROUPS = (  # the first pattern that a kernel's name contains
+KINDS = (  # the first pattern that a kernel's name contains
     ("fused layers", r"^normalise_and_pool|^pool_"),
     ("dropout", r"dropout"),
     ("normalisation and pooling", r"sqrt|max_pool|constant_pad"),
@@ -50,33 +50,41 @@ class BytesOptions:
 
 
 def run_bytes(options: BytesOptions) -> dict:
-    """Return a row per kernel launch and the sum of each group of kernels. No GPU can be used afterwards."""
+    """Return a row per kernel launch and the sum of each kind of kernel. No GPU can be used afterwards."""
     pretend()
     alexnet.layers.usable = lambda maps: True  # the network is traced on the CPU
     how: Any = {"conv1": options.conv1, "groups": options.groups, "fused": options.fused}
     passes = generate(lambda: AlexNet(options.variant, **how), (options.batch_size, 3, 224, 224))
-    rows = []
+    rows, kept = [], _kept(passes[0][0])
     for name, (graph, code) in zip(("forward", "backward"), passes, strict=True):
         rows += [{"pass": name, **row} for row in launches(graph, code)]
         if options.code:
             options.code.mkdir(parents=True, exist_ok=True)
             (options.code / f"{name}.py").write_text(code)
-    groups = {row["group"]: 0 for row in rows}
+    kinds = {row["kind"]: 0 for row in rows}
     for row in rows:
-        groups[row["group"]] += row["bytes"]
-    total = sum(groups.values())
+        kinds[row["kind"]] += row["bytes"]
+    total = sum(kinds.values())
     for row in (row for row in rows if row["bytes"] >= 1e7):
         print(f"{row['bytes'] / 1e9:>8.3f} GB  {row['pass']:<9} {row['kernel'][:90]}")
     print()
-    for group, moved in sorted(groups.items(), key=lambda entry: -entry[1]):
-        print(f"{moved / 1e9:>8.3f} GB  {group}")
+    for kind, moved in sorted(kinds.items(), key=lambda entry: -entry[1]):
+        print(f"{moved / 1e9:>8.3f} GB  {kind}")
     print(f"{total / 1e9:>8.3f} GB  in all, {1000 * total / BANDWIDTH:.2f} ms at 3 TB/s")
+    print(f"{kept / 1e9:>8.3f} GB  kept for the backward pass")
     settings = {name: value for name, value in asdict(options).items() if name not in ("json", "code")}
-    return {"benchmark": "bytes", "unit": "bytes a step", **settings, "total": total, "groups": groups, "rows": rows}
+    result = {"total": total, "kept": kept, "kinds": kinds, "rows": rows}
+    return {"benchmark": "bytes", "unit": "bytes a step", **settings, **result}
+
+
+def _kept(graph: Any) -> int:
+    """Return the bytes that the forward pass hands to the backward pass, besides parameters and images."""
+    _, *names = graph.get_output_names()
+    return sum(_bytes(graph, name) for name in {*names} - {*graph.graph_inputs} if name in graph.name_to_buffer)
 
 
 def launches(graph: Any, code: str) -> list[dict[str, Any]]:
-    """Return a row per launch of a Triton kernel in Inductor's code: its name, group and bytes."""
+    """Return a row per launch of a Triton kernel in Inductor's code: its name, kind and bytes."""
     pointers = {
         name: [_passes(source, argument) for argument, kind in _signature(source) if kind.startswith("*")]
         for name, source in re.findall(r"(\w+) = async_compile\.triton\('\w+', '''(.*?)'''", code, re.DOTALL)
@@ -89,8 +97,8 @@ def launches(graph: Any, code: str) -> list[dict[str, Any]]:
                 _bytes(graph, tensor) * passes
                 for passes, tensor in zip(pointers[kernel], tensors, strict=False)  # sizes follow
             )
-            group = next((name for name, pattern in GROUPS if re.search(pattern, kernel)), "others")
-            rows.append({"kernel": kernel, "group": group, "bytes": moved})
+            kind = next((name for name, pattern in KINDS if re.search(pattern, kernel)), "others")
+            rows.append({"kernel": kernel, "kind": kind, "bytes": moved})
     return rows
 
 

@@ -87,6 +87,23 @@ def test_the_first_convolution_over_blocks_is_the_same(variant: str) -> None:
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["conv2", "conv4"])
+def test_groups_split_into_dense_convolutions_are_the_same(name: str) -> None:
+    """Check values and gradients up to the rounding of sums, with weights stored as usual."""
+    torch.manual_seed(0)
+    results = []
+    grouped, split = AlexNet("paper", 2), AlexNet("paper", 2, groups="split")
+    split.load_state_dict(grouped.state_dict())
+    maps = torch.randn(2, grouped.convolutions()[name].in_channels, 9, 7).contiguous(memory_format=torch.channels_last)
+    for model in (grouped, split):
+        layer, x = model.convolutions()[name], maps.clone().requires_grad_()
+        y = layer(x)
+        y.square().mean().backward()
+        results.append([y, x.grad, layer.weight.grad, layer.bias.grad])
+    assert split.convolutions()[name].split
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
+
+
 def test_normalisation_is_the_papers_formula() -> None:
     """Check section 3.3: b = a / (k + alpha * sum of squares over n channels) ** beta, alpha not divided by n."""
     layers = [module for module in AlexNet("paper", 2).features if isinstance(module, CrossMapNorm)]
