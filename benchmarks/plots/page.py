@@ -10,6 +10,7 @@ from typing import Any
 
 import tyro
 
+from benchmarks.harness.machine import where
 from benchmarks.plots.ceilings import draw
 from pipelines import DataError
 from pipelines.files import write_atomically
@@ -31,6 +32,9 @@ class Options:
 
 def main(options: Options) -> None:
     items = [read(path) for path in options.results]
+    machines = {where(result["gpu"], result["torch"]) for item in items for result in results(item)}
+    if len(machines) > 1:
+        raise DataError(f"these are results of {', '.join(sorted(machines))}: make a page of each, they do not compare")
     if options.page:
         write_atomically(options.page, page(items).encode())
     if options.picture:
@@ -44,6 +48,10 @@ def read(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} is no result of python -m benchmarks gpu: {error}") from error
 
 
+def results(item: dict[str, Any]) -> Items:
+    return [done["result"] for done in item["commands"] if "result" in done]
+
+
 def page(items: Items) -> str:
     """Return a page with a heading per item and, under it, each command, how it ended, its lines and its rows."""
     parts = []
@@ -53,13 +61,14 @@ def page(items: Items) -> str:
         for done in item["commands"]:
             parts.append(f"## `{done['command']}`")
             parts.append(f"Ended {done['ended']}" + (f" after {done['seconds']} s." if "seconds" in done else "."))
-            parts.append(described(done["result"]) if "result" in done else fenced(done))
+            parts.append(described(done["result"]) if "result" in done else "")
+            parts.append(fenced(done))
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def machine(item: dict[str, Any]) -> str:
     """Describe date, hardware and versions of the first result."""
-    result = next((done["result"] for done in item["commands"] if "result" in done), None)
+    result = next(iter(results(item)), None)
     if not result:
         return ""
     packages = ", ".join(f"{name} {version}" for name, version in result["packages"].items())
@@ -68,7 +77,9 @@ def machine(item: dict[str, Any]) -> str:
 
 
 def described(result: dict[str, Any]) -> str:
-    lines = "\n".join(f"- {line}" for line in result.get("diagnosis", ()))
+    said = [*result.get("diagnosis", ())] + [f"left out, no time: {name}" for name in result.get("left_out", ())]
+    said += [f"rounds: {result['rounds']} asked"] * bool(result.get("partial") and "rounds" in result)
+    lines = "\n".join(f"- {line}" for line in said)
     return "\n\n".join(filter(None, (lines, f"In {result['unit']}:" * bool(result["unit"]), table(result["rows"]))))
 
 
