@@ -21,7 +21,7 @@ from benchmarks.harness.machine import result_path
 from benchmarks.harness.pixels import compare
 from benchmarks.harness.timing import Deadline
 from benchmarks.plots.ceilings import draw
-from benchmarks.plots.page import page, table
+from benchmarks.plots.page import page, summary, table
 from benchmarks.train import SYNTHETIC, Training
 from pipelines import Batch, DataError
 from tests.conftest import assert_refused, script, wait_until
@@ -105,6 +105,10 @@ def test_what_a_killed_command_measured_is_kept(tmp_path: Path, monkeypatch: pyt
     assert done["result"]["rows"] == rows and done["log"] == "the last line"
     assert done["ended"] == "in part, with no end in 120 s"
     text = written.with_suffix(".md").read_text()
+    assert summary([json.loads(written.read_bytes())])["step"][0]["left_out"] == ["bn"]
+    without_rounds = {name: value for name, value in about.items() if name != "rounds"}  # as of ``kernels``
+    done["result"] = without_rounds | {"partial": False}
+    assert "asked" not in page([{"item": "step", "title": "", "quick": False, "commands": [done]}])
     assert "left out, no time: bn" in text and "rounds: 3 asked" in text and "| paper | 5 | 1 |" in text
 
 

@@ -28,6 +28,8 @@ class Options:
     """Write the tables here, as Markdown."""
     picture: Path | None = None
     """Draw the rates here, as PNG."""
+    summary: Path | None = None
+    """Write each command, how it ended, its seconds and what it left out here, as JSON."""
 
 
 def main(options: Options) -> None:
@@ -39,6 +41,8 @@ def main(options: Options) -> None:
         write_atomically(options.page, page(items).encode())
     if options.picture:
         draw(items).savefig(options.picture, dpi=120)
+    if options.summary:
+        write_atomically(options.summary, json.dumps(summary(items), indent=1).encode() + b"\n")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -46,6 +50,21 @@ def read(path: Path) -> dict[str, Any]:
         return json.loads(path.read_bytes())
     except ValueError as error:
         raise DataError(f"{path} is no result of python -m benchmarks gpu: {error}") from error
+
+
+def summary(items: Items) -> dict[str, Any]:
+    """Return the machine, and of each command what does not depend on the speed of the machine, with its seconds."""
+    first = next((result for item in items for result in results(item)), {})
+    about = {name: first.get(name) for name in ("date", "gpu", "cores", "python", "torch", "packages")}
+    return about | {
+        item["item"]: [
+            {name: done.get(name) for name in ("command", "ended", "seconds")}
+            | {name: done["result"].get(name) for name in ("partial", "left_out") if "result" in done}
+            | {"missing": [one["name"] for one in done.get("result", {}).get("failed", ())]}
+            for done in item["commands"]
+        ]
+        for item in items
+    }
 
 
 def results(item: dict[str, Any]) -> Items:
@@ -78,7 +97,7 @@ def machine(item: dict[str, Any]) -> str:
 
 def described(result: dict[str, Any]) -> str:
     said = [*result.get("diagnosis", ())] + [f"left out, no time: {name}" for name in result.get("left_out", ())]
-    said += [f"rounds: {result['rounds']} asked"] * bool(result.get("partial") and "rounds" in result)
+    said += [f"rounds: {result['rounds']} asked"] if result.get("partial") and "rounds" in result else []
     lines = "\n".join(f"- {line}" for line in said)
     return "\n\n".join(filter(None, (lines, f"In {result['unit']}:" * bool(result["unit"]), table(result["rows"]))))
 
