@@ -4,7 +4,7 @@ python -m benchmarks shard --data IMAGES [--peers] [--json FILE]
 python -m benchmarks loader --data SHARDS [--json FILE]
 python -m benchmarks step [--json FILE]
 python -m benchmarks train --data SHARDS [--json FILE]
-python -m benchmarks ceilings|runs|kernels|gpu ...     # docs/gpu.md
+python -m benchmarks budget|pixels|ceilings|runs|kernels|gpu ...     # docs/gpu.md
 python -m benchmarks checkpoint [--json FILE]
 python -m benchmarks bytes [--json FILE]               # of a step's Triton kernels, without a GPU
 python -m benchmarks evaluate|first --data SHARDS [--json FILE]
@@ -12,29 +12,25 @@ python -m benchmarks small [--json FILE]               # accuracy of recipes on 
 """
 
 import json
-import os
-import platform
-import shlex
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import reduce
-from importlib import metadata
 from operator import or_
 from typing import Annotated, Any
 
-import torch
 import tyro
 
 from alexnet import AlexNetError
+from benchmarks.budget import BudgetOptions, run_budget
 from benchmarks.ceilings import CeilingsOptions, run_ceilings
 from benchmarks.checkpoint import CheckpointOptions, run_checkpoint
 from benchmarks.decoder_survey import RunsOptions, run_runs
 from benchmarks.evaluate import EvaluateOptions, run_evaluate
 from benchmarks.first_batch import FirstOptions, run_first
 from benchmarks.gpu import GpuOptions, run_gpu
+from benchmarks.harness.machine import machine, result_path
 from benchmarks.kernels import KernelsOptions, run_kernels
 from benchmarks.loader import LoaderOptions, describe_loader, loader_rows, run_loader
+from benchmarks.pixels import PixelsOptions, run_pixels
 from benchmarks.plots.rates import draw_rates
 from benchmarks.shard import ShardOptions, run_shard
 from benchmarks.small import SmallOptions, run_small
@@ -46,9 +42,8 @@ from pipelines.files import write_atomically
 from pipelines.terminal import run_command
 from pipelines.turbo.native import turbo_text
 
-PACKAGES = ("torchvision", "nvidia-dali-cuda130", "nvidia-nvimgcodec-cu13", "simplejpeg", "opencv-python-headless")
-# Name, options, and the function that measures. It returns the result to print and save.
-COMMANDS: tuple[tuple[str, type, Callable[[Any], dict]], ...] = (
+# Name, options, and the function that measures. It yields the result so far after every round; the last is printed.
+COMMANDS: tuple[tuple[str, type, Callable[[Any], Iterator[dict]]], ...] = (
     ("loader", LoaderOptions, run_loader),
     ("step", StepOptions, run_step),
     ("shard", ShardOptions, run_shard),
@@ -56,6 +51,8 @@ COMMANDS: tuple[tuple[str, type, Callable[[Any], dict]], ...] = (
     ("ceilings", CeilingsOptions, run_ceilings),
     ("runs", RunsOptions, run_runs),
     ("kernels", KernelsOptions, run_kernels),
+    ("budget", BudgetOptions, run_budget),
+    ("pixels", PixelsOptions, run_pixels),
     ("checkpoint", CheckpointOptions, run_checkpoint),
     ("evaluate", EvaluateOptions, run_evaluate),
     ("first", FirstOptions, run_first),
@@ -74,18 +71,33 @@ def main(options: Any) -> None:
     if isinstance(options, GpuOptions):
         run_gpu(options)
         return
-    result = MEASURES[type(options)](options)
-    if isinstance(options, LoaderOptions | TrainOptions | EvaluateOptions | FirstOptions):
-        result |= {"decoder": turbo_text()}
-        print(result["decoder"])
+    for result in MEASURES[type(options)](options):
+        if isinstance(options, LoaderOptions | TrainOptions | EvaluateOptions | FirstOptions):
+            result |= {"decoder": turbo_text()}
+        save(options, result, partial=True)
+    print(result.get("decoder", ""), end="\n" * ("decoder" in result))
+    ran = [row["rounds"] for row in result["rows"] if "rounds" in row]
+    partial = min(ran, default=0) < result.get("rounds", 0) or bool(result.get("left_out"))
     print_rates([row for row in result["rows"] if "median" in row])
     print("\n".join(result.get("diagnosis", ())))
     if isinstance(options, LoaderOptions) and options.picture:
         draw_rates(loader_rows(result), describe_loader(result), options.picture)
         print(f"drawn in {options.picture}")
+    if partial:
+        print(f"partial: {min(ran, default=0)} of {result.get('rounds')} rounds")
+        print("\n".join(f"left out: {line}" for line in result.get("left_out", ())))
+    save(options, result, partial)
+    if result.get("wrong"):
+        raise DataError(result["wrong"])
     if options.json:
-        write_atomically(options.json, json.dumps(machine() | result, indent=1).encode() + b"\n")
-        print(f"written to {options.json}")
+        print(f"written to {result_path(options.json, result['benchmark'])}")
+
+
+def save(options: Any, result: dict[str, Any], partial: bool) -> None:
+    """Write the result, if a file was asked for. A command writes it after every round: a later one may not end."""
+    if options.json:
+        path = result_path(options.json, result["benchmark"])
+        write_atomically(path, json.dumps(machine() | {"partial": partial} | result, indent=1).encode() + b"\n")
 
 
 def print_rates(rows: list[dict]) -> None:
@@ -94,19 +106,6 @@ def print_rates(rows: list[dict]) -> None:
         print(f"{'':<{width}}{'images/s':>12}{'least':>12}{'most':>12}{'ratio':>8}")
     for row in rows:
         print(f"{row['name']:<{width}}{row['median']:>12}{row['least']:>12}{row['most']:>12}{row['ratio']:>8}")
-
-
-def machine() -> dict[str, object]:
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "packages": {name: metadata.version(name) for name in PACKAGES if any(metadata.distributions(name=name))},
-    }
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ the decoders.
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,12 +19,13 @@ from typing import Any, Literal
 import torch
 
 from alexnet.engine import find_device
-from benchmarks.decoders import NVIMGCODEC
 from benchmarks.harness.children import Child
 from benchmarks.harness.options import MeasureOptions
 from benchmarks.harness.roofline import measure_host_copy, measure_limits
-from benchmarks.harness.timing import interleave, summarise
+from benchmarks.harness.timing import Deadline, Missing, interleave, summarise
 from benchmarks.loader import REFERENCE, mean_kb
+from benchmarks.memory_decoders import NVIMGCODEC
+from benchmarks.nvjpeg import BACKENDS
 from pipelines import DataError, load_manifest
 from pipelines.terminal import require
 
@@ -44,7 +46,8 @@ class CeilingsOptions(MeasureOptions):
     data: tuple[Path, ...] = (Path("data/demo/shards"),)
     """Shard folders of JPEGs."""
     batch_sizes: tuple[int, ...] = (256, 64, 1024)
-    threads: tuple[int, ...] = (CORES, max(1, CORES // 2), max(1, CORES // 4))
+    threads: tuple[int, ...] = tuple(dict.fromkeys((CORES, min(4, CORES), 1)))
+    """Host threads: of DALI, of libjpeg-turbo on whole images, and of turbo on its crops."""
     hw_loads: tuple[float, ...] = (0.65, 0.0, 0.9, 1.0)
     """The share of the images that DALI gives to the GPU's JPEG engine."""
     prefetch: tuple[int, ...] = (2, 4)
@@ -68,59 +71,71 @@ class Guarded:
     """A child that may crash or hang. After that, calling it does nothing."""
 
     def __init__(self, child: Child) -> None:
-        self.child = child
+        self._child, self.pixels = child, child.pixels
         self.failure = ""
 
     def __call__(self) -> tuple[int, float]:
         if not self.failure:
             try:
-                return self.child()
+                return self._child()
             except DataError as error:
                 self.failure = str(error)
         return 0, 1.0
 
 
-def run_ceilings(options: CeilingsOptions) -> dict:
-    """Return limits in FLOP/s and bytes/s, a row per decoder and setting, and the decoders that failed."""
-    device = find_device(options.device)
+def run_ceilings(options: CeilingsOptions) -> Iterator[dict]:
+    """Yield limits in FLOP/s and bytes/s, a row per decoder and setting, and the decoders that failed."""
+    deadline, device = Deadline.after(options.minutes), find_device(options.device)
     limits = {name: asdict(measure_limits(device, kind)) for name, kind in kinds(device).items()}
     limits["host"] = {"bytes_per_second": measure_host_copy(device)}
+    unit = "images/s; the ratio is to libjpeg-turbo on all threads"
+    about: dict[str, Any] = {"benchmark": "ceilings", "unit": unit, "device": str(device), "limits": limits}
+    about |= {name: getattr(options, name) for name in ("batches", "rounds", "finish")}
     rows: list[dict] = []
-    failed: list[dict[str, str]] = []
-    for data in options.data:
-        found, lost = measure_decoders(options, data, device.type)
-        rows, failed = rows + found, failed + lost
-    settings = {name: getattr(options, name) for name in ("batches", "rounds", "finish")}
-    result = {"benchmark": "ceilings", "unit": "images/s; the ratio is to libjpeg-turbo on all threads", **settings}
-    result |= {"device": str(device), "limits": limits, "rows": rows, "failed": failed}
-    return result | {"diagnosis": describe(limits, failed, device)}
+    missing = Missing()
+    for number, data in enumerate(options.data):
+        if rows and deadline.left() <= 0:
+            missing.left_out.append(data.name)
+            continue
+        found: list[dict] = []
+        part = deadline.part(len(options.data) - number)
+        for found in measure_decoders(options, data, device.type, part, missing):
+            yield about | {"rows": rows + found} | missing.described()
+        rows += found
+    yield about | {"rows": rows, "diagnosis": describe(limits, rows, missing, device)} | missing.described()
 
 
 def kinds(device: torch.device) -> dict[str, torch.dtype]:
     return {"bf16": torch.bfloat16, "fp32": torch.float32} if device.type == "cuda" else {"fp32": torch.float32}
 
 
-def measure_decoders(options: CeilingsOptions, data: Path, device: str) -> tuple[list[dict], list[dict[str, str]]]:
-    """Return the rows of one shard folder, and the names and reasons of the decoders that failed."""
+def measure_decoders(
+    options: CeilingsOptions, data: Path, device: str, deadline: Deadline, missing: Missing
+) -> Iterator[list[dict]]:
+    """Yield the rows of a shard folder after every round.
+
+    Note in ``missing`` the decoders that failed, and those that were not started when half of the time was over.
+    """
     manifest, chosen = load_manifest(data), dict(candidates(options, device))
-    failed: dict[str, str] = {}
     with ExitStack() as stack:
-        running: dict[str, Any] = {REFERENCE: stack.enter_context(start_reference(options, data))}
-        for name, settings in chosen.items():
-            try:
-                child = start(name, settings, options, data=data, device=device)
-            except DataError as error:
-                failed[name] = str(error)
+        running: dict[str, Child | Guarded] = {REFERENCE: stack.enter_context(start_reference(options, data))}
+        for name, child in started(chosen, options, data, device, deadline):
+            if child is None:
+                missing.left_out.append(f"{data.name}: {name}")
+            elif isinstance(child, DataError):
+                missing.failed[f"{data.name}: {name}"] = str(child)
             else:
                 running[name] = Guarded(stack.enter_context(child))
-        rates = interleave(running, options.rounds)
-    failed |= {name: one.failure for name, one in running.items() if name != REFERENCE and one.failure}
-    image = {"data": data.name, "encoding": manifest.image.encoding, "mean_kb": mean_kb(manifest)}
-    rows = [
-        row | {"name": f"{data.name}: {row['name']}"} | image | chosen.get(str(row["name"]), {})
-        for row in summarise({name: values for name, values in rates.items() if name not in failed}, REFERENCE)
-    ]
-    return rows, [{"name": f"{data.name}: {name}", "why": why} for name, why in failed.items()]
+        for rates in interleave(running, options.rounds, deadline):
+            failed = {name: one.failure for name, one in running.items() if isinstance(one, Guarded) and one.failure}
+            missing.failed.update({f"{data.name}: {name}": why for name, why in failed.items()})
+            image = {"data": data.name, "encoding": manifest.image.encoding, "mean_kb": mean_kb(manifest)}
+            whole = {name: values for name, values in rates.items() if name not in failed}
+            yield [
+                row | image | chosen.get(name, {}) | running[name].pixels | {"name": f"{data.name}: {name}"}
+                for row in summarise(whole, REFERENCE)
+                for name in [str(row["name"])]
+            ]
 
 
 def start_reference(options: CeilingsOptions, data: Path) -> Child:
@@ -128,6 +143,23 @@ def start_reference(options: CeilingsOptions, data: Path) -> Child:
     sizes = {"batch_size": options.batch_sizes[0], "batches": options.batches, "threads": options.threads[0]}
     given = {"work": "reference", "data": str(data), "device": "cpu"} | sizes
     return Child(REFERENCE, ["benchmarks/our_loaders.py", json.dumps(given)])
+
+
+def started(
+    chosen: dict[str, dict[str, Any]], options: CeilingsOptions, data: Path, device: str, deadline: Deadline
+) -> Iterator[tuple[str, Child | DataError | None]]:
+    """Start several decoders at a time. Yield each, the error that it ended with, or None if there was no time."""
+
+    def one(name: str) -> Child | DataError | None:
+        if deadline.half_over():
+            return None
+        try:
+            return start(name, chosen[name], options, data=data, device=device)
+        except DataError as error:
+            return error
+
+    with ThreadPoolExecutor(max(1, CORES // 4)) as pool:
+        yield from zip(chosen, pool.map(one, chosen), strict=True)
 
 
 def start(name: str, settings: dict[str, Any], options: CeilingsOptions, *, data: Path, device: str) -> Child:
@@ -161,12 +193,18 @@ def candidates(options: CeilingsOptions, device: str) -> Iterator[tuple[str, dic
     if options.finish:
         yield "DALI and turbo together", usual | {"work": "together"}
         return
+    if device == "cuda":
+        for backend in BACKENDS:
+            yield f"nvJPEG {backend}", usual | {"work": "nvjpeg", "backend": backend}
     for backend in NVIMGCODEC[device]:
         yield f"nvImageCodec {backend}", usual | {"work": "nvimgcodec", "backend": backend}
-    yield "torchvision decode_jpeg", usual | {"work": "torchvision"}
+    yield f"torchvision decode_jpeg, {device}", usual | {"work": "torchvision"}
+    for threads in options.threads:
+        for work, name in (("libjpeg", "libjpeg-turbo"), ("turbo", "turbo's crops")):
+            yield f"{name}, {threads} threads", usual | {"work": work, "threads": threads, "device": "cpu"}
 
 
-def describe(limits: dict[str, dict[str, Any]], failed: list[dict[str, str]], device: torch.device) -> list[str]:
+def describe(limits: dict[str, dict[str, Any]], rows: list[dict], missing: Missing, device: torch.device) -> list[str]:
     """Describe the limits and what failed, in lines of text."""
     lines = [
         f"{name} matrix product: {limit['flops_per_second'] / 1e12:.2f} TFLOP/s"
@@ -178,4 +216,5 @@ def describe(limits: dict[str, dict[str, Any]], failed: list[dict[str, str]], de
         lines.append(f"copy from pinned memory: {limits['host']['bytes_per_second'] / 1e9:.1f} GB/s")
     if device.type != "cuda":
         lines.append("left out, as they need a GPU: bf16, copies to it, its JPEG engine, nvJPEG")
-    return lines + [f"failed: {row['name']}: {row['why']}" for row in failed]
+    lines += [f"wrong pixels: {row['name']}: {row['wrong']} of {row['compared']}" for row in rows if row.get("wrong")]
+    return lines + [f"failed: {name}: {why}" for name, why in missing.failed.items()]

@@ -9,9 +9,10 @@ images a second include the thread's own work if it takes a core from training, 
 
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ from alexnet.engine import TrainStep, find_device
 from alexnet.optim import make_optimizer
 from alexnet.writer import Writer
 from benchmarks.harness.options import MeasureOptions
-from benchmarks.harness.timing import interleave, summarise
+from benchmarks.harness.timing import Deadline, interleave, summarise
 from pipelines.terminal import require
 
 STEPS = 6
@@ -37,8 +38,8 @@ class CheckpointOptions(MeasureOptions):
         require(self.batch_size >= 1 and self.rounds >= 1, "--batch-size and --rounds start at 1")
 
 
-def run_checkpoint(options: CheckpointOptions) -> dict:
-    device = find_device(options.device)
+def run_checkpoint(options: CheckpointOptions) -> Iterator[dict]:
+    deadline, device = Deadline.after(options.minutes), find_device(options.device)
     step, model, optimizer = learner(options.batch_size, device)
     waits: list[tuple[float, float]] = []  # seconds stalled, seconds of writing
     with tempfile.TemporaryDirectory() as folder, Writer(Path(folder), optimizer) as writer:
@@ -62,15 +63,21 @@ def run_checkpoint(options: CheckpointOptions) -> dict:
             "one by the thread": by_thread,
             "one in line": in_line,
         }
-        rates = interleave(candidates, options.rounds)
-        bytes_written = Path(folder, "last.pt").stat().st_size
-    waits = waits[1:]  # the first is not measured, as in ``interleave``
+        for rates in interleave(candidates, options.rounds, deadline):
+            bytes_written = Path(folder, "last.pt").stat().st_size
+            yield described(options, rates, waits[1:]) | {"bytes": bytes_written}  # the first is not measured
+
+
+def described(
+    options: CheckpointOptions, rates: dict[str, list[float]], waits: list[tuple[float, float]]
+) -> dict[str, Any]:
     share = statistics.median(stalled / writing for stalled, writing in waits)
     return {
+        "benchmark": "checkpoint",
         "variant": "paper",
         "batch_size": options.batch_size,
+        "rounds": options.rounds,
         "steps": STEPS,
-        "bytes": bytes_written,
         "rows": summarise(rates, "no checkpoint"),
         "stalled_seconds": [round(stalled, 4) for stalled, _ in waits],
         "writing_seconds": [round(writing, 3) for _, writing in waits],

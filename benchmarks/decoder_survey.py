@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -23,8 +23,9 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from benchmarks.decoders import CPU_ONLY
 from benchmarks.harness.options import MeasureOptions
+from benchmarks.harness.timing import Deadline
+from benchmarks.memory_decoders import CPU_ONLY
 from pipelines import DataError
 from pipelines.images.picture import read_picture
 from pipelines.terminal import in_range, require
@@ -96,10 +97,11 @@ PICTURES: dict[str, Callable[[], bytes]] = {
 }
 
 
-def run_runs(options: RunsOptions) -> dict:
-    """Return a row per decoder and picture: how decoding ended, and the error of its pixels."""
+def run_runs(options: RunsOptions) -> Iterator[dict]:
+    """Yield a row per decoder and picture: how decoding ended, and the error of its pixels."""
     import torch
 
+    deadline = Deadline.after(options.minutes)
     gpu = torch.cuda.is_available() if options.device == "auto" else options.device.startswith("cuda")
     work = [
         {"decoder": decoder, "picture": picture, "gpu": gpu, "backend": backend}
@@ -107,13 +109,14 @@ def run_runs(options: RunsOptions) -> dict:
         for backend in (backends(gpu) if decoder == "nvimgcodec" else ("",))
         for picture in (options.pictures or PICTURES)
     ]
-    with ThreadPoolExecutor(options.workers) as pool:
-        rows = list(pool.map(partial(outcome, patience=options.patience), work))
-    for row in rows:
-        print("{name:<44}{ended:<14}{difference!s:>10}  {said}".format(**row))
     about = {"nvidia_smi": output_of("nvidia-smi"), "libraries": libraries()}
-    left_out = [] if gpu else ["left out, as they need a GPU: mixed decoding, nvJPEG, the JPEG engine"]
-    return {"benchmark": "runs", "unit": "", "gpu_used": gpu, **about, "rows": rows, "diagnosis": left_out}
+    said = [] if gpu else ["left out, as they need a GPU: mixed decoding, nvJPEG, the JPEG engine"]
+    rows: list[dict] = []
+    with ThreadPoolExecutor(options.workers) as pool:
+        for row in pool.map(partial(outcome, patience=options.patience, deadline=deadline), work):
+            print("{name:<44}{ended:<14}{difference!s:>10}  {said}".format(**row))
+            rows.append(row)
+            yield {"benchmark": "runs", "unit": "", "gpu_used": gpu, **about, "rows": rows, "diagnosis": said}
 
 
 def backends(gpu: bool) -> tuple[str, ...]:
@@ -121,11 +124,13 @@ def backends(gpu: bool) -> tuple[str, ...]:
     return ("HW_GPU_ONLY", "GPU_ONLY", "HYBRID_CPU_GPU") if gpu else ("CPU_ONLY",)
 
 
-def outcome(work: dict[str, Any], patience: float) -> dict[str, Any]:
+def outcome(work: dict[str, Any], patience: float, deadline: Deadline) -> dict[str, Any]:
     start = time.perf_counter()
     command = [sys.executable, "-m", "benchmarks.decoder_survey", json.dumps(work)]
     name = f"{work['decoder']} {work['backend']}".strip() + f": {work['picture']}"
     row: dict[str, Any] = {"name": name, "shape": None, "difference": None, "said": ""}
+    if deadline.left() <= 0:
+        return row | {"ended": "not tried", "said": "no time"}
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=patience)
     except subprocess.TimeoutExpired:

@@ -5,56 +5,31 @@ python benchmarks/decoders.py JSON
 
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from benchmarks.harness.settings import LoaderSettings
+import numpy as np
+import simplejpeg
+
+from benchmarks.harness.pixels import busy, compare
+from benchmarks.memory_decoders import (
+    CHECKED_BATCHES,
+    EXACT,
+    SIZE,
+    DecoderSettings,
+    finish_work,
+    libjpeg,
+    nvimgcodec,
+    nvjpeg,
+    torchvision,
+    turbo,
+)
 from benchmarks.peers.serve import Rounds, answer
 from pipelines import Augment, DataError, Manifest, load_manifest, open_loader
 from pipelines.dali.graph import DECODER_PADDING, Graph
 from pipelines.plan import Plan
-
-SIZE = 224
-CPU_ONLY = -99999  # nvImageCodec's number for "no GPU"
-NVIMGCODEC = {"cpu": ("CPU_ONLY",), "cuda": ("HW_GPU_ONLY", "GPU_ONLY", "HYBRID_CPU_GPU")}  # a device's backends
-
-
-@dataclass(frozen=True)
-class DecoderSettings(LoaderSettings):
-    """Settings of a decoder. ``work`` is a key of WORK. ``finish`` makes batches as for training, not only pixels."""
-
-    finish: bool = False
-    decoder: str = "image"
-    hw_load: float = 0.65
-    prefetch: int = 2
-    backend: str = "CPU_ONLY"
-
-    @property
-    def gpu(self) -> bool:
-        return self.device == "cuda"
-
-    def rounds(self, make: Callable[[], object], batch: str) -> Rounds:
-        """Return rounds that call ``make``, which makes one batch, ``batches`` times and then wait for the GPU."""
-
-        def take(batches: int) -> int:
-            for _ in range(batches):
-                made = make()
-            finish_work(self.gpu)
-            del made
-            return batches * self.batch_size
-
-        return Rounds(partial(take, self.batches), batch, partial(take, self.prefetch + 1))
-
-
-def finish_work(gpu: bool) -> None:
-    """Wait for the GPU."""
-    if gpu:
-        import torch
-
-        torch.cuda.synchronize()
 
 
 def dali(settings: DecoderSettings) -> Rounds:
@@ -74,11 +49,28 @@ def dali(settings: DecoderSettings) -> Rounds:
         pipeline.set_outputs(*graph(settings, manifest))
     pipeline.build()
     kind = f"float16 N,{SIZE},{SIZE},3" if settings.finish else "pixels, thrown away"
-    return settings.rounds(pipeline.run, f"{kind}, {settings.device}")
+    whole = settings.decoder == "image" and not settings.finish
+    pixels = compare(decoded_by_dali(pipeline, settings.gpu)) if whole else {}
+    return settings.rounds(pipeline.run, f"{kind}, {settings.device}", pixels)
+
+
+def decoded_by_dali(pipeline: Any, gpu: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield pixels that DALI decodes while the GPU is busy, and libjpeg-turbo's of the same JPEG."""
+    with busy(gpu) as queue:
+        for _ in range(CHECKED_BATCHES):
+            queue()
+            images, encoded = pipeline.run()
+            pixels = images.as_cpu() if gpu else images
+            for number in range(len(encoded)):
+                jpeg = bytes(np.asarray(encoded.at(number)))
+                yield np.array(pixels.at(number)), simplejpeg.decode_jpeg(jpeg, **EXACT)
 
 
 def graph(settings: DecoderSettings, manifest: Manifest) -> tuple[Any, Any]:
-    """Build the graph of pipelines/dali/graph.py for crop_flip with any decoder. Return images and labels."""
+    """Build the graph of pipelines/dali/graph.py for crop_flip with any decoder.
+
+    Return images and labels; with ``finish`` false, whole pixels and the JPEGs.
+    """
     from nvidia.dali import fn, types
 
     plan = Plan(
@@ -90,7 +82,7 @@ def graph(settings: DecoderSettings, manifest: Manifest) -> tuple[Any, Any]:
     decode = getattr(fn.decoders, settings.decoder)
     pixels = decode(encoded, **decoder_options(settings), **(crop if settings.decoder == "image_crop" else {}))
     if not settings.finish:
-        return pixels, labels
+        return pixels, encoded
     if settings.decoder != "image":
         crop = {}
     if settings.decoder == "image_random_crop":
@@ -107,43 +99,6 @@ def decoder_options(settings: DecoderSettings) -> dict[str, Any]:
         return {"device": "cpu", "output_type": types.RGB}
     padding = {"device_memory_padding": DECODER_PADDING, "host_memory_padding": DECODER_PADDING}
     return {"device": "mixed", "output_type": types.RGB, "hw_decoder_load": settings.hw_load, **padding}
-
-
-def nvimgcodec(settings: DecoderSettings) -> Rounds:
-    """Decode from memory with nvImageCodec alone and one of its backends."""
-    from nvidia import nvimgcodec
-
-    backend = nvimgcodec.Backend(getattr(nvimgcodec.BackendKind, settings.backend))
-    device_id = 0 if settings.gpu else CPU_ONLY
-    decoder = nvimgcodec.Decoder(device_id=device_id, max_num_cpu_threads=settings.threads, backends=[backend])
-
-    def decode(jpegs: list[bytes]) -> object:
-        images = decoder.decode([nvimgcodec.CodeStream(jpeg) for jpeg in jpegs])
-        if None in images:
-            raise DataError(f"{settings.backend} decodes {len(images) - images.count(None)} of {len(images)} images")
-        return images
-
-    return in_batches(settings, settings.files(), decode)
-
-
-def torchvision(settings: DecoderSettings) -> Rounds:
-    """Decode with torchvision's decode_jpeg, on a GPU with nvJPEG's batched decoder."""
-    import torch
-    from torchvision.io import ImageReadMode, decode_jpeg
-
-    jpegs = [torch.frombuffer(bytearray(jpeg), dtype=torch.uint8) for jpeg in settings.files()]
-    return in_batches(settings, jpegs, partial(decode_jpeg, mode=ImageReadMode.RGB, device=settings.device))
-
-
-def in_batches(settings: DecoderSettings, jpegs: list, decode: Callable[[Any], object]) -> Rounds:
-    """Decode the ``jpegs`` of a round in batches."""
-    starts = itertools.cycle(range(0, len(jpegs), settings.batch_size))
-
-    def next_batch() -> object:
-        start = next(starts)
-        return decode(jpegs[start : start + settings.batch_size])
-
-    return settings.rounds(next_batch, f"pixels, thrown away, {settings.device}")
 
 
 def together(settings: DecoderSettings) -> Rounds:
@@ -168,7 +123,15 @@ def together(settings: DecoderSettings) -> Rounds:
     return Rounds(partial(take, settings.batches), f"as open_loader's, {settings.device}", partial(take, 12))
 
 
-WORK = {"dali": dali, "nvimgcodec": nvimgcodec, "torchvision": torchvision, "together": together}
+WORK = {
+    "dali": dali,
+    "nvimgcodec": nvimgcodec,
+    "torchvision": torchvision,
+    "nvjpeg": nvjpeg,
+    "libjpeg": libjpeg,
+    "turbo": turbo,
+    "together": together,
+}
 
 
 def main() -> None:
@@ -181,3 +144,5 @@ if __name__ == "__main__":
         main()
     except DataError as error:
         sys.exit(str(error))
+    except ModuleNotFoundError as error:
+        sys.exit(f"{error.name} is not installed")

@@ -7,7 +7,7 @@ CPU seconds of one thread, which exclude the work of other processes.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import nn
 from alexnet.engine import find_device, predict
 from alexnet.metrics import scores
 from benchmarks.harness.options import MeasureOptions
-from benchmarks.harness.timing import interleave, summarise
+from benchmarks.harness.timing import Deadline, interleave, summarise
 from pipelines import open_loader
 from pipelines.terminal import require
 
@@ -37,9 +37,9 @@ class EvaluateOptions(MeasureOptions):
         require(self.batch_size >= 1 and self.rounds >= 1, "--batch-size and --rounds start at 1")
 
 
-def run_evaluate(options: EvaluateOptions) -> dict:
-    """Return the settings and a row for each, of the train split without augmentation. Raises DataError."""
-    device = find_device(options.device)
+def run_evaluate(options: EvaluateOptions) -> Iterator[dict]:
+    """Yield the settings and a row for each, of the train split without augmentation. Raises DataError."""
+    deadline, device = Deadline.after(options.minutes), find_device(options.device)
     loader = open_loader(options.data, "train", options.batch_size, training=False, device=device, threads=1)
     classes = len(loader.manifest.classes)
     model = small_net(classes).to(device)
@@ -47,16 +47,16 @@ def run_evaluate(options: EvaluateOptions) -> dict:
         LOADING: in_cpu_seconds(lambda: sum(batch.valid for batch in loader)),
         "evaluating": in_cpu_seconds(lambda: int(scores(predict(model, loader, device), classes)["samples"])),
     }
+    settings = {"data": str(options.data), "batch_size": options.batch_size, "rounds": options.rounds}
+    about = {"benchmark": "evaluate", "unit": "images per CPU second", "device": str(device), **settings}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        rows = summarise(interleave(candidates, options.rounds), LOADING)
+        for rates in interleave(candidates, options.rounds, deadline):
+            yield about | {"rows": summarise(rates, LOADING)}
     finally:
         torch.set_num_threads(threads)
         loader.close()
-    settings = {"data": str(options.data), "batch_size": options.batch_size, "rounds": options.rounds}
-    unit = "images per CPU second"
-    return {"benchmark": "evaluate", "unit": unit, "device": str(device), **settings, "rows": rows}
 
 
 def in_cpu_seconds(work: Callable[[], int]) -> Callable[[], tuple[int, float]]:

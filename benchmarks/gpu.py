@@ -1,10 +1,11 @@
 """The measurements for a machine with a GPU: an item's commands run in turn, their results in one file and one page.
 
-    python -m benchmarks gpu 1 OUT        # OUT/1.json and OUT/1.md; docs/gpu.md has the items
-    python -m benchmarks gpu 2 OUT --quick        # the same commands at the smallest sizes, without a GPU too
+    python -m benchmarks gpu correct OUT        # OUT/correct-h100-torch2.11.json and .md; docs/gpu.md has the items
+    python -m benchmarks gpu step OUT --quick   # the same commands at the smallest sizes, without a GPU too
 
-Every command is a process of its own with a time limit. If one fails, the end of its log is kept and the next command
-runs. Missing data are made first: random views of a few photographs, each several times.
+Every command is a process of its own with a time limit. Before it, a benchmark stops after a whole round; what it has
+measured by then is kept, also if it crashes or is killed. Missing data are made first: random views of a few
+photographs, each several times.
 """
 
 import json
@@ -21,17 +22,20 @@ import torch
 import tyro
 
 from benchmarks.harness.children import ROOT, kill, with_project
+from benchmarks.harness.machine import result_path
 from benchmarks.plots.page import page
 from pipelines.files import write_atomically
 from pipelines.terminal import require
 
-LOG_CHARACTERS = 4000
+LOG_CHARACTERS, SHOWN_CHARACTERS = 40_000, 4000
 LEAST_SECONDS = 10  # with less left, no command is started
-Item = Literal["1", "2", "3", "4", "5", "6"]
+BUSY = 4  # times as long as its limit may a quick command take: it runs on few cores, which others use too
+MEASURING = 0.8  # of a command's time; the rest is for its start and its end
+Item = Literal["correct", "step", "train", "loader", "ceilings", "peers", "tuning"]
 
 
 class Line(NamedTuple):
-    """A command: python's arguments, those that make it small, and the minutes it may take."""
+    """A command: python's arguments, those that make it small, and the minutes after which it is killed."""
 
     arguments: str
     quick: str
@@ -44,82 +48,96 @@ LOADERS = f"--batch-size 8 --backends turbo --short {FEW}"
 STEPS = "--batch-sizes 2 --steps 1 --rounds 1 --compile off --precisions fp32 --conv1 direct"
 TRAININGS = "--batch-sizes 2 --images 2 --rounds 1 --threads 2 --backends turbo"
 STEP = "-m benchmarks step --precisions bf16 --steps 50 --rounds 4"
-IMAGES = Line("-m benchmarks.corpus {work}/images --images 4000 --copies 5", "--images 100 --copies 1", 3)
+TABLE = (
+    "-m benchmarks ceilings --batch-sizes 256 --prefetch 2 --hw-loads 0.65 0 1 --threads {cores} 4 1 "
+    "--decoders image --batches 10 --rounds 3"
+)
+IMAGES = Line("-m benchmarks.corpus {work}/images --images 4000 --copies 5", "--images 100 --copies 1", 2)
+SHARD = "tools/shard_imagenet.py {work}/images {work}/"
 SHARDS = {
-    "jpeg256": Line("tools/shard_imagenet.py {work}/images {work}/jpeg256", "", 3),
-    "raw256": Line("tools/shard_imagenet.py {work}/images {work}/raw256 --encoding raw", "", 3),
-    "jpeg500": Line("tools/shard_imagenet.py {work}/images {work}/jpeg500 --resize none", "", 3),
+    "jpeg256": Line(f"{SHARD}jpeg256", "", 2),
+    "raw256": Line(f"{SHARD}raw256 --encoding raw", "", 2),
+    "jpeg500": Line(f"{SHARD}jpeg500 --resize none", "", 2),
+    "marked256": Line(f"{SHARD}marked256 --restarts", "", 2),
+    "marked500": Line(f"{SHARD}marked500 --resize none --restarts", "", 2),
 }
 TITLES = {
-    "1": "Does it run?",
-    "2": "The ceilings",
-    "3": "The loader",
-    "4": "The step",
-    "5": "End to end",
-    "6": "Peers",
+    "correct": "Is it right, also under load?",
+    "step": "The step",
+    "train": "End to end",
+    "loader": "The loader",
+    "ceilings": "The ceilings and the decoders",
+    "peers": "Peers",
+    "tuning": "The step, other settings",
 }
 ITEMS: dict[str, list[Line]] = {
-    "1": [
-        Line("-m benchmarks runs --workers 8", "--workers 2 --decoders image --pictures plain grey", 3),
-        Line("-m pytest -q -m gpu tests/test_gpu.py", "--collect-only", 5),
+    "correct": [
+        Line("-m pytest -v -rA --tb=short -m gpu tests/test_gpu.py", "--collect-only", 3),
         Line(
-            "-m benchmarks ceilings --data {work}/jpeg256 {work}/jpeg500 --rounds 2 --prefetch 2 --batch-sizes 256 "
-            "--hw-loads 0.65 --threads {cores} --decoders image image_crop image_random_crop",
-            DECODERS,
-            2,
+            "-m benchmarks pixels --data {work}/jpeg256 {work}/marked500",
+            "--batch-size 8 --batches 2 --rounds 1 --backends turbo",
+            1.5,
         ),
+        Line("-m benchmarks runs --workers 8", "--workers 2 --decoders torchvision --pictures plain grey", 1.5),
     ],
-    "2": [
-        Line(
-            "-m benchmarks ceilings --data {work}/jpeg256 {work}/jpeg500 --batches 60 --rounds 4",
-            f"--hw-loads 0.65 {DECODERS}",
-            8,
-        )
+    "step": [
+        Line(f"{STEP} --batch-sizes 1024 --variants paper --compile off on", STEPS, 3),
+        Line("-m benchmarks kernels", "--batch-size 2 --steps 1", 1.5),
+        Line(f"{STEP} --batch-sizes 1024 --variants ungrouped one_weird_trick --compile on --conv1 direct", STEPS, 1.8),
+        Line(f"{STEP} --batch-sizes 256 --variants paper --compile graphs --conv1 direct", STEPS, 1.2),
     ],
-    "3": [
-        Line("-m benchmarks ceilings --finish --data {work}/jpeg256 --batches 100 --rounds 4", DECODERS, 4),
-        Line(
-            "-m benchmarks loader --data {work}/jpeg256 --batch-size 256 --batches 200 "
-            "--augments paper torchvision modern",
-            f"{LOADERS} --augments paper --crops random",
-            4,
-        ),
-        Line("-m benchmarks loader --data {work}/raw256 --batch-size 256 --batches 60 --augments paper", LOADERS, 3),
-        Line(
-            "-m benchmarks loader --data {work}/jpeg256 --batch-size 256 --backends turbo --crops random "
-            "--threads 1 2 4 8 {cores} --batches 100 --rounds 3",
-            LOADERS,
-            3,
-        ),
-    ],
-    "4": [
-        Line(f"{STEP} --batch-sizes 1024 --variants paper", STEPS, 4),
-        Line("-m benchmarks kernels", "--batch-size 2 --steps 1", 2),
-        Line(f"{STEP} --batch-sizes 1024 --variants one_weird_trick --conv1 direct", STEPS, 3),
-        Line(f"{STEP} --batch-sizes 1024 --variants paper --compile graphs --cudnn-benchmark", STEPS, 2),
-        Line(f"{STEP} --batch-sizes 256 --variants paper --compile on graphs", STEPS, 2),
-        Line(f"{STEP} --batch-sizes 2048 --variants paper --compile on", STEPS, 2),
-        Line(f"{STEP} --batch-sizes 1024 --variants paper --compile autotune", STEPS, 4),
-    ],
-    "5": [
+    "train": [
         Line(
             f"-m benchmarks train --data {{work}}/jpeg256 {{work}}/raw256 --rounds 4 --batch-sizes {size}",
             TRAININGS,
             minutes,
         )
-        for size, minutes in ((1024, 4), (256, 3), (2048, 4))
+        for size, minutes in ((1024, 3), (256, 2))
     ],
-    "6": [
+    "loader": [
         Line(
-            "-m benchmarks loader --peers --data {work}/jpeg256 --work {work}/peers --batch-size 256 --rounds 3",
+            "-m benchmarks loader --data {work}/jpeg256 --batch-size 256 --batches 100 --rounds 3 "
+            "--augments paper modern",
+            f"{LOADERS} --augments paper --crops random",
+            2.5,
+        ),
+        Line(
+            "-m benchmarks loader --data {work}/jpeg256 --batch-size 256 --backends turbo --crops random "
+            "--threads 1 4 {cores} --batches 60 --rounds 3",
+            LOADERS,
+            1.5,
+        ),
+        Line(
+            "-m benchmarks loader --data {work}/raw256 --batch-size 256 --batches 60 --rounds 3 --crops random",
+            LOADERS,
+            1,
+        ),
+        Line(
+            "-m benchmarks ceilings --finish --data {work}/jpeg256 --batch-sizes 256 --batches 60 --rounds 3",
+            DECODERS,
+            1.5,
+        ),
+    ],
+    "ceilings": [
+        Line(f"{TABLE} --data {{work}}/jpeg256 {{work}}/marked256", f"--hw-loads 0.65 {DECODERS}", 3),
+        Line(f"{TABLE} --data {{work}}/jpeg500 {{work}}/marked500", f"--hw-loads 0.65 {DECODERS}", 3),
+    ],
+    "peers": [
+        Line(
+            "-m benchmarks loader --peers --data {work}/jpeg256 --work {work}/peers --batch-size 256 --rounds 2",
             f"{LOADERS} --crops random",
-            5,
+            3.5,
         ),
         Line(
             "-m benchmarks train --peers --data {work}/jpeg256 --work {work}/peers --batch-sizes 256 --rounds 3",
             TRAININGS,
-            4,
+            2.5,
         ),
+    ],
+    "tuning": [
+        Line(f"{STEP} --batch-sizes 1024 --variants paper --compile graphs --cudnn-benchmark", STEPS, 2),
+        Line(f"{STEP} --batch-sizes 2048 --variants paper --compile on", STEPS, 2),
+        Line(f"{STEP} --batch-sizes 1024 --variants paper --compile autotune", STEPS, 3),
     ],
 }
 
@@ -129,12 +147,12 @@ class GpuOptions:
     """The commands of an item, run in turn within a time limit; their results together in a folder."""
 
     item: tyro.conf.Positional[Item]
-    """1 does it run, 2 ceilings, 3 loader, 4 step, 5 end to end, 6 peers."""
+    """correct (pixels under load, tests), step, train (end to end), loader, ceilings (decoders), peers, tuning."""
     out: tyro.conf.Positional[Path]
-    """Folder for ITEM.json and ITEM.md."""
+    """Folder for ITEM-CARD-torchVERSION.json and .md."""
     work: Path = Path("data/gpu")
     """Folder for the data, which are made if they are missing."""
-    minutes: float = 8
+    minutes: float = 7.5
     """Time for all commands; those that no longer fit are left out."""
     only: tuple[int, ...] = ()
     """Run only these of the item's commands, counted from 1."""
@@ -173,11 +191,12 @@ def run_gpu(options: GpuOptions) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     done: list[dict[str, Any]] = []
     result = {"item": options.item, "title": TITLES[options.item], "quick": options.quick, "commands": done}
+    path = result_path(options.out, options.item + "-quick" * options.quick)
     for line in options.lines:
         done.append(execute(line, options, end))
-        write_atomically(options.out / f"{options.item}.json", json.dumps(result, indent=1).encode() + b"\n")
-    write_atomically(options.out / f"{options.item}.md", page([result]).encode())
-    print(f"written to {options.out / options.item}.json and .md")
+        write_atomically(path, json.dumps(result, indent=1).encode() + b"\n")
+        write_atomically(path.with_suffix(".md"), page([result]).encode())
+    print(f"written to {path} and {path.with_suffix('.md').name}")
 
 
 def arguments(line: Line, options: GpuOptions) -> list[str]:
@@ -195,14 +214,18 @@ def execute(line: Line, options: GpuOptions, end: float) -> dict[str, Any]:
     print(f"\n== {found['command']}", flush=True)
     written, start = options.out.resolve() / "part.json", time.monotonic()
     written.unlink(missing_ok=True)
-    to_file = ["--json", str(written)] if line.arguments.startswith("-m benchmarks ") else []
-    code, log = finish(given + to_file, min(60 * line.minutes, left))
-    print(log[-LOG_CHARACTERS:], flush=True)
+    limit = min(60 * line.minutes * (BUSY if options.quick else 1), left)
+    measuring = ["--minutes", f"{MEASURING * limit / 60:.2f}", "--json", str(written)]
+    code, log = finish(given + measuring * line.arguments.startswith("-m benchmarks "), limit)
+    print(log[-SHOWN_CHARACTERS:], flush=True)
     found |= {"ended": "well" if code == 0 else f"with {code}", "seconds": round(time.monotonic() - start, 1)}
-    if not written.exists():
-        return found | {"log": log[-LOG_CHARACTERS:]}
-    found["result"] = json.loads(written.read_bytes())
-    written.unlink()
+    if code != 0 or not written.exists():
+        found["log"] = log[-LOG_CHARACTERS:]
+    if written.exists():
+        found["result"] = json.loads(written.read_bytes())
+        written.unlink()
+        if found["result"]["partial"]:
+            found["ended"] = f"in part, {found['ended']}"
     return found
 
 

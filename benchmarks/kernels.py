@@ -3,6 +3,7 @@
 python -m benchmarks kernels --variant paper --compile on
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,8 +36,8 @@ class KernelsOptions(MeasureOptions):
             in_range(name, getattr(self, name), 1)
 
 
-def run_kernels(options: KernelsOptions) -> dict:
-    """Return a row per kernel, in ms a step; on a CPU, a row per torch operation."""
+def run_kernels(options: KernelsOptions) -> Iterator[dict]:
+    """Yield a row per kernel, in ms a step; on a CPU, a row per torch operation."""
     device = find_device(options.device)
     candidate = Candidate(options.variant, options.precision, options.compile, conv1=options.conv1)
     take, _ = prepare(candidate, options.steps, options.batch_size, device)
@@ -56,7 +57,7 @@ def run_kernels(options: KernelsOptions) -> dict:
         print(f"{row['ms']:>10.3f} ms{row['share']:>8.1%}{row['calls']:>8}  {row['name'][:90]}")
     settings = {"candidate": candidate.name, "batch_size": options.batch_size, "steps": options.steps}
     whole = {"total_ms": round(total / 1000 / options.steps, 3)}
-    return {"benchmark": "kernels", "unit": "ms a step", "device": str(device), **settings, **whole, "rows": rows}
+    yield {"benchmark": "kernels", "unit": "ms a step", "device": str(device), **settings, **whole, "rows": rows}
 
 
 def own_us(event: Any, gpu: bool) -> float:

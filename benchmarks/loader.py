@@ -20,7 +20,7 @@ from benchmarks.harness.children import ROOT, Child
 from benchmarks.harness.diagnosis import diagnose
 from benchmarks.harness.options import MeasureOptions
 from benchmarks.harness.peer_data import extract_images
-from benchmarks.harness.timing import interleave, summarise, too_short
+from benchmarks.harness.timing import Deadline, Missing, interleave, summarise, too_short
 from pipelines import AUGMENTS, DataError, Manifest, load_manifest
 from pipelines.terminal import in_range, require
 from pipelines.turbo.native import has_native
@@ -69,18 +69,29 @@ class LoaderOptions(MeasureOptions):
         require(all("=" in pair for pair in self.peer_python), "--peer-python takes NAME=PYTHON")
 
 
-def run_loader(options: LoaderOptions) -> dict:
-    """Return the settings, a row per candidate, and what bounds the rate."""
-    manifest = load_manifest(options.data)
+def run_loader(options: LoaderOptions) -> Iterator[dict]:
+    """Yield the settings, a row per candidate, and what bounds the rate."""
+    deadline, manifest = Deadline.after(options.minutes), load_manifest(options.data)
     short = too_short(options.batches, "--batches", options.batch_size)
     if options.peers:
         epoch = manifest.split("train").samples // options.batch_size
         short = short or too_short(epoch, f"an epoch of {options.data}, a peer's round,", options.batch_size)
     if short and not options.short:
         raise DataError(short)
+    missing = Missing()
     with ExitStack() as stack:
-        children = {child.name: stack.enter_context(child) for child in start(options, manifest)}
-        rates = interleave(children, options.rounds)
+        children = {child.name: stack.enter_context(child) for child in start(options, manifest, deadline, missing)}
+        for rates in interleave(children, options.rounds, deadline):
+            yield described(rates, children, options, manifest, short) | missing.described()
+
+
+def described(
+    rates: dict[str, list[float]],
+    children: dict[str, Child],
+    options: LoaderOptions,
+    manifest: Manifest,
+    short: str | None,
+) -> dict[str, Any]:
     rows = []
     for threads in options.threads:
         ending = f", {threads} threads"
@@ -96,16 +107,30 @@ def run_loader(options: LoaderOptions) -> dict:
     return result | {"too_short": bool(short), "rows": rows, "diagnosis": said}
 
 
-def start(options: LoaderOptions, manifest: Manifest) -> Iterator[Child]:
-    """Yield every candidate, ready to run."""
+def start(options: LoaderOptions, manifest: Manifest, deadline: Deadline, missing: Missing) -> Iterator[Child]:
+    """Yield every candidate, ready to run. Note in ``missing`` those that cannot run, or not in the time left.
+
+    Raises DataError if the reference or the first backend cannot run.
+    """
+    needed = ("reference", "read", "step")
     for threads in options.threads:
         for name, work in own_candidates(options, manifest).items():
             settings: dict[str, Any] = {"batch_size": options.batch_size, "batches": options.batches}
             settings |= {"data": str(options.data), "threads": threads, "device": options.device}
             given = json.dumps(settings | work)
-            yield Child(f"{name}, {threads} threads", ["benchmarks/our_loaders.py", given])
+            name = f"{name}, {threads} threads"
+            is_needed = work["work"] in needed or work.get("backend") == options.backends[0]
+            if not is_needed and deadline.half_over():
+                missing.left_out.append(name)
+                continue
+            try:
+                yield Child(name, ["benchmarks/our_loaders.py", given])
+            except DataError as error:
+                if is_needed:
+                    raise
+                missing.failed[name] = str(error)
         if options.peers:
-            yield from start_peers(options, manifest, threads)
+            yield from start_peers(options, manifest, threads, deadline, missing)
 
 
 def own_candidates(options: LoaderOptions, manifest: Manifest) -> dict[str, dict[str, str]]:
@@ -123,12 +148,17 @@ def own_candidates(options: LoaderOptions, manifest: Manifest) -> dict[str, dict
     return found | {READ: {"work": "read"}, TRAINING: {"work": "step"}}
 
 
-def start_peers(options: LoaderOptions, manifest: Manifest, threads: int) -> Iterator[Child]:
-    """Yield the installed peers. Print which ones are not installed."""
+def start_peers(
+    options: LoaderOptions, manifest: Manifest, threads: int, deadline: Deadline, missing: Missing
+) -> Iterator[Child]:
+    """Yield the installed peers. Note in ``missing`` those that are not installed."""
     images = extract_images(manifest, options.work)
     pythons = dict(pair.split("=", 1) for pair in options.peer_python)
     for script in sorted(Path(ROOT, "benchmarks/peers").glob("loader_*.py")):
         peer = script.stem.removeprefix("loader_")
+        if deadline.half_over():
+            missing.left_out.append(f"peer {peer}")
+            continue
         for crop in options.crops:
             folders = {"images": images, "shards": options.data, "work": options.work / peer}
             given: dict[str, Any] = {name: str(path.resolve()) for name, path in folders.items()}
@@ -137,7 +167,7 @@ def start_peers(options: LoaderOptions, manifest: Manifest, threads: int) -> Ite
                 arguments = [f"benchmarks/peers/{script.name}", json.dumps(given)]
                 yield Child(f"peer {peer}, {crop}, {threads} threads", arguments, pythons.get(peer, sys.executable))
             except DataError as error:
-                print(f"peer {peer} is left out: {str(error).splitlines()[-1]}")
+                missing.failed[f"peer {peer}"] = str(error).splitlines()[-1]
                 break
 
 

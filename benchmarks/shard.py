@@ -7,16 +7,17 @@ of images decoded for the statistics is the same as for ImageNet. The peers are 
 the same work, each in its own format; benchmarks/peers/requirements.txt lists what they need.
 """
 
+import math
 import os
 import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.harness.timing import interleave, summarise
+from benchmarks.harness.timing import Deadline, interleave, summarise
 from pipelines import DataError
 from pipelines.terminal import in_range
 
@@ -36,30 +37,34 @@ class ShardOptions:
     peers: bool = False
     """Measure webdataset's ShardWriter and LitData's optimize too."""
     json: Path | None = None
-    """Write the result here too."""
+    """Write the result here too, after every round."""
+    minutes: float = math.inf
+    """Stop after a whole round if the next would not fit into this time."""
 
     def __post_init__(self) -> None:
         for name in ("workers", "rounds"):
             in_range(name, getattr(self, name), 1)
 
 
-def run_shard(options: ShardOptions) -> dict:
-    """Return the settings and a row per candidate, with its ratio to the reference of its kind."""
+def run_shard(options: ShardOptions) -> Iterator[dict]:
+    """Yield the settings and a row per candidate, with its ratio to the reference of its kind."""
+    deadline = Deadline.after(options.minutes)
     files = sorted(path for path in (options.data / "train").rglob("*") if path.is_file())
     if not files:
         makes_some = shlex.join(["python", "-m", "benchmarks.corpus", str(options.data)])
         raise DataError(f"no images below {options.data / 'train'}: {makes_some}")
     copying = {name: command(line, len(files)) for name, line in copying_lines(options, len(files)).items()}
     resizing = {name: command(line, len(files)) for name, line in resizing_lines(options).items()}
-    rates = interleave(copying | resizing, options.rounds)
-    rows = [
-        row
-        for reference, group in ((COPY, copying), (MEMORY, resizing))
-        for row in summarise({name: rates[name] for name in group}, reference)
-    ]
     mean_kb = round(sum(path.stat().st_size for path in files) / len(files) / 1000, 1)
     settings = {"images": len(files), "mean_kb": mean_kb, "workers": options.workers, "rounds": options.rounds}
-    return {"benchmark": "shard", "unit": "images/s", "data": str(options.data), **settings, "rows": rows}
+    about = {"benchmark": "shard", "unit": "images/s", "data": str(options.data), **settings}
+    for rates in interleave(copying | resizing, options.rounds, deadline):
+        rows = [
+            row
+            for reference, group in ((COPY, copying), (MEMORY, resizing))
+            for row in summarise({name: rates[name] for name in group}, reference)
+        ]
+        yield about | {"rows": rows}
 
 
 def copying_lines(options: ShardOptions, images: int) -> dict[str, list[str]]:

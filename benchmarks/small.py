@@ -12,6 +12,7 @@ import shutil
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -74,7 +75,7 @@ class SmallOptions:
         require(self.threads >= 1, "--threads starts at 1")
 
 
-def run_small(options: SmallOptions) -> dict:
+def run_small(options: SmallOptions) -> Iterator[dict]:
     torch.set_num_threads(options.threads)
     kept = json.loads(options.json.read_text())["results"] if options.json and options.json.exists() else []
     results = {_key(row): row for row in kept}
@@ -91,7 +92,7 @@ def run_small(options: SmallOptions) -> dict:
             write_atomically(options.json, json.dumps({"results": [*results.values()]}, indent=1).encode())
     rows = [*results.values()]
     about = {"precision": options.precision, "threads": options.threads}
-    return {"benchmark": "small", **about, "rows": [], "diagnosis": summary(rows), "results": rows}
+    yield {"benchmark": "small", **about, "rows": [], "diagnosis": summary(rows), "results": rows}
 
 
 def _key(row: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ same precision. Compiling is timed separately. Memory is what a candidate adds a
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,8 @@ from alexnet.engine import HALVES, TrainStep, compile_model, find_device
 from alexnet.model import Fused, Groups
 from alexnet.optim import make_optimizer
 from benchmarks.harness.options import MeasureOptions
-from benchmarks.harness.roofline import Layer, Limits, layers, matmul, measure_limits, train_flops, wait
-from benchmarks.harness.timing import interleave, summarise
+from benchmarks.harness.roofline import layers, matmul, measure_limits, print_layers, train_flops, wait
+from benchmarks.harness.timing import Deadline, Missing, interleave, summarise
 from pipelines.terminal import in_range, require
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -97,12 +97,31 @@ def candidates(options: StepOptions) -> list[Candidate]:
     return found
 
 
-def run_step(options: StepOptions) -> dict:
-    """Return the settings, a row per candidate, and a line per layer of the first variant. Print and draw them too."""
-    device = find_device(options.device)
+def run_step(options: StepOptions) -> Iterator[dict]:
+    """Yield the settings, a row per candidate, and a line per layer of the first variant. Print and draw them too."""
+    deadline, device = Deadline.after(options.minutes), find_device(options.device)
     torch.backends.cudnn.benchmark = options.cudnn_benchmark
     limits = {name: measure_limits(device, HALVES.get(name, torch.float32)) for name in ("fp32", *options.precisions)}
-    rows = [row for size in options.batch_sizes for row in measure_steps(options, size, device)]
+    settings = {name: value for name, value in asdict(options).items() if name not in ("json", "picture", "minutes")}
+    missing = Missing()
+    about: dict[str, Any] = {
+        "benchmark": "step",
+        "unit": "images/s; the ratio is to the fastest torchvision row of the batch size",
+        **settings,
+        "device": str(device),
+        "limits": {name: asdict(limit) for name, limit in limits.items()},
+    }
+    rows: list[dict] = []
+    for number, size in enumerate(options.batch_sizes):
+        if rows and deadline.left() <= 0:
+            missing.left_out.append(f"batch size {size}")
+            continue
+        measured_rows: list[dict] = []
+        for measured_rows in measure_steps(
+            options, size, device, deadline.part(len(options.batch_sizes) - number), missing
+        ):
+            yield about | {"rows": rows + measured_rows, "layers": []} | missing.described()
+        rows += measured_rows
     precision, batch_size = options.precisions[0], options.batch_sizes[-1]
     model = AlexNet(options.variants[0]).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     half = HALVES.get(precision)
@@ -110,41 +129,48 @@ def run_step(options: StepOptions) -> dict:
     lines = [asdict(layer) | {"least_ms": layer.least_ms(limits[precision])} for layer in measured]
     print_layers(f"{options.variants[0]}, {precision}, batch {batch_size}, eager", measured, limits[precision])
     print_rows(rows)
-    settings = {name: value for name, value in asdict(options).items() if name not in ("json", "picture")}
-    result = {
-        "benchmark": "step",
-        "unit": "images/s; the ratio is to the fastest torchvision row of the batch size",
-        **settings,
-        "device": str(device),
-        "limits": {name: asdict(limit) for name, limit in limits.items()},
-        "rows": rows,
-        "layers": lines,
-    }
+    about["limits"] = {name: asdict(limit) for name, limit in limits.items()}
+    result = about | {"rows": rows, "layers": lines} | missing.described()
     if options.picture:
         from benchmarks.plots.step import draw
 
         draw(result).savefig(options.picture, dpi=110)
-    return result
+    yield result
 
 
-def measure_steps(options: StepOptions, batch_size: int, device: torch.device) -> list[dict]:
-    """Return a row per candidate, measured in turn with the matrix products to which their shares refer."""
+def measure_steps(
+    options: StepOptions, batch_size: int, device: torch.device, deadline: Deadline, missing: Missing
+) -> Iterator[list[dict]]:
+    """Yield, after every round, a row per candidate, measured in turn with the products to which their shares refer.
+
+    Candidates that are not prepared (compiled) when half of the time is over are noted in ``missing``.
+    """
     work: dict[str, Callable[[], int]] = {}
     extra: dict[str, dict[str, Any]] = {}
-    chosen = candidates(options)
-    for candidate in chosen:
+    chosen: list[Candidate] = []
+    for candidate in candidates(options):
+        if chosen and deadline.half_over():
+            missing.left_out.append(f"{candidate.name}, {batch_size}")
+            continue
+        chosen.append(candidate)
         work[candidate.name], extra[candidate.name] = prepare(candidate, options.steps, batch_size, device)
     for precision in {candidate.precision for candidate in chosen}:
         product, flops = matmul(device, HALVES.get(precision, torch.float32))
         work[f"matmul {precision}"] = partial(repeat, product, flops, device)
-    rates = interleave(work, options.rounds)
+    for rates in interleave(work, options.rounds, deadline):
+        yield described(rates, chosen, extra, batch_size)
+
+
+def described(
+    rates: dict[str, list[float]], chosen: list[Candidate], extra: dict[str, dict[str, Any]], batch_size: int
+) -> list[dict]:
     theirs = [candidate.name for candidate in chosen if candidate.network == "torchvision"]
     medians = {row["name"]: row["median"] for row in summarise(rates, theirs[0])}
     rows: dict[Any, dict[str, Any]] = {
         row["name"]: row for row in summarise(rates, max(theirs, key=lambda name: float(medians[name])))
     }
     for candidate in chosen:
-        row, more = rows[candidate.name], extra[candidate.name]
+        row, more = rows[candidate.name], dict(extra[candidate.name])
         rate = float(row["median"])
         share = rate * more.pop("flops") / float(medians[f"matmul {candidate.precision}"])
         row |= {"step_ms": round(1000 * batch_size / rate, 2), "share": round(share, 3), **more}
@@ -225,16 +251,3 @@ def print_rows(rows: list[dict]) -> None:
         cells = ("" if row[name] is None else row[name] for name in ("step_ms", "share", "compile_s", "memory_gib"))
         print("{:<48}{:>10}{:>10}{:>10}{:>8}".format(row["name"], *cells))
     print()
-
-
-def print_layers(title: str, measured: list[Layer], limits: Limits) -> None:
-    """Print the roofline: the time of each layer, and the least that its operations and bytes allow here."""
-    print(f"\n{title}: {limits.flops_per_second / 1e9:.0f} GFLOP/s, {limits.bytes_per_second / 1e9:.1f} GB/s at most")
-    print(f"{'':<10}{'ms':>10}{'GFLOP':>10}{'MB':>10}{'least ms':>10}{'reached':>8}  bound by")
-    for layer in measured:
-        least = layer.least_ms(limits)
-        bound = "operations" if layer.flops / limits.flops_per_second * 1000 >= least else "bytes"
-        print(
-            f"{layer.name:<10}{layer.milliseconds:>10.2f}{layer.flops / 1e9:>10.1f}{layer.bytes / 1e6:>10.1f}"
-            f"{least:>10.2f}{least / layer.milliseconds:>8.0%}  {bound}"
-        )

@@ -9,6 +9,7 @@ The code is generated for a pretended H100 (benchmarks/harness/pretended_gpu.py)
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -49,8 +50,8 @@ class BytesOptions:
         in_range("batch_size", self.batch_size, 1)
 
 
-def run_bytes(options: BytesOptions) -> dict:
-    """Return a row per kernel launch and the sum of each kind of kernel. No GPU can be used afterwards."""
+def run_bytes(options: BytesOptions) -> Iterator[dict]:
+    """Yield a row per kernel launch and the sum of each kind of kernel. No GPU can be used afterwards."""
     pretend()
     alexnet.layers.usable = lambda maps: True  # the network is traced on the CPU
     how: Any = {"conv1": options.conv1, "groups": options.groups, "fused": options.fused}
@@ -74,7 +75,7 @@ def run_bytes(options: BytesOptions) -> dict:
     print(f"{kept / 1e9:>8.3f} GB  kept for the backward pass")
     settings = {name: value for name, value in asdict(options).items() if name not in ("json", "code")}
     result = {"total": total, "kept": kept, "kinds": kinds, "rows": rows}
-    return {"benchmark": "bytes", "unit": "bytes a step", **settings, **result}
+    yield {"benchmark": "bytes", "unit": "bytes a step", **settings, **result}
 
 
 def _kept(graph: Any) -> int:

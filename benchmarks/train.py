@@ -25,10 +25,10 @@ from alexnet.engine import TrainStep, find_device
 from alexnet.log import Interval
 from benchmarks.harness.options import MeasureOptions
 from benchmarks.harness.peer_data import extract_images
-from benchmarks.harness.timing import interleave, summarise
+from benchmarks.harness.timing import Deadline, Missing, interleave, summarise
 from benchmarks.our_loaders import WARM_BATCHES
 from benchmarks.step import GPU, Candidate, Compiling, Precision, Variant, build, training_step
-from pipelines import AUGMENTS, Batch, load_manifest, open_loader
+from pipelines import AUGMENTS, Batch, DataError, load_manifest, open_loader
 from pipelines.terminal import require
 
 IMAGENET_IMAGES, EPOCHS = 1_281_167, 90
@@ -109,27 +109,48 @@ class Training:
         return {"adds_gib": self._adds_gib, **medians}
 
 
-def run_train(options: TrainOptions) -> dict:
-    """Return the settings, and a row per loader and batch size with its ratio to synthetic batches of that size."""
-    device = find_device(options.device)
-    rows = [row for size in options.batch_sizes for row in measure(options, size, device)]
+def run_train(options: TrainOptions) -> Iterator[dict]:
+    """Yield the settings, and a row per loader and batch size with its ratio to synthetic batches of that size."""
+    deadline, device = Deadline.after(options.minutes), find_device(options.device)
     names = ("augment", "variant", "precision", "compile", "conv1", "images", "rounds", "threads")
-    settings: dict[str, Any] = {name: getattr(options, name) for name in names}
+    unit = "images/s; the ratio is to synthetic batches of the same size"
+    about: dict[str, Any] = {"benchmark": "train", "unit": unit, "device": str(device)}
+    about |= {name: getattr(options, name) for name in names}
+    rows: list[dict] = []
+    missing = Missing()
+    for number, size in enumerate(options.batch_sizes):
+        if rows and deadline.left() <= 0:
+            missing.left_out.append(f"batch size {size}")
+            continue
+        measured: list[dict] = []
+        for measured in measure(options, size, device, deadline.part(len(options.batch_sizes) - number), missing):
+            yield about | {"rows": rows + measured} | missing.described()
+        rows += measured
+    print_rows(rows)
+    yield about | {"rows": rows} | missing.described()
+
+
+def print_rows(rows: list[dict]) -> None:
     print(f"\n{'':<60}{'data wait':>10}{'step ms':>10}{'GiB':>8}{'J/image':>10}{'90 epochs, h':>14}")
     for row in rows:
         energy = row.get("joules_per_image", "")
         print("{name:<60}{data_wait:>10}{step_ms:>10}{memory_gib:>8}".format(**row), end="")
         print(f"{energy:>10}{row['hours_90_epochs']:>14}")
-    unit = "images/s; the ratio is to synthetic batches of the same size"
-    return {"benchmark": "train", "unit": unit, "device": str(device), **settings, "rows": rows}
 
 
-def measure(options: TrainOptions, batch_size: int, device: torch.device) -> list[dict]:
+def measure(
+    options: TrainOptions, batch_size: int, device: torch.device, deadline: Deadline, missing: Missing
+) -> Iterator[list[dict]]:
+    """Yield the rows of a batch size after every round. Note in ``missing`` the loaders that are not installed."""
     with ExitStack() as stack:
-        candidates = dict(trainings(options, batch_size, device, stack))
-        rows = summarise(interleave(candidates, options.rounds), SYNTHETIC)
+        candidates = dict(trainings(options, batch_size, device, stack, missing))
+        for rates in interleave(candidates, options.rounds, deadline):
+            yield described(rates, candidates, batch_size)
+
+
+def described(rates: dict[str, list[float]], candidates: dict[str, "Training"], batch_size: int) -> list[dict]:
     found = []
-    for row in rows:
+    for row in summarise(rates, SYNTHETIC):
         rate = float(row["median"])
         more = {"batch_size": batch_size, "step_ms": round(1000 * batch_size / rate, 2)}
         more |= {"hours_90_epochs": round(EPOCHS * IMAGENET_IMAGES / rate / 3600, 2)}
@@ -138,7 +159,7 @@ def measure(options: TrainOptions, batch_size: int, device: torch.device) -> lis
 
 
 def trainings(
-    options: TrainOptions, batch_size: int, device: torch.device, stack: ExitStack
+    options: TrainOptions, batch_size: int, device: torch.device, stack: ExitStack, missing: Missing
 ) -> Iterator[tuple[str, Training]]:
     """Yield synthetic batches, then each dataset with each loader, on one network; then the peer with its own."""
     candidate = Candidate(options.variant, options.precision, options.compile, conv1=options.conv1)
@@ -148,7 +169,13 @@ def trainings(
     backends += [(f"{backend}, {data.name}", data, backend) for data in options.data for backend in options.backends]
     for name, data, backend in backends:
         common: dict[str, Any] = {"augment": options.augment, "threads": options.threads, "device": device}
-        loader = open_loader(data, "train", batch_size, backend=backend, **common)
+        try:
+            loader = open_loader(data, "train", batch_size, backend=backend, **common)
+        except DataError as error:
+            if backend == "synthetic":
+                raise
+            missing.failed[f"{name}, {batch_size}"] = str(error)
+            continue
         stack.callback(loader.close)
         yield name, Training(step, loader, steps, device)
     if options.peers:

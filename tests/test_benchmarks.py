@@ -11,7 +11,7 @@ from benchmarks.evaluate import EvaluateOptions, run_evaluate
 from benchmarks.harness.children import Child
 from benchmarks.harness.diagnosis import diagnose
 from benchmarks.harness.peer_data import extract_images
-from benchmarks.harness.timing import MADE_AHEAD, interleave, summarise, too_short
+from benchmarks.harness.timing import MADE_AHEAD, Deadline, interleave, summarise, too_short
 from benchmarks.loader import LoaderOptions, run_loader
 from benchmarks.shuffle import Options, epochs, figures, numbered_shards
 from benchmarks.small import TEST_SHARE, features, held_out_groups, summary
@@ -24,7 +24,7 @@ from tests.conftest import assert_refused, command, script
 def test_rounds_are_interleaved_and_the_first_is_not_counted() -> None:
     calls: list[str] = []
     candidates = {name: lambda name=name: calls.append(name) or 10 for name in ("limit", "other")}
-    rates = interleave(candidates, 3)
+    *_, rates = interleave(candidates, 3, Deadline())
     assert calls == ["limit", "other"] * 4
     assert [len(values) for values in rates.values()] == [3, 3]
 
@@ -57,7 +57,7 @@ def test_a_round_of_the_batches_made_ahead_is_refused(demo_shards: Path) -> None
 
 def test_a_round_of_a_peer_is_an_epoch_which_must_be_long_enough(demo_shards: Path) -> None:
     with pytest.raises(DataError, match=r"has 12 batches.*needs 20 batches, which is 640 images"):
-        run_loader(LoaderOptions(data=demo_shards, batch_size=32, peers=True))
+        next(run_loader(LoaderOptions(data=demo_shards, batch_size=32, peers=True)))
 
 
 def test_the_diagnosis_names_the_slowest_stage_and_a_network_that_is_slower_still() -> None:
@@ -113,7 +113,8 @@ answer(lambda: Rounds(lambda: pass_time(3), "uint8", lambda: pass_time(5)))
 
 
 def test_evaluating_is_compared_with_loading(demo_shards: Path) -> None:
-    rows = run_evaluate(EvaluateOptions(demo_shards, batch_size=200, rounds=1, device="cpu"))["rows"]
+    *_, result = run_evaluate(EvaluateOptions(demo_shards, batch_size=200, rounds=1, device="cpu"))
+    rows = result["rows"]
     assert [row["name"] for row in rows] == ["loading alone", "evaluating"] and rows[0]["ratio"] == 1
     assert all(row["median"] > 0 for row in rows)
 

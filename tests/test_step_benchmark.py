@@ -8,8 +8,9 @@ import torch
 from torch.nn import functional as F
 
 from alexnet import AlexNet
+from benchmarks.budget import UPDATE, BudgetOptions, budget, step_ms, table
 from benchmarks.harness.roofline import Layer, Limits, train_flops
-from tests.conftest import assert_refused, script
+from tests.conftest import ROOT, assert_refused, script
 
 
 @pytest.mark.slow
@@ -65,3 +66,29 @@ def test_no_limit_is_below_what_a_layer_reached() -> None:
     assert layer.least_ms(slow) > layer.milliseconds
     assert layer.least_ms(slow.raised(layer.reached())) == pytest.approx(10)
     assert slow.raised(Limits(2e8, 1.0)) == Limits(2e8, 1e9)
+
+
+def test_the_budget_counts_operations_and_bytes_of_each_pass() -> None:
+    """Check a batch of 2 by hand: conv2 of two groups, what follows it in one pass, and the update."""
+    parts = {part.name: part for part in budget("paper", 2)}
+    forward, *gradients = parts["conv2"].fused
+    assert forward.flops == 2 * 2 * 256 * 48 * (5 * 27 - 6) ** 2 and gradients == [forward] * 2
+    maps, pooled = 2 * 256 * 27**2, 2 * 256 * 13**2
+    assert forward.bytes == 2 * (2 * 96 * 27**2 + maps + 256 * 48 * 25)
+    passes = [one.bytes for one in parts["after conv2"].fused]
+    assert passes == [2 * maps + 3 * pooled, 4 * maps + 3 * pooled], "2 bytes a value, 1 a pooling offset"
+    assert len(parts["after conv2"].by_itself) == 2 * 3, "ReLU, normalisation, pooling"
+    assert len(parts["conv1"].fused) == 2, "the images need no gradient"
+    assert parts["update"].fused[0].bytes == UPDATE * 60_965_224
+    flops = sum(one.flops for part in parts.values() for one in part.fused)
+    assert flops == 2 * train_flops(AlexNet("paper"), torch.device("cpu"))
+
+
+def test_the_docs_hold_the_budget_of_the_code() -> None:
+    """Compare all cells but the measured ones."""
+    page = [line.rsplit("|", 2)[0] for line in (ROOT / "docs/gpu.md").read_text().splitlines() if line.count("|") > 2]
+    for line in table("paper", BudgetOptions()):
+        assert line.rsplit("|", 2)[0] in page, f"docs/gpu.md lacks {line}: python -m benchmarks budget"
+    for reached, fused, text in ((1.0, True, "7.4"), (0.6, True, "10.6"), (0.6, False, "14.0")):
+        limits = BudgetOptions(reached=reached).limits
+        assert f"{step_ms(budget('paper', 1024), limits, fused):.1f}" == text

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
@@ -58,7 +58,9 @@ class Child:
             stderr=self._errors,
             text=True,
         )
-        self.batch = self._answer()["batch"]
+        about = self._answer()
+        self.batch: str = about["batch"]
+        self.pixels: dict[str, Any] = about.get("pixels") or {}
         self.memory_mb: list[int] = []
 
     def __call__(self) -> tuple[int, float]:

@@ -1,5 +1,6 @@
 """The options that benchmarks have in common."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,4 +12,6 @@ class MeasureOptions:
     device: str = "auto"
     """auto (a GPU if there is one), cpu or cuda."""
     json: Path | None = None
-    """Write the result here too."""
+    """Write the result here too, after every round; in a folder, a file named by benchmark, card and torch."""
+    minutes: float = math.inf
+    """Stop after a whole round if the next would not fit into this time. The result says how many rounds ran."""

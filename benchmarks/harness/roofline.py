@@ -146,6 +146,19 @@ def layers(
     return found, limits.raised(measure_limits(device, half or torch.float32), *(layer.reached() for layer in found))
 
 
+def print_layers(title: str, measured: list[Layer], limits: Limits) -> None:
+    """Print the roofline: the time of each layer, and the least that its operations and bytes allow here."""
+    print(f"\n{title}: {limits.flops_per_second / 1e9:.0f} GFLOP/s, {limits.bytes_per_second / 1e9:.1f} GB/s at most")
+    print(f"{'':<10}{'ms':>10}{'GFLOP':>10}{'MB':>10}{'least ms':>10}{'reached':>8}  bound by")
+    for layer in measured:
+        least = layer.least_ms(limits)
+        bound = "operations" if layer.flops / limits.flops_per_second * 1000 >= least else "bytes"
+        print(
+            f"{layer.name:<10}{layer.milliseconds:>10.2f}{layer.flops / 1e9:>10.1f}{layer.bytes / 1e6:>10.1f}"
+            f"{least:>10.2f}{least / layer.milliseconds:>8.0%}  {bound}"
+        )
+
+
 def groups(model: AlexNet) -> list[tuple[str, list[nn.Module]]]:
     """Return the modules in order, by name: conv1, norm1, pool1 ... fc8."""
     found: list[tuple[str, list[nn.Module]]] = []

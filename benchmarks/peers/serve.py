@@ -71,12 +71,14 @@ class PeerSettings:
 class Rounds(NamedTuple):
     """A measurement: ``epoch`` runs an epoch and returns the number of images; ``batch`` describes a batch.
 
-    ``warm`` runs before each, unmeasured, to use up the batches made while others were measured.
+    ``warm`` runs before each, unmeasured, to use up the batches made while others were measured. ``pixels`` is how they
+    compare with a reference's, if that was checked.
     """
 
     epoch: Callable[[], int]
     batch: str
     warm: Callable[[], object] = lambda: None
+    pixels: dict[str, Any] | None = None
 
 
 def answer(prepare: Callable[[], Rounds]) -> None:
@@ -84,7 +86,7 @@ def answer(prepare: Callable[[], Rounds]) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print, also from C and in worker processes, goes to stderr
     rounds = prepare()
-    print(json.dumps({"batch": rounds.batch}), file=answers, flush=True)
+    print(json.dumps({"batch": rounds.batch, "pixels": rounds.pixels}), file=answers, flush=True)
     for _ in sys.stdin:
         rounds.warm()
         start = time.perf_counter()

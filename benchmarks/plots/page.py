@@ -10,6 +10,7 @@ from typing import Any
 
 import tyro
 
+from benchmarks.harness.machine import where
 from benchmarks.plots.ceilings import draw
 from pipelines import DataError
 from pipelines.files import write_atomically
@@ -27,14 +28,21 @@ class Options:
     """Write the tables here, as Markdown."""
     picture: Path | None = None
     """Draw the rates here, as PNG."""
+    summary: Path | None = None
+    """Write each command, how it ended, its seconds and what it left out here, as JSON."""
 
 
 def main(options: Options) -> None:
     items = [read(path) for path in options.results]
+    machines = {where(result["gpu"], result["torch"]) for item in items for result in results(item)}
+    if len(machines) > 1:
+        raise DataError(f"these are results of {', '.join(sorted(machines))}: make a page of each, they do not compare")
     if options.page:
         write_atomically(options.page, page(items).encode())
     if options.picture:
         draw(items).savefig(options.picture, dpi=120)
+    if options.summary:
+        write_atomically(options.summary, json.dumps(summary(items), indent=1).encode() + b"\n")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -42,6 +50,25 @@ def read(path: Path) -> dict[str, Any]:
         return json.loads(path.read_bytes())
     except ValueError as error:
         raise DataError(f"{path} is no result of python -m benchmarks gpu: {error}") from error
+
+
+def summary(items: Items) -> dict[str, Any]:
+    """Return the machine, and of each command what does not depend on the speed of the machine, with its seconds."""
+    first = next((result for item in items for result in results(item)), {})
+    about = {name: first.get(name) for name in ("date", "gpu", "cores", "python", "torch", "packages")}
+    return about | {
+        item["item"]: [
+            {name: done.get(name) for name in ("command", "ended", "seconds")}
+            | {name: done["result"].get(name) for name in ("partial", "left_out") if "result" in done}
+            | {"missing": [one["name"] for one in done.get("result", {}).get("failed", ())]}
+            for done in item["commands"]
+        ]
+        for item in items
+    }
+
+
+def results(item: dict[str, Any]) -> Items:
+    return [done["result"] for done in item["commands"] if "result" in done]
 
 
 def page(items: Items) -> str:
@@ -53,13 +80,14 @@ def page(items: Items) -> str:
         for done in item["commands"]:
             parts.append(f"## `{done['command']}`")
             parts.append(f"Ended {done['ended']}" + (f" after {done['seconds']} s." if "seconds" in done else "."))
-            parts.append(described(done["result"]) if "result" in done else fenced(done))
+            parts.append(described(done["result"]) if "result" in done else "")
+            parts.append(fenced(done))
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def machine(item: dict[str, Any]) -> str:
     """Describe date, hardware and versions of the first result."""
-    result = next((done["result"] for done in item["commands"] if "result" in done), None)
+    result = next(iter(results(item)), None)
     if not result:
         return ""
     packages = ", ".join(f"{name} {version}" for name, version in result["packages"].items())
@@ -68,7 +96,9 @@ def machine(item: dict[str, Any]) -> str:
 
 
 def described(result: dict[str, Any]) -> str:
-    lines = "\n".join(f"- {line}" for line in result.get("diagnosis", ()))
+    said = [*result.get("diagnosis", ())] + [f"left out, no time: {name}" for name in result.get("left_out", ())]
+    said += [f"rounds: {result['rounds']} asked"] if result.get("partial") and "rounds" in result else []
+    lines = "\n".join(f"- {line}" for line in said)
     return "\n\n".join(filter(None, (lines, f"In {result['unit']}:" * bool(result["unit"]), table(result["rows"]))))
 
 
