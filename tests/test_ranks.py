@@ -162,9 +162,9 @@ def test_gradients_travel_while_the_compiled_backward_pass_goes_on(
     def backward(graph: torch.fx.GraphModule, _: object):
         return make_boxed_func(lambda *inputs: (happened.append("backward"), graph(*inputs))[1])
 
-    def travel(_: object, bucket: distributed.GradBucket) -> torch.futures.Future:
+    def travel(_: object, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
         happened.append("bucket")
-        future: torch.futures.Future = torch.futures.Future()
+        future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
         future.set_result(bucket.buffer())
         return future
 
