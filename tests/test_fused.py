@@ -194,7 +194,7 @@ def test_the_layers_that_are_fused(variant: str) -> None:
     found, channels = [], 3
     while rest:
         block = match(rest, channels)
-        count = block.count if block else 1
+        count = block.span if block else 1
         channels = next((layer.out_channels for layer in rest[:count] if isinstance(layer, nn.Conv2d)), channels)
         if block:
             found.append(" ".join(NAMES.get(type(layer).__name__, "norm") for layer in rest[:count]))
@@ -205,7 +205,7 @@ def test_the_layers_that_are_fused(variant: str) -> None:
 def test_a_layer_with_a_hook_is_called_by_itself() -> None:
     with torch.device("meta"):
         model = AlexNet("paper", 2)
-    assert match(list(model.features), 3).count == 4
+    assert match(list(model.features), 3).span == 4
     model.features[1].register_forward_hook(lambda *_: None)
     assert match(list(model.features), 3) is None
 
