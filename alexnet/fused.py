@@ -27,7 +27,7 @@ class Block(NamedTuple):
     The convolution itself stays; its bias is added by the operation.
     """
 
-    count: int
+    span: int
     conv: nn.Conv2d | None
     relu: Literal["before", "after", "none"]
     norm: CrossMapNorm | None

@@ -17,7 +17,9 @@ and 1.0 ms backward, by bytes 0.4 and 0.8. To try: the blocks of fused.py; a for
 compute d of 25 positions in place of 36.
 """
 
-# ruff: noqa: RUF005, RET505  # Triton compiles what stands here: it has no unpacking, and needs each else
+# Triton compiles what stands here: it has no unpacking, needs each else, and its tuples grow.
+# ruff: noqa: RUF005, RET505
+# mypy: disable-error-code="assignment"
 
 import triton
 import triton.language as tl

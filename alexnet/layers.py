@@ -55,5 +55,5 @@ class Features(nn.Sequential):
         while len(layers) > 0:
             block = match(layers, maps.shape[1]) if self.fused and usable(maps) else None
             maps = block.forward(maps) if block else layers[0](maps)
-            layers = layers[block.count if block else 1 :]
+            layers = layers[block.span if block else 1 :]
         return maps

@@ -145,7 +145,7 @@ def test_only_maps_and_small_offsets_are_kept_for_the_backward_pass(interpreted)
 
     ours = kept(lambda x: normalise_and_pool(x, bias, "before", 1, 5e-4, 2.0, 3, 2))
     assert ours == maps.nbytes + 96 * 7 * 7 + bias.nbytes
-    assert kept(lambda x: model(x + bias[:, None, None])) > 2 * maps.nbytes + 8 * 96 * 7 * 7
+    assert kept(lambda x: model(x + bias[:, None, None])) == 2 * maps.nbytes + 8 * 96 * 7 * 7
 
 
 def test_a_compiled_step_keeps_nothing_else_either() -> None:
@@ -194,7 +194,7 @@ def test_the_layers_that_are_fused(variant: str) -> None:
     found, channels = [], 3
     while rest:
         block = match(rest, channels)
-        count = block.count if block else 1
+        count = block.span if block else 1
         channels = next((layer.out_channels for layer in rest[:count] if isinstance(layer, nn.Conv2d)), channels)
         if block:
             found.append(" ".join(NAMES.get(type(layer).__name__, "norm") for layer in rest[:count]))
@@ -205,7 +205,7 @@ def test_the_layers_that_are_fused(variant: str) -> None:
 def test_a_layer_with_a_hook_is_called_by_itself() -> None:
     with torch.device("meta"):
         model = AlexNet("paper", 2)
-    assert match(list(model.features), 3).count == 4
+    assert match(list(model.features), 3).span == 4
     model.features[1].register_forward_hook(lambda *_: None)
     assert match(list(model.features), 3) is None
 
@@ -227,15 +227,15 @@ def test_a_network_of_fused_layers_computes_the_same(
     interpreted, monkeypatch: pytest.MonkeyPatch, variant: str
 ) -> None:
     torch.manual_seed(0)
-    images = torch.randn(1, 3, 224, 224).contiguous(memory_format=torch.channels_last) * 50
-    model = AlexNet(variant, 7, dropout=0).to(memory_format=torch.channels_last)
+    images = torch.randn(1, 3, 67, 67).contiguous(memory_format=torch.channels_last) * 50
+    model = AlexNet(variant, 7).features.to(memory_format=torch.channels_last)  # N,256,1,1
     results = []
     for how in (False, True):
         monkeypatch.setattr(layers, "usable", lambda maps, how=how: how)
         model.zero_grad()
-        logits = model(images)
-        logits.square().sum().backward()
-        results.append([logits.detach(), *(parameter.grad for parameter in model.parameters())])
+        maps = model(images)
+        maps.square().sum().backward()
+        results.append([maps.detach(), *(parameter.grad for parameter in model.parameters())])
     assert max(map(differ, *results)) < 1e-4
 
 

@@ -54,7 +54,9 @@ def pretend() -> None:
 
     config.compile_threads, config.fx_graph_cache = 1, False
     cuda: Any = interface.CudaInterface
-    for owner in (cuda, cuda.Worker, torch.cuda):
+    torch_cuda: Any = torch.cuda
+    support: Any = triton_support
+    for owner in (cuda, cuda.Worker, torch_cuda):
         owner.get_device_properties = staticmethod(lambda *_, **__: H100)
     for name, value in {
         "is_available": True,
@@ -76,9 +78,9 @@ def pretend() -> None:
     }.items():
         setattr(torch.cuda, name, lambda *_, value=value, **__: value)
     for module in [module for name, module in sys.modules.items() if name.startswith("torch")]:
-        if hasattr(module, "has_triton") and module is not torch:
-            module.has_triton = lambda *_, **__: True
-    triton_support.triton_hash_with_backend = lambda: "none"
+        if hasattr(module, "has_triton"):
+            setattr(module, "has_triton", lambda *_, **__: True)  # noqa: B010
+    support.triton_hash_with_backend = lambda: "none"
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     internals: Any = torch._C
     internals._conv_determine_backend_memory_format = lambda *_, **__: torch.channels_last
