@@ -13,8 +13,8 @@ Nothing is added atomically, so that results are the same in every run.
 
 Not timed on any GPU yet. ptxas for sm_90, C = 96, bfloat16: 127 registers forward, 146 backward, no spills, no shared
 memory but for the sums of the bias. By instructions (1,480 and 1,830 a warp) a paper step of 1024 takes 0.7 ms forward
-and 1.0 ms backward, by bytes 0.4 and 0.8. To try: the blocks of fused.py; a forward lane that pools 2 x 2 windows, to
-compute d of 25 positions in place of 36.
+and 1.0 ms backward, by bytes 0.4 and 0.8. To try: the blocks of fused_operation.py; a forward lane that pools 2 x 2
+windows, to compute d of 25 positions in place of 36.
 """
 
 # Triton compiles what stands here: it has no unpacking, needs each else, and its tuples grow.

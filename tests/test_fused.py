@@ -1,8 +1,8 @@
 """Tests of the fused layers by Triton's interpreter on a CPU, against torch's layers in float64."""
 
+import importlib
 import importlib.util
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import alexnet
 from alexnet import VARIANTS, AlexNet, fused, layers
-from alexnet.fused import match, normalise_and_pool, usable
+from alexnet.fused import match, usable
 from alexnet.lrn import CrossMapNorm
 from tests.conftest import command
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
+fused_operation = importlib.import_module("alexnet.fused_operation")
+normalise_and_pool = fused_operation.normalise_and_pool
 LAYERS = [  # shape, with bias; relu, groups, alpha, k, window, stride
     pytest.param((2, 96, 7, 9), True, ("before", 1, 5e-4, 2.0, 3, 2), id="paper"),
     pytest.param((3, 48, 8, 5), True, ("after", 2, 1e-4, 2.0, 3, 2), id="source2012, layer 1"),
@@ -35,8 +36,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     fresh = importlib.util.module_from_spec(importlib.util.find_spec("alexnet.fused_kernels"))
     fresh.__spec__.loader.exec_module(fresh)
-    monkeypatch.setitem(sys.modules, "alexnet.fused_kernels", fresh)
-    monkeypatch.setattr(alexnet, "fused_kernels", fresh, raising=False)
+    monkeypatch.setattr(fused_operation, "kernels", fresh)
     yield
 
 
@@ -213,12 +213,9 @@ def test_a_layer_with_a_hook_is_called_by_itself() -> None:
 def test_without_a_gpu_or_triton_layers_are_called_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not usable(torch.zeros(1))
     gpu: Any = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)
-    fused._has_triton.cache_clear()
     assert usable(gpu)
-    fused._has_triton.cache_clear()
-    monkeypatch.setattr(fused, "find_spec", lambda name: None)
+    monkeypatch.setattr(fused, "HAS_TRITON", False)
     assert not usable(gpu)
-    fused._has_triton.cache_clear()
 
 
 @pytest.mark.slow
