@@ -28,8 +28,7 @@ from pipelines.files import write_atomically
 from pipelines.terminal import require
 
 LOG_CHARACTERS, SHOWN_CHARACTERS = 40_000, 4000
-LEAST_SECONDS = 10  # with less left, no command is started
-BUSY = 4  # times as long as its limit may a quick command take: it runs on few cores, which others use too
+LEAST_SECONDS, BUSY = 10, 4  # with less left no command is started; a quick one may take so many times its limit
 MEASURING = 0.8  # of a command's time; the rest is for its start and its end
 Item = Literal["correct", "step", "train", "loader", "ceilings", "peers", "tuning"]
 
@@ -72,7 +71,7 @@ TITLES = {
 }
 ITEMS: dict[str, list[Line]] = {
     "correct": [
-        Line("-m pytest -v -rA --tb=short -m gpu tests/test_gpu.py", "--collect-only", 3),
+        Line("-m pytest -v -rA --tb=short -m gpu {gpu_tests}", "--collect-only", 3),
         Line(
             "-m benchmarks pixels --data {work}/jpeg256 {work}/marked500",
             "--batch-size 8 --batches 2 --rounds 1 --backends turbo",
@@ -107,11 +106,7 @@ ITEMS: dict[str, list[Line]] = {
             LOADERS,
             1.5,
         ),
-        Line(
-            "-m benchmarks loader --data {work}/raw256 --batch-size 256 --batches 60 --rounds 3 --crops random",
-            LOADERS,
-            1,
-        ),
+        Line("-m benchmarks loader --data {work}/raw256 --batch-size 256 --batches 60 --crops random", LOADERS, 1),
         Line(
             "-m benchmarks ceilings --finish --data {work}/jpeg256 --batch-sizes 256 --batches 60 --rounds 3",
             DECODERS,
@@ -201,7 +196,9 @@ def run_gpu(options: GpuOptions) -> None:
 
 def arguments(line: Line, options: GpuOptions) -> list[str]:
     text = f"{line.arguments} {line.quick if options.quick else ''}"
-    return shlex.split(text.format(work=shlex.quote(str(options.data)), cores=os.cpu_count() or 1))
+    tests = sorted(path for path in (ROOT / "tests").glob("test_*.py") if "pytest.mark.gpu" in path.read_text())
+    files = shlex.join(path.relative_to(ROOT).as_posix() for path in tests)
+    return shlex.split(text.format(work=shlex.quote(str(options.data)), cores=os.cpu_count() or 1, gpu_tests=files))
 
 
 def execute(line: Line, options: GpuOptions, end: float) -> dict[str, Any]:

@@ -55,6 +55,8 @@ def test_no_command_is_refused_for_its_options(item: Any, quick: bool, tmp_path:
         found = parsed(gpu.arguments(line, options))
         if quick and hasattr(found, "rounds"):
             assert found.rounds == 1, "what makes it small comes last, and counts"
+    tests = gpu.arguments(gpu.ITEMS["correct"][0], GpuOptions("correct", tmp_path, tmp_path))
+    assert {"-v", "-rA", "--tb=short", "tests/test_gpu.py", "tests/test_turbo.py"} <= set(tests)
     assert GpuOptions("step", tmp_path, tmp_path, only=(2,)).lines[-1].arguments == "-m benchmarks kernels"
 
 
