@@ -34,7 +34,7 @@ def test_a_loader_benchmark_says_and_keeps_which_decoder_ran(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, native: bool
 ) -> None:
     monkeypatch.setattr("pipelines.turbo.native.native_library", lambda: object() if native else None)
-    monkeypatch.setitem(benchmarks.MEASURES, LoaderOptions, lambda _: {"rows": []})
+    monkeypatch.setitem(benchmarks.MEASURES, LoaderOptions, lambda _: iter([{"benchmark": "loader", "rows": []}]))
     benchmarks.main(LoaderOptions(json=tmp_path / "loader.json"))
     expected = "turbo, compiled decoder" if native else "turbo without its compiled part: two thirds of the speed"
     assert expected in capsys.readouterr().out
