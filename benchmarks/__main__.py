@@ -79,7 +79,9 @@ def main(options: Any) -> None:
     ran = [row["rounds"] for row in result["rows"] if "rounds" in row]
     partial = min(ran, default=0) < result.get("rounds", 0) or bool(result.get("left_out"))
     print_rates([row for row in result["rows"] if "median" in row])
-    print("\n".join(result.get("diagnosis", ())))
+    failed = [f"failed: {one['name']}: {one['why']}" for one in result.get("failed", ())]
+    result["diagnosis"] = list(dict.fromkeys([*result.get("diagnosis", ()), *failed]))
+    print("\n".join(result["diagnosis"]))
     if isinstance(options, LoaderOptions) and options.picture:
         draw_rates(loader_rows(result), describe_loader(result), options.picture)
         print(f"drawn in {options.picture}")

@@ -144,5 +144,5 @@ if __name__ == "__main__":
         main()
     except DataError as error:
         sys.exit(str(error))
-    except ModuleNotFoundError as error:
-        sys.exit(f"{error.name} is not installed")
+    except ImportError as error:  # also of a package in the namespace nvidia, of which other packages are there
+        sys.exit(f"not installed: {error}")
