@@ -89,10 +89,12 @@ def every_option() -> dict[str, list[list[str]]]:
                 values = [[choice] for choice in typing.get_args(kind)]
             elif field.name in others:
                 values = [[others[field.name]]]
-            elif field.name.endswith("_steps") and kind is not int:
+            elif kind in (int, int | None):
+                values = [["3"]]
+            elif field.name.endswith("_steps"):
                 values = [["1", "0.1", "2", "0.01"]]
             else:
-                values = [["3" if kind is int else "0.5"]]
+                values = [["0.5"]]
             found[f"--{field.name.replace('_', '-')}"] = values
     return found | {"--lr": [["0.3"]]}
 
