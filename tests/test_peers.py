@@ -65,7 +65,7 @@ def test_what_a_library_prints_is_no_answer(tmp_path: Path) -> None:
     script = tmp_path / "noisy.py"
     script.write_text(NOISY)
     ready, answers = epochs(script, given(tmp_path, tmp_path, tmp_path), 2)
-    assert ready == {"batch": "random 224"}
+    assert ready == {"batch": "random 224", "pixels": None}
     assert [answer["images"] for answer in answers] == [BATCH_SIZE + 3] * 2
     assert all(answer["seconds"] > 0 for answer in answers)
 
