@@ -251,9 +251,9 @@ def test_killed_at_any_moment_a_run_ends_as_the_uninterrupted_one(
     assert done.returncode == 0, done.stderr
     moments, kills, process = random.Random(f"{backend} {variant}"), 0, None
     while kills < KILLS:
-        begun = (out / "config.json").exists()
+        begun = changed(out / "config.json")
         process = begin(errors, "train.py", *(("--resume",) if begun else options), "--out", out, *OFTEN)
-        wait_for(lambda: "epoch" in errors.read_text(), process)
+        wait_for(lambda begun=begun: changed(out / "config.json") != begun, process)
         time.sleep(moments.uniform(0, 5))
         process.kill()
         if process.wait() == 0:  # it ended before the kill: begin anew
