@@ -139,7 +139,7 @@ def build(
     """Return the state of training at its start, and the network to evaluate, compiled if the options say so."""
     recipe, how = options.settings, options.computation
     torch.manual_seed(options.seed)
-    model = AlexNet(recipe.variant, len(loader.manifest.classes), recipe.dropout, how.conv1, how.groups, how.fused)
+    model = AlexNet(recipe.variant, len(loader.manifest.classes), recipe.dropout, **how.layers)
     if initial:
         ranks.print0(initial.load_into(model, [entry.wnid for entry in loader.manifest.classes]))
     if options.freeze:
@@ -208,7 +208,6 @@ def open_share(
 def describe(options: Options, loader: Loader, ranks: Ranks, prepared: Preparation | None) -> dict[str, Any]:
     """Return what a checkpoint needs besides weights to be evaluated alone, and what the run was made with."""
     manifest, config = loader.manifest, options.configuration()
-    content = (manifest.folder / "manifest.json").read_bytes()
     return {
         "variant": options.settings.variant,
         "classes": [[entry.wnid, entry.name] for entry in manifest.classes],
@@ -220,7 +219,9 @@ def describe(options: Options, loader: Loader, ranks: Ranks, prepared: Preparati
         "image": dataclasses.asdict(manifest.image),
         "config": config,
         "environment": environment(loader.device, ranks.world_size, native=has_native()),
-        "made_with": fingerprint(config, manifest=content, backend=loader.backend, world_size=ranks.world_size),
+        "made_with": fingerprint(
+            config, data=loader.identity.manifest, backend=loader.backend, world_size=ranks.world_size
+        ),
     }
 
 

@@ -11,7 +11,7 @@ A lane (one thread) handles 8 neighbouring channels of a pixel: a load of 16 byt
 comes from another lane, and neighbours' loads hit the L1 cache. Tensors are N,H,W,C in memory. Arithmetic is float32.
 Nothing is added atomically, so that results are the same in every run.
 
-Not timed on any GPU yet. ptxas for sm_90, C = 96, bfloat16: 127 registers forward, 146 backward, no spills, no shared
+Not timed on any GPU yet. ptxas for sm_90, C = 96, bfloat16: 127 registers forward, 142 backward, no spills, no shared
 memory but for the sums of the bias. By instructions (1,480 and 1,830 a warp) a paper step of 1024 takes 0.7 ms forward
 and 1.0 ms backward, by bytes 0.4 and 0.8. To try: the blocks of fused_operation.py; a forward lane that pools 2 x 2
 windows, to compute d of 25 positions in place of 36.

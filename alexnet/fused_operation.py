@@ -15,7 +15,7 @@ from alexnet import fused_kernels as kernels
 from alexnet.fused import LANE
 
 FORWARD_BLOCK = 256  # threads of a program; 127 registers each: two programs fit into a multiprocessor
-BACKWARD_BLOCK = 128  # 146 registers: three. At C = 96, 120 threads have work: 10 cells of 12 lanes; at C = 256 all
+BACKWARD_BLOCK = 128  # 142 registers: three. At C = 96, 120 threads have work: 10 cells of 12 lanes; at C = 256 all
 PROGRAMS = 2048  # of the backward kernel, at most: five waves on 132 multiprocessors, and 8 MB of sums for the bias
 
 

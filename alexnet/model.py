@@ -38,6 +38,7 @@ class AlexNet(nn.Module):
         variant: str = "paper",
         num_classes: int = 1000,
         dropout: float = 0.5,
+        *,
         conv1: Literal["direct", "blocks"] = "direct",
         groups: Groups = "grouped",
         fused: Fused = "auto",

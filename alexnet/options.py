@@ -69,6 +69,11 @@ class Computation:
         simple = ranks == 1 and self.accumulate == 1 and not self.deterministic
         return "graphs" if simple and images <= GRAPH_IMAGES else "on"
 
+    @property
+    def layers(self) -> dict[str, Any]:
+        """The arguments of AlexNet that select how its layers are computed."""
+        return {"conv1": self.conv1, "groups": self.groups, "fused": self.fused}
+
 
 @dataclass(frozen=True)
 class TrainOptions:

@@ -1,7 +1,6 @@
 """The folder of a run: its files, its lock, what it was made with, and what may change on resume."""
 
 import fcntl
-import hashlib
 import json
 import os
 import platform
@@ -160,10 +159,10 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() or None
 
 
-def fingerprint(config: dict[str, Any], *, manifest: bytes, backend: str, world_size: int) -> dict[str, Any]:
-    """Return what a resumed run must have in common with the one that stopped; ``manifest`` is the data's, as bytes."""
+def fingerprint(config: dict[str, Any], *, data: str, backend: str, world_size: int) -> dict[str, Any]:
+    """Return what a resumed run must have in common with the one that stopped; ``data`` is its sha256."""
     training = {name: value for name, value in config.items() if name not in MAY_CHANGE_ON_RESUME}
-    made = {"data": hashlib.sha256(manifest).hexdigest(), "backend": backend, "ranks": world_size}
+    made = {"data": data, "backend": backend, "ranks": world_size}
     return json.loads(json.dumps(training | made))
 
 

@@ -146,15 +146,20 @@ def main(options: Options) -> None:
         )
         return
     assert options.out is not None
+    make_shards(options, options.out)
+
+
+def make_shards(options: Options, out: Path) -> None:
+    """Write the shards that ``out`` lacks, or repair it. Raises DataError, OSError."""
     start = time.monotonic()
-    source = find_source(options, options.out)
+    source = find_source(options, out)
     quality = options.quality if options.encoding == "jpeg" else 0
     image = ImageFormat(options.encoding, options.resize, options.size, quality, restarts=options.restarts)
     if options.restarts and not has_native():
         raise DataError("--restarts needs turbo's compiled part, which pip builds with a C compiler and libjpeg")
     tasks = plan(
         source,
-        options.out,
+        out,
         image,
         shard_mb=options.shard_mb,
         statistics_images=options.statistics_images,
@@ -162,16 +167,16 @@ def main(options: Options) -> None:
     )
     write = partial(write_shards, workers=options.workers, cluster=options.cluster, max_bad=options.max_bad)
     if options.repair:
-        repair(options.out, options.seed, source, tasks, workers=options.workers, write=write)
+        repair(out, options.seed, source, tasks, workers=options.workers, write=write)
         return
     wanted = fingerprint(tasks, options.seed)
-    if is_finished(options.out, wanted):
-        report_finished(load_manifest(options.out))
+    if is_finished(out, wanted):
+        report_finished(load_manifest(out))
         return
-    with claim(options.out, wanted):
+    with claim(out, wanted):
         write(source, tasks)
-        source_bytes = finish(options.out, options.seed, source, tasks)
-    report(load_manifest(options.out), source_bytes, source.left_out, time.monotonic() - start)
+        source_bytes = finish(out, options.seed, source, tasks)
+    report(load_manifest(out), source_bytes, source.left_out, time.monotonic() - start)
 
 
 def find_source(options: Options, out: Path) -> Source:

@@ -37,6 +37,24 @@ H100 = SimpleNamespace(
 )
 
 
+ANSWERS_OF_THE_INTERFACE = {  # torch._dynamo's, by function
+    "is_available": True,
+    "get_compute_capability": 90,
+    "current_device": 0,
+    "is_bf16_supported": True,
+    "is_triton_capable": True,
+    "raise_if_triton_unavailable": None,
+    "synchronize": None,
+}
+ANSWERS_OF_TORCH_CUDA = {
+    "get_device_capability": (9, 0),
+    "current_device": 0,
+    "device_count": 1,
+    "is_bf16_supported": True,
+    "get_device_name": H100.name,
+}
+
+
 class GeneratedError(Exception):
     """The end of a compilation whose code has been kept."""
 
@@ -58,24 +76,10 @@ def pretend() -> None:
     support: Any = triton_support
     for owner in (cuda, cuda.Worker, torch_cuda):
         owner.get_device_properties = staticmethod(lambda *_, **__: H100)
-    for name, value in {
-        "is_available": True,
-        "get_compute_capability": 90,
-        "current_device": 0,
-        "is_bf16_supported": True,
-        "is_triton_capable": True,
-        "raise_if_triton_unavailable": None,
-        "synchronize": None,
-    }.items():
+    for name, value in ANSWERS_OF_THE_INTERFACE.items():
         setattr(cuda, name, staticmethod(lambda *_, value=value, **__: value))
     cuda.device = _no_guard
-    for name, value in {
-        "get_device_capability": (9, 0),
-        "current_device": 0,
-        "device_count": 1,
-        "is_bf16_supported": True,
-        "get_device_name": H100.name,
-    }.items():
+    for name, value in ANSWERS_OF_TORCH_CUDA.items():
         setattr(torch.cuda, name, lambda *_, value=value, **__: value)
     for module in [module for name, module in sys.modules.items() if name.startswith("torch")]:
         if hasattr(module, "has_triton"):

@@ -15,6 +15,7 @@ from pipelines.files import write_atomically
 from pipelines.sharding.foreign_tar import ForeignTar, index_tar
 from pipelines.sharding.processes import WorkerPool
 from pipelines.sharding.runners import ShardingProgress
+from pipelines.sharding.sources.splits import split_in
 from pipelines.sharding.statistics import PixelSums, measured_samples, statistics_of
 from pipelines.shards.checks import LABELS, SHARD_NAME, check_distinct
 from pipelines.shards.manifest import MAX_CLASSES, ImageClass, ImageFormat, Manifest, Split, Statistics, load_manifest
@@ -22,7 +23,6 @@ from pipelines.shards.records import Records
 from pipelines.turbo.decode import read_member
 from pipelines.untrusted import COMMANDS, printable, read_limited
 
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 LABEL_PLACES = ("cls", "json:label", "json:class", "json:cls")  # looked at in this order
 CLASSES = "classes.txt"
 MAX_CLASSES_BYTES = 1 << 24
@@ -158,8 +158,7 @@ def _manifest(folder: Path, image: ImageFormat, tars: Sequence[ForeignTar], plac
 
 def split_of(name: str) -> str:
     """Return the split that a tar's name says as a word of its own, else train."""
-    words = re.split(r"[^a-z]+", name.lower())
-    return next((SPLITS[word] for word in words if word in SPLITS), "train")
+    return split_in(name) or "train"
 
 
 def _classes(folder: Path, place: str, values: set[int | str]) -> tuple[ImageClass, ...]:
