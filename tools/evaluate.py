@@ -132,8 +132,8 @@ class Normalising(nn.Module):
 
 
 def normalising(model: nn.Module, state: dict[str, Any], augment: Augment) -> Normalising:
-    """Return the network for pixels of other data, whose loader would use its mean. Raises AlexNetError, DataError."""
-    if augment.normalise == "mean_image" and augment.crops > 1:
+    """Return the network with the mean image of its train images, for pixels of other data. Raises AlexNetError."""
+    if augment.crops > 1:
         raise AlexNetError("this network subtracts the mean image of its train images: for other data use --crops 1")
     preparation = Preparation.of(state)
     mean, std = (torch.from_numpy(np.array(v, ndmin=3)).permute(2, 0, 1) for v in (preparation.mean, preparation.std))
@@ -149,9 +149,9 @@ def of_training(state: dict[str, Any], manifest: Manifest) -> bool:
 def differences(state: dict[str, Any], image: ImageFormat) -> list[str]:
     """Describe in what the images were made otherwise than those of training, as far as accuracy depends on it."""
     said, here = state.get("image"), vars(image)
-    trained = {"size": state.get("image_size")} | (
-        said if isinstance(said, dict) else {}
-    )  # earlier versions: size only
+    trained: dict[str, Any] = {"size": state.get("image_size")}
+    if isinstance(said, dict):  # earlier versions kept only the size
+        trained |= said
     return [
         f"{name} {here[name]} here and {shown(trained[name])} in training"
         for name in ("size", "resize", "quality")
