@@ -53,7 +53,7 @@ class CeilingsOptions(MeasureOptions):
     prefetch: tuple[int, ...] = (2, 4)
     """Batches that DALI makes in advance."""
     decoders: tuple[Literal["image", "image_crop", "image_random_crop"], ...] = ("image", "image_crop")
-    """DALI's decoders. image_random_crop has crashed on some GPUs: run python -m benchmarks runs first."""
+    """DALI's decoders. image_random_crop has crashed on some GPUs: run the benchmark runs first."""
     finish: bool = False
     """Make cropped, flipped, normalised batches, not only pixels."""
     batches: int = 40

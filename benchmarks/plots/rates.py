@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 
 def draw_rates(rows: list[dict], title: str, path: Path) -> None:
     """Draw a bar per row: the median, the range of the rounds, and the ratio to the reference, the first row."""
+    from matplotlib.figure import Figure  # only for those who draw
+
     figure = Figure(figsize=(9, 1 + 0.32 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     rows = rows[::-1]
