@@ -47,13 +47,13 @@ wheel: .venv/bin/auditwheel
 	$(MAKE) env
 
 demo: $(ENV)
-	$(PY) train.py --overwrite
+	$(PY) train.py --overwrite --keep 1
 	$(PY) tools/evaluate.py runs/demo
 	$(PY) tools/visualize.py runs/demo
 	$(PY) tools/report.py runs/demo
 
 solar: data/solar/shards/manifest.json
-	$(PY) train.py --data data/solar/shards --out runs/solar --epochs 8 --overwrite
+	$(PY) train.py --data data/solar/shards --out runs/solar --epochs 8 --keep 1 --overwrite
 	$(PY) tools/evaluate.py runs/solar
 	$(PY) tools/visualize.py runs/solar
 	$(PY) tools/report.py runs/solar
