@@ -4,6 +4,7 @@
 # make demo    data, shards, training, evaluation and pictures, in minutes on two CPU cores: runs/demo
 # make solar   the same with 2,624 real photographs of solar cells: runs/solar
 # make fuzz    damaged JPEGs through the compiled decoder, under sanitizers; MINUTES=10
+# make notes VERSION=0.2.0   the changelog's section of a version, for its release
 # make test    the quick tests;  make test-slow  the long ones, make demo among them;  make lint  ruff and mypy
 
 PYTHON ?= python3
@@ -21,7 +22,7 @@ else
 CHOSEN = -e 's/nvidia-dali-cuda130/nvidia-dali-$(DALI)/'
 endif
 
-.PHONY: env wheel demo solar test test-slow fuzz lint
+.PHONY: env wheel notes demo solar test test-slow fuzz lint
 
 env: $(ENV)
 
@@ -62,6 +63,9 @@ data/solar/shards/manifest.json: | $(ENV)
 	.venv/bin/pip install --quiet elpv-dataset==1.0.0.post1
 	test -d data/solar/images || $(PY) tools/make_demo.py --elpv data/solar/images
 	$(PY) tools/shard_imagenet.py data/solar/images data/solar/shards
+
+notes:
+	@sed -n '/^## $(VERSION)\b/,/^## /{/^## /!p}' CHANGELOG.md | grep . || { echo "CHANGELOG.md has no section $(VERSION)" >&2; exit 1; }
 
 test: $(ENV)
 	$(PY) -m pytest -m "not slow"

@@ -29,6 +29,8 @@ OPTIONS = (
     *("-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_POSITION_INDEPENDENT_CODE=ON", "-DENABLE_SHARED=OFF"),
     *("-DCMAKE_C_VISIBILITY_PRESET=hidden", "-DWITH_TURBOJPEG=OFF", "-DWITH_TOOLS=OFF", "-DWITH_TESTS=OFF"),
     "-DREQUIRE_SIMD=ON",
+    # Without it each transform of a block would look up a thread-local variable. All threads store the same value there.
+    "-DHAVE_THREAD_LOCAL=OFF",
 )
 
 
@@ -38,7 +40,7 @@ class BuildError(Exception):
 
 def main(out: Path) -> None:
     """Build the library into ``out``, unless it is there already. Raises BuildError."""
-    made = out / f"made-from-{SHA256[:16]}"
+    made = out / f"made-{hashlib.sha256(repr((SHA256, OPTIONS)).encode()).hexdigest()[:16]}"
     if made.exists():
         return
     check_programs()
