@@ -29,7 +29,7 @@ OPTIONS = (
     *("-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_POSITION_INDEPENDENT_CODE=ON", "-DENABLE_SHARED=OFF"),
     *("-DCMAKE_C_VISIBILITY_PRESET=hidden", "-DWITH_TURBOJPEG=OFF", "-DWITH_TOOLS=OFF", "-DWITH_TESTS=OFF"),
     "-DREQUIRE_SIMD=ON",
-    # Without it each transform of a block would look up a thread-local variable. All threads store the same value there.
+    # Else each transform of a block looks up a thread-local variable. All threads store the same value in it.
     "-DHAVE_THREAD_LOCAL=OFF",
 )
 
