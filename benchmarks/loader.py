@@ -92,13 +92,13 @@ def described(
     manifest: Manifest,
     short: str | None,
 ) -> dict[str, Any]:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for threads in options.threads:
         ending = f", {threads} threads"
         rows += summarise({name: rates[name] for name in rates if name.endswith(ending)}, REFERENCE + ending)
     for row in rows:
         child = children[str(row["name"])]
-        row |= {"batch": child.batch, "memory_mb": max(child.memory_mb)}
+        row |= {"batch": child.batch, "memory_mb": max(child.memory_mb)} | child.pixels
     settings = {name: getattr(options, name) for name in ("batch_size", "batches", "rounds", "threads")}
     image = dataclasses.asdict(manifest.image) | {"mean_kb": mean_kb(manifest)}
     result = {"benchmark": "loader", "unit": "images/s", "data": str(options.data), "image": image, **settings}
@@ -166,9 +166,8 @@ def start_peers(
             try:
                 arguments = [f"benchmarks/peers/{script.name}", json.dumps(given)]
                 yield Child(f"peer {peer}, {crop}, {threads} threads", arguments, pythons.get(peer, sys.executable))
-            except DataError as error:
-                missing.failed[f"peer {peer}"] = str(error).splitlines()[-1]
-                break
+            except DataError as error:  # a peer may lack a crop and have the others
+                missing.failed[f"peer {peer}, {crop}"] = str(error).splitlines()[-1]
 
 
 def stage_rates(rows: list[dict], options: LoaderOptions) -> dict[str, float]:
