@@ -2,6 +2,7 @@
 # make demo    data, shards, training, evaluation and pictures, in minutes on two CPU cores: runs/demo
 # make solar   the same with 2,624 real photographs of solar cells: runs/solar
 # make fuzz    damaged JPEGs through the compiled decoder, under sanitizers; MINUTES=10
+# make docs    the documentation site, in site/; needs no network and fails at the first warning
 # make test    the quick tests;  make test-slow  the long ones, make demo among them;  make lint  ruff and mypy
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ MINUTES ?= 10
 PY = .venv/bin/python
 ENV = .venv/.made-for-$(DALI)
 
-.PHONY: env demo solar test test-slow fuzz lint
+.PHONY: env demo solar test test-slow fuzz lint docs
 
 env: $(ENV)
 
@@ -53,3 +54,6 @@ lint: $(ENV)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+docs: $(ENV)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict

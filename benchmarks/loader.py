@@ -159,6 +159,7 @@ def start_peers(
         if deadline.half_over():
             missing.left_out.append(f"peer {peer}")
             continue
+        failed: dict[str, str] = {}
         for crop in options.crops:
             folders = {"images": images, "shards": options.data, "work": options.work / peer}
             given: dict[str, Any] = {name: str(path.resolve()) for name, path in folders.items()}
@@ -167,7 +168,9 @@ def start_peers(
                 arguments = [f"benchmarks/peers/{script.name}", json.dumps(given)]
                 yield Child(f"peer {peer}, {crop}, {threads} threads", arguments, pythons.get(peer, sys.executable))
             except DataError as error:  # a peer may lack a crop and have the others
-                missing.failed[f"peer {peer}, {crop}"] = str(error).splitlines()[-1]
+                failed[f"peer {peer}, {crop}"] = str(error).splitlines()[-1]
+        same = len(failed) == len(options.crops) and len({*failed.values()}) == 1
+        missing.failed.update({f"peer {peer}": why for why in failed.values()} if same else failed)
 
 
 def stage_rates(rows: list[dict], options: LoaderOptions) -> dict[str, float]:
@@ -189,7 +192,7 @@ def describe_loader(result: dict) -> str:
     """Describe the loaded data in a line."""
     image = result["image"]
     sizes = f"{image['size']}x{image['size']}" if image["resize"] == "square" else f"resize {image['resize']}"
-    marked = "no measurement, too short: " if result["too_short"] else ""
+    marked = "no measurement, too short: " if result.get("too_short") else ""
     size = f"{image['mean_kb']} KB an image, batches of {result['batch_size']}"
     return f"{marked}{image['encoding']} shards, {sizes}, {size}"
 
