@@ -72,7 +72,7 @@ def all_commands() -> Iterator[tuple[str, list[str]]]:
         yield from ((page.name, words) for words in commands_in_text(page))
 
 
-SETUP = {"export", "pip", "git", "apt-get"}  # commands of others, which nothing here parses
+SETUP = {"export", "pip", "git", "apt-get", "source"}  # commands of others, which nothing here parses
 
 
 def test_every_command_has_options_that_exist(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -199,6 +199,17 @@ def test_accuracies_are_those_of_the_runs(run: str, row: str) -> None:
     assert short[2] == f"{percent(result['f1'], 1)} %"
     assert long[2:5] == [f"{percent(result[name], 2)} %" for name in ("precision", "recall", "f1")]
     assert short[3] == long[5] == str(result["samples"])
+
+
+def test_the_times_and_sizes_of_imagenet_follow_from_results() -> None:
+    images = 1_281_167 + 50_000
+    rate = rows_of("shard-cpu.json")["shard --resize square"]["median"]
+    kilobytes = json.loads((ROOT / "benchmarks/results/loader-cpu.json").read_text())["image"]["mean_kb"]
+    second = json.loads((ROOT / "benchmarks/results/demo/metrics.json").read_text())["images_per_second"]
+    readme = (ROOT / "README.md").read_text()
+    assert f"{images / rate / 60:.0f} minutes on 2 cores; {images * kilobytes / 1e6:.0f} GB" in readme
+    assert f"some {50_000 / second / 60:.0f} minutes on 2 cores" in readme
+    assert f"[{rate:.0f} images/s]" in (ROOT / "docs/imagenet.md").read_text()
 
 
 def test_the_readme_is_short() -> None:

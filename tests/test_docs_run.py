@@ -131,8 +131,13 @@ def test_migrating_from_other_loaders_gives_the_same_images_and_labels(
     assert all(len({label for batch in labels[start : start + 12] for label in batch}) == 96 for start in (0, 12, 39))
 
 
-# Commands that other tests run: make and torchrun, and benchmarks (python -m).
-IN_OTHER_TESTS = {"make": "test_demo.py", "torchrun": "test_ranks.py", "-m": "test_benchmarks.py"}
+# Commands that are not run here: other tests do, or the shell.
+IN_OTHER_TESTS = {
+    "source": "the shell",
+    "make": "test_demo.py",
+    "torchrun": "test_ranks.py",
+    "-m": "test_benchmarks.py",
+}
 # One run is trained, for a short time, and stands for all the runs of the pages.
 LESS = {"train.py": ("--epochs", "1", "--batch-size", "4"), "tools/visualize.py": ("--searched", "8")}
 USER_PAGES = ("README.md", "index.md", "imagenet.md", "own-pictures.md", "seeing.md", "migrating.md")
