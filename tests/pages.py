@@ -43,8 +43,10 @@ def commands_of(code: str) -> Iterator[list[str]]:
         for name, value in values.items():
             line = line.replace(f"${name}", value)
         words = shlex.split(line, comments=True)
-        while words and re.fullmatch(r"[A-Z_]+=.*", words[0], re.S):
-            name, _, values[name] = words.pop(0).partition("=") if len(words) == 1 else (words.pop(0), "", "")
+        while words and re.match(r"[A-Z_]+=", words[0]):
+            name, _, value = words.pop(0).partition("=")
+            if not words:
+                values[name] = value
         if words:
             yield words
 

@@ -38,10 +38,7 @@ def parse(words: list[str]) -> None:
         script = next((place for place, word in enumerate(rest) if word.endswith("train.py")), None)
         return None if script is None else parse(["python", *rest[script:]])
     if program == "make":
-        goals = [word for word in rest if "=" not in word and not word.startswith("-")]
-        makefile = (ROOT / "Makefile").read_text()
-        assert goals and all(re.search(rf"^{re.escape(goal)}:", makefile, re.M) for goal in goals), words
-        return None
+        return check_goals(rest)
     assert Path(program).name in ("python", "python3"), words
     if rest[0] != "-m":
         path = ROOT / rest[0]
@@ -53,6 +50,14 @@ def parse(words: list[str]) -> None:
     if rest[1] == "benchmarks":
         return parsed(Command, rest[2:])
     return parsed(importlib.import_module(rest[1]).Options, rest[2:])
+
+
+def check_goals(words: list[str]) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for word in words:
+        kind = r"^{} \?=" if "=" in word else r"^{}:"
+        name = word.partition("=")[0]
+        assert word.startswith("-") or re.search(kind.format(re.escape(name)), makefile, re.M), word
 
 
 def start_of(options: Any, arguments: list[str]) -> Any:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from benchmarks.loader import describe_loader, loader_rows
 from pipelines import DataError
@@ -62,33 +64,38 @@ def draw_loaders(result: Row) -> Figure:
     figure = Figure(figsize=(9, 1.4 + 0.46 * len(groups)), layout="constrained")
     axes = figure.add_subplot()
     for place, rows in enumerate(groups.values()):
-        for number, crop in enumerate(crop for crop in LEGEND if crop in rows):
-            row, height = rows[crop], place + HEIGHT * ((len(rows) - 1) / 2 - number)
-            spread = [[row["median"] - row["least"]], [row["most"] - row["median"]]]
-            error = {"ecolor": "#444", "lw": 1}
-            axes.barh(height, row["median"], HEIGHT, color=COLOURS[crop], xerr=spread, error_kw=error)
-            text, at = f"{row['median']:,.0f}  ({row['ratio']:.2f})", (row["most"], height)
-            axes.annotate(text, at, (5, 0), textcoords="offset points", va="center", fontsize=8, bbox=PLAIN)
-    axes.axvline(reference["median"], color="#444", lw=1, ls="--")
-    text = f"decoding whole images: {reference['median']:,.0f} (1.00)"
-    top = (reference["median"], len(groups) - 0.5)
-    axes.annotate(text, top, (0, 4), textcoords="offset points", ha="center", fontsize=8)
+        draw_bars(axes, place, rows)
+    draw_reference(axes, reference, len(groups) - 0.5)
     axes.set_yticks(range(len(groups)), groups)
     for label in axes.get_yticklabels():
         label.set_fontweight("bold" if label.get_text().split(",")[0] in OURS else "normal")
-    axes.set(
-        ylim=(-0.6, len(groups) - 0.4), xlim=(0, 1.2 * max(r["most"] for g in groups.values() for r in g.values()))
-    )
-    axes.set_xlabel(
-        f"images/s, median and range of {result['rounds']} interleaved rounds (ratio to decoding whole images)"
-    )
+    widest = max(row["most"] for rows in groups.values() for row in rows.values())
+    axes.set(ylim=(-0.6, len(groups) - 0.4), xlim=(0, 1.2 * widest))
+    rounds = f"median and range of {result['rounds']} interleaved rounds"
+    axes.set_xlabel(f"images/s, {rounds} (ratio to decoding whole images)")
     threads = " or ".join(map(str, result["threads"]))
     axes.set_title(f"{describe_loader(result)}, {threads} threads", loc="left", fontsize=11, pad=18)
     crops = [crop for crop in LEGEND if any(crop in rows for rows in groups.values())]
-    handles = [axes.barh(0, 0, color=COLOURS[crop], label=LEGEND[crop]) for crop in crops]
+    handles = [Patch(color=COLOURS[crop], label=LEGEND[crop]) for crop in crops]
     axes.legend(handles=handles, loc="lower right", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def draw_bars(axes: Axes, place: int, rows: dict[str, Row]) -> None:
+    """Draw a loader's bar for each crop, one below the other, around the height ``place``."""
+    for number, crop in enumerate(crop for crop in LEGEND if crop in rows):
+        row, height = rows[crop], place + HEIGHT * ((len(rows) - 1) / 2 - number)
+        spread = [[row["median"] - row["least"]], [row["most"] - row["median"]]]
+        axes.barh(height, row["median"], HEIGHT, color=COLOURS[crop], xerr=spread, error_kw={"ecolor": "#444", "lw": 1})
+        text, at = f"{row['median']:,.0f}  ({row['ratio']:.2f})", (row["most"], height)
+        axes.annotate(text, at, (5, 0), textcoords="offset points", va="center", fontsize=8, bbox=PLAIN)
+
+
+def draw_reference(axes: Axes, row: Row, top: float) -> None:
+    axes.axvline(row["median"], color="#444", lw=1, ls="--")
+    text, at = f"decoding whole images: {row['median']:,.0f} (1.00)", (row["median"], top)
+    axes.annotate(text, at, (0, 4), textcoords="offset points", ha="center", fontsize=8)
 
 
 if __name__ == "__main__":
