@@ -6,17 +6,18 @@ python -m benchmarks.plots.loaders benchmarks/results/loader-cpu.json docs/loade
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from benchmarks.loader import describe_loader, loader_rows
 from pipelines import DataError
 from pipelines.files import replacing
 from pipelines.terminal import run_command
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = {"random": "#3b6ea5", "resized": "#8fb8de", "": "#9aa5b1"}  # "": batches of no single crop
 LEGEND = {"random": "random crop and flip", "resized": "random resized crop and flip", "": "as named"}
@@ -59,7 +60,10 @@ def grouped(result: Row) -> dict[str, dict[str, Row]]:
     return dict(sorted(found.items(), key=lambda item: max(row["ratio"] for row in item[1].values())))
 
 
-def draw_loaders(result: Row) -> Figure:
+def draw_loaders(result: Row) -> "Figure":
+    from matplotlib.figure import Figure  # only for those who draw
+    from matplotlib.patches import Patch
+
     groups, reference = grouped(result), loader_rows(result)[0]
     figure = Figure(figsize=(9, 1.4 + 0.46 * len(groups)), layout="constrained")
     axes = figure.add_subplot()
@@ -82,7 +86,7 @@ def draw_loaders(result: Row) -> Figure:
     return figure
 
 
-def draw_bars(axes: Axes, place: int, rows: dict[str, Row]) -> None:
+def draw_bars(axes: "Axes", place: int, rows: dict[str, Row]) -> None:
     """Draw a loader's bar for each crop, one below the other, around the height ``place``."""
     for number, crop in enumerate(crop for crop in LEGEND if crop in rows):
         row, height = rows[crop], place + HEIGHT * ((len(rows) - 1) / 2 - number)
@@ -92,7 +96,7 @@ def draw_bars(axes: Axes, place: int, rows: dict[str, Row]) -> None:
         axes.annotate(text, at, (5, 0), textcoords="offset points", va="center", fontsize=8, bbox=PLAIN)
 
 
-def draw_reference(axes: Axes, row: Row, top: float) -> None:
+def draw_reference(axes: "Axes", row: Row, top: float) -> None:
     axes.axvline(row["median"], color="#444", lw=1, ls="--")
     text, at = f"decoding whole images: {row['median']:,.0f} (1.00)", (row["median"], top)
     axes.annotate(text, at, (0, 4), textcoords="offset points", ha="center", fontsize=8)
