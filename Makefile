@@ -5,6 +5,7 @@
 # make solar   the same with 2,624 real photographs of solar cells: runs/solar
 # make fuzz    damaged JPEGs through the compiled decoder, under sanitizers; MINUTES=10
 # make notes VERSION=0.2.0   the changelog's section of a version, for its release
+# make docs    the documentation site, in site/; needs no network and fails at the first warning
 # make test    the quick tests;  make test-slow  the long ones, make demo among them;  make lint  ruff and mypy
 
 PYTHON ?= python3
@@ -22,12 +23,12 @@ else
 CHOSEN = -e 's/nvidia-dali-cuda130/nvidia-dali-$(DALI)/'
 endif
 
-.PHONY: env wheel notes demo solar test test-slow fuzz lint
+.PHONY: env wheel notes demo solar test test-slow fuzz lint docs
 
 env: $(ENV)
 
 # The compiled part takes the system's libjpeg-turbo; without its headers, the one that wheels/libjpeg.py builds.
-$(ENV): requirements.txt setup.cfg setup.py $(wildcard pipelines/*/*.c pipelines/*/*.h)
+$(ENV): requirements.txt setup.cfg setup.py $(wildcard $(addprefix pipelines/*/*.,c h cpp cu))
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip uninstall --yes --quiet nvidia-dali-cuda120 nvidia-dali-cuda130
 	sed $(CHOSEN) requirements.txt > .venv/requirements.txt
@@ -80,3 +81,6 @@ lint: $(ENV)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+docs: $(ENV)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict

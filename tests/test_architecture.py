@@ -18,6 +18,7 @@ ARROWS = {
     "train": {"alexnet", "pipelines"},
     "setup": set(),
     "wheels": set(),
+    "docs": set(),
 }
 PARTS = {*ARROWS, "tests"}
 
