@@ -116,7 +116,7 @@ def start(options: LoaderOptions, manifest: Manifest, deadline: Deadline, missin
     for threads in options.threads:
         for name, work in own_candidates(options, manifest).items():
             settings: dict[str, Any] = {"batch_size": options.batch_size, "batches": options.batches}
-            settings |= {"data": str(options.data), "threads": threads, "device": options.device}
+            settings |= {"data": str(options.data.resolve()), "threads": threads, "device": options.device}
             given = json.dumps(settings | work)
             name = f"{name}, {threads} threads"
             is_needed = work["work"] in needed or work.get("backend") == options.backends[0]
