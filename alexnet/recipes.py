@@ -111,15 +111,16 @@ RECIPES: dict[RecipeName, Recipe] = {
     # Hundreds to thousands of pictures, from scratch: chosen among few, docs/recipes.md.
     "small": Recipe(
         "bn",
-        "strong",
+        "modern",
         epochs=60,
-        batch_size=32,
-        learning_rate=0.01,
+        batch_size=16,
+        learning_rate=0.005,
         schedule="cosine",
         warmup_epochs=2,
         decay="weights",
         label_smoothing=0.1,
         dropout=0.2,
+        average_decay=0.99,
     ),
     # Section 5 of the paper.
     "paper": Recipe(

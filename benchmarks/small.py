@@ -30,7 +30,8 @@ from alexnet.metrics import scores
 from alexnet.optim import Schedule, make_optimizer
 from benchmarks.small_forest import forest
 from benchmarks.small_sets import SETS, SetName
-from pipelines import AUGMENTS, open_loader
+from pipelines import AUGMENTS, Augment, open_loader
+from pipelines.augment import Jitter
 from pipelines.files import write_atomically
 from pipelines.loader import Loader
 from pipelines.terminal import require
@@ -38,23 +39,15 @@ from tools import shard_imagenet
 
 TEST_SHARE = 0.3
 # What was tried besides recipes by their names: fields of a recipe that differ from ``small``.
+TRIED_AUGMENTS = AUGMENTS | {"strong": Augment(crop="resized", jitter=Jitter(0.4, 0.4, 0.4))}
+BATCH_32: dict[str, Any] = {"batch_size": 32, "learning_rate": 0.01}
 VARIATIONS: dict[str, dict[str, Any]] = {
-    "before": {"augment": "modern", "batch_size": 16, "learning_rate": 0.005, "average_decay": 0.99},
-    "EMA": {"average_decay": 0.99},
-    "milder augmentation, EMA": {"augment": "modern", "average_decay": 0.99},
-    "milder augmentation, EMA, rate 0.02, decay 0.01": {
-        "augment": "modern",
-        "average_decay": 0.99,
-        "learning_rate": 0.02,
-        "weight_decay": 0.01,
-    },
-    "plain crops, EMA, rate 0.02, decay 0.005, no smoothing": {
-        "augment": "crop_flip",
-        "average_decay": 0.99,
-        "learning_rate": 0.02,
-        "weight_decay": 0.005,
-        "label_smoothing": 0.0,
-    },
+    "batch 32": BATCH_32,
+    "batch 32, strong augmentation": BATCH_32 | {"augment": "strong"},
+    "batch 32, strong augmentation, no EMA": BATCH_32 | {"augment": "strong", "average_decay": 0.0},
+    "batch 32, rate 0.02, decay 0.01": BATCH_32 | {"learning_rate": 0.02, "weight_decay": 0.01},
+    "batch 32, rate 0.02, decay 0.005, plain crops, no smoothing": BATCH_32
+    | {"learning_rate": 0.02, "weight_decay": 0.005, "augment": "crop_flip", "label_smoothing": 0.0},
 }
 
 
@@ -173,11 +166,14 @@ def recipe_of(method: str, options: SmallOptions) -> Recipe:
 
 
 def learn(shards: Path, recipe: Recipe, options: SmallOptions, seed: int) -> dict[str, Any]:
-    """Train by the recipe to its end. Return top-1 of the weights to evaluate, and of those in training."""
+    """Train by the recipe to its end. Return top-1 of the weights to evaluate, and of those in training.
+
+    ``train_top1_by_epoch`` counts the augmented train images as each step met them, before its update.
+    """
     device = find_device("cpu")
     torch.manual_seed(seed)
     how: dict[str, Any] = {"device": device, "seed": seed, "threads": options.threads}
-    augment = replace(AUGMENTS[recipe.augment], size=options.side)
+    augment = replace(TRIED_AUGMENTS[recipe.augment], size=options.side)
     loader = open_loader(shards, "train", recipe.batch_size, augment, **how)
     tests = open_loader(shards, "val", 64, augment, **how)
     ten = open_loader(shards, "val", 16, augment.for_evaluation(crops=10), training=False, **how)
@@ -188,6 +184,7 @@ def learn(shards: Path, recipe: Recipe, options: SmallOptions, seed: int) -> dic
     ema = EMA(model, recipe.average_decay) if recipe.average_decay else None
     step = TrainStep(model, optimizer, recipe, device, ema=ema)
     curve: list[float] = []
+    known: list[float] = []
     for number in tqdm(range(recipe.epochs), leave=False, unit=" epochs", dynamic_ncols=True):
         model.train()
         losses: list[Tensor] = []
@@ -195,11 +192,13 @@ def learn(shards: Path, recipe: Recipe, options: SmallOptions, seed: int) -> dic
             schedule.set_rate(optimizer, number * len(loader) + done)
             losses.append(step(batch.images, batch.labels))
         curve.append(round(float(torch.stack(losses).mean()), 3))
+        known.append(round(step.take_right() / (len(losses) * recipe.batch_size), 2))
     averaged = ema.model if ema else model
     nets = {"raw_top1": (model, tests), "top1": (averaged, tests), "ten_crops": (averaged, ten)}
     found = {name: top1(*pair, recipe, device) for name, pair in nets.items()}
     samples = {split: loader.manifest.split(split).samples for split in ("train", "val")}
-    return found | {"steps": recipe.epochs * len(loader), **samples, "loss_by_epoch": curve}
+    curves = {"loss_by_epoch": curve, "train_top1_by_epoch": known}
+    return found | {"steps": recipe.epochs * len(loader), **samples, **curves}
 
 
 def top1(model: nn.Module, tests: Loader, recipe: Recipe, device: torch.device) -> float:
