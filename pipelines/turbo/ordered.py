@@ -162,15 +162,19 @@ class OrderedBatches(ABC):
         work.images[self._places(range(whole.stop, rows.stop))] = 0
         left = self._make_compiled(work, whole)
         for row in whole if self._keys or self._extras else left:
-            try:
-                if row in left:
-                    self._fill(work, row, work.samples[row])
-                self._describe(work, row, work.samples[row])
-            except SampleError as error:
-                if self._skip is None:
-                    raise
-                work.lost.append((row, error))
-                self._replace(work, row, error)
+            self._finish(work, row, row in left)
+
+    def _finish(self, work: Work, row: int, left: bool) -> None:
+        """Fill the row with its sample by Python, if it is ``left``, and describe it. Replace a sample that is damaged."""
+        try:
+            if left:
+                self._fill(work, row, work.samples[row])
+            self._describe(work, row, work.samples[row])
+        except SampleError as error:
+            if self._skip is None:
+                raise
+            work.lost.append((row, error))
+            self._replace(work, row, error)
 
     def _replace(self, work: Work, row: int, error: SampleError) -> None:
         """Fill the row with the next usable sample in the order, or in evaluation with black. Raises DataError."""
@@ -228,13 +232,13 @@ class OrderedBatches(ABC):
 
     def _settle(self, work: Work) -> None:
         """Report the samples that were lost. In evaluation move their rows to the end, where they are padding."""
-        if not work.lost or self._skip is None:
+        lost, work.lost = sorted(work.lost, key=lambda entry: entry[0]), []
+        if not lost or self._skip is None:
             return
-        work.lost.sort(key=lambda entry: entry[0])
-        for _, error in work.lost:
+        for _, error in lost:
             self._skip(error)
         if not self._plan.training:
-            work.move_to_the_end({row for row, _ in work.lost})
+            work.move_to_the_end({row for row, _ in lost})
 
 
 def _endless(plan: Plan, epoch: int, taken: int) -> Iterator[tuple[int, int]]:
