@@ -1,4 +1,4 @@
-"""Only what setup.cfg cannot say: the compiled part of the turbo loader, which is left out where it cannot be built."""
+"""Only what setup.cfg cannot say: compiled parts, each of which is left out where it cannot be built."""
 
 from setuptools import Extension, setup
 
@@ -19,4 +19,15 @@ NATIVE = Extension(
     optional=True,
 )
 
-setup(ext_modules=[NATIVE])
+# The GPU's decoder for a CPU: for tests, and for machines without a GPU.
+EMULATED = Extension(
+    "pipelines.gpu._emulated",
+    ["pipelines/gpu/emulated.cpp"],
+    depends=[f"pipelines/gpu/{name}.cu" for name in ("batch", "entropy", "pixels")],
+    language="c++",
+    extra_compile_args=["-O3", "-std=c++20", "-ffp-contract=off"],  # rounds as the GPU does
+    py_limited_api=True,
+    optional=True,
+)
+
+setup(ext_modules=[NATIVE, EMULATED])

@@ -1,9 +1,19 @@
 """Decoding of batches of JPEGs that share a header, from their bytes to the network's input, on a GPU or emulated."""
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.gpu.layout import JpegLayout
+from pipelines.gpu import emulated
+from pipelines.gpu.kernels import Batch
+from pipelines.gpu.launch import GpuKernels
+from pipelines.gpu.layout import MAX_SIDE, JpegLayout
+from pipelines.gpu.tables import tables_of
+
+DTYPES = (torch.uint8, torch.float16, torch.float32)  # in the order of batch.cu's enum
+MAX_ROWS = 65_535  # of a grid
 
 # Meanings of the status of a row, for messages: f"cannot be decoded: {PROBLEMS[status]}".
 PROBLEMS = {
@@ -42,12 +52,30 @@ class PieceDecoder:
         Raises OSError with one line if this device cannot be used: no CUDA, a missing wheel, a driver that is too old,
         or, on a CPU, if the emulated kernels were not built. torch.OutOfMemoryError if memory is short.
         """
-        raise NotImplementedError
+        if not 0 < rows <= MAX_ROWS:
+            raise ValueError(f"a batch of {rows} rows: at least 1 and at most {MAX_ROWS} can be decoded together")
+        if dtype not in DTYPES or not 0 < size <= MAX_SIDE:
+            raise ValueError(f"{dtype} crops of {size} pixels a side cannot be made")
+        self._device, self._rows, self._size, self._dtype = device, rows, size, dtype
+        self._run = _runner(device, layout)
+        self._numbers = _numbers(layout) | {"size": size, "dtype": DTYPES.index(dtype)}
+        fixed = {
+            "header": np.frombuffer(layout.header, np.uint8),
+            "tables": tables_of(layout).reshape(1).view(np.uint8),
+        }
+        self._fixed: dict[str, Tensor | None] = {
+            **{name: torch.from_numpy(array.copy()).to(device) for name, array in fixed.items()},
+            **{name: torch.empty(rows * count, dtype=kind, device=device) for name, (count, kind) in _scratch(layout)},
+            "mean_image": None
+            if mean_image is None
+            else _on_device(mean_image, (layout.height, layout.width, 3), device),
+            "scale": _on_device(torch.ones(3) if scale is None else scale, (3,), device),
+        }
 
     @staticmethod
     def scratch_bytes(layout: JpegLayout, rows: int) -> int:
         """Return how much memory a decoder allocates on its device, without the results of its calls."""
-        raise NotImplementedError
+        return rows * sum(count * kind.itemsize for _, (count, kind) in _scratch(layout))
 
     def __call__(
         self,
@@ -75,6 +103,83 @@ class PieceDecoder:
         - ``others`` N,size,size,3 uint8 or None: finished pixels (cropped, resized, flipped and jittered) of the rows
           whose size is 0. Only colours, mean image and scale are applied to them.
 
-        Status is 0 if a row is right, else a key of ``PROBLEMS``; then its image is all zeros. Nothing waits for the GPU.
+        Status is 0 if a row is right, else a key of ``PROBLEMS``; then its image is all zeros. Nothing waits.
         """
-        raise NotImplementedError
+        given = {"data": data, "offsets": offsets, "sizes": sizes, "boxes": boxes, "crops": crops, "colours": colours}
+        optional = {"matrices": matrices, "others": others}
+        count = len(offsets)
+        self._check(count, given | {name: tensor for name, tensor in optional.items() if tensor is not None})
+        images = torch.empty((count, self._size, self._size, 3), dtype=self._dtype, device=self._device)
+        status = torch.empty(count, dtype=torch.int32, device=self._device)
+        if count:
+            tensors = {**given, **optional, **self._fixed, "images": images, "status": status}
+            addresses = {name: None if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}
+            self._run(Batch(rows=count, data_bytes=len(data), **addresses, **self._numbers))
+        return images, status
+
+    def _check(self, count: int, given: dict[str, Tensor]) -> None:
+        """Raise ValueError unless every argument has its type and shape, on the device: kernels cannot check that."""
+        if count > self._rows:
+            raise ValueError(f"a batch of {count} rows, the decoder was made for {self._rows}")
+        expected = _expected(count, self._size)
+        for name, tensor in given.items():
+            kind, shape = expected[name]
+            fits = tensor.dtype == kind and tensor.device.type == self._device.type and tensor.is_contiguous()
+            if not fits or (shape and tensor.shape != shape):
+                raise ValueError(f"{name} is not a contiguous {kind} tensor of {shape or 'bytes'} on {self._device}")
+
+
+def _expected(count: int, size: int) -> dict[str, tuple[torch.dtype, tuple[int, ...] | None]]:
+    """Return the type and shape of each argument."""
+    return {
+        "data": (torch.uint8, None),
+        "offsets": (torch.int64, (count,)),
+        "sizes": (torch.int32, (count,)),
+        "boxes": (torch.int32, (count, 4)),
+        "crops": (torch.int64, (count, 3)),
+        "colours": (torch.float32, (count, 3)),
+        "matrices": (torch.float32, (count, 3, 4)),
+        "others": (torch.uint8, (count, size, size, 3)),
+    }
+
+
+def _on_device(tensor: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return a tensor as float32 on the device. Raises ValueError for another shape."""
+    if tensor.shape != shape:
+        raise ValueError(f"the mean image or the scale has the shape {tuple(tensor.shape)}, not {shape}")
+    return tensor.to(device, torch.float32).contiguous()
+
+
+def _runner(device: torch.device, layout: JpegLayout) -> Callable[[Batch], None]:
+    """Return the function that decodes a batch on this device. Raises OSError."""
+    if device.type == "cpu":
+        return emulated.runner()
+    kernels = GpuKernels(device)
+    return lambda batch: kernels.run(batch, layout.blocks)
+
+
+def _numbers(layout: JpegLayout) -> dict[str, int]:
+    """Return the fields of ``Batch`` that the layout gives."""
+    (h, v), (mcus_down, mcus_across) = layout.sampling, layout.mcus
+    return {
+        "height": layout.height,
+        "width": layout.width,
+        "components": layout.components,
+        "h": h,
+        "v": v,
+        "mcus_down": mcus_down,
+        "mcus_across": mcus_across,
+        "interval": layout.restart_interval,
+        "pieces": layout.pieces,
+        "header_bytes": len(layout.header),
+    }
+
+
+def _scratch(layout: JpegLayout) -> tuple[tuple[str, tuple[int, torch.dtype]], ...]:
+    """Return how many numbers an image needs while it is decoded: ends of pieces, coefficients, samples."""
+    numbers = 64 * layout.blocks
+    return (
+        ("ends", (layout.pieces, torch.int32)),
+        ("coefficients", (numbers, torch.int16)),
+        ("planes", (numbers, torch.uint8)),
+    )

@@ -40,6 +40,12 @@ class JpegLayout:
         return -(-self.height // down), -(-self.width // across)
 
     @property
+    def blocks(self) -> int:
+        """Return the 8x8 blocks of an image, of all components."""
+        down, across = self.mcus
+        return down * across * (self.sampling[0] * self.sampling[1] + self.components - 1)
+
+    @property
     def pieces(self) -> int:
         """Return the restart intervals of an image, each of which can be decoded by itself."""
         down, across = self.mcus
