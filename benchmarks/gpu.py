@@ -54,10 +54,10 @@ TABLE = (
 IMAGES = Line("-m benchmarks.corpus {work}/images --images 4000 --copies 5", "--images 100 --copies 1", 2)
 SHARD = "tools/shard_imagenet.py {work}/images {work}/"
 SHARDS = {
-    "jpeg256": Line(f"{SHARD}jpeg256", "", 2),
+    "jpeg256": Line(f"{SHARD}jpeg256 --no-restarts", "", 2),
     "raw256": Line(f"{SHARD}raw256 --encoding raw", "", 2),
     "jpeg500": Line(f"{SHARD}jpeg500 --resize none", "", 2),
-    "marked256": Line(f"{SHARD}marked256 --restarts", "", 2),
+    "marked256": Line(f"{SHARD}marked256", "", 2),
     "marked500": Line(f"{SHARD}marked500 --resize none --restarts", "", 2),
 }
 TITLES = {

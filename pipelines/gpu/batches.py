@@ -54,11 +54,12 @@ class GpuBatches(OrderedBatches):
         self._layout = layout_for(plan.batch_size, augment, room)
         self._buffers = PinnedBuffers(self._layout, AHEAD + 2, device)
         self._stream = DeviceStream(device) if device.type == "cuda" else None
+        self._views: dict[int, Pieces] = {}
         self._said: set[str] = set()
 
     def _prepare(self, numbers: np.ndarray, **about: Any) -> PieceWork:
         memory, draws, rows = self._buffers.take_memory(), about["draws"], self._plan.batch_size
-        pieces = Pieces(*(tensor.numpy() for tensor in self._layout.pieces(memory)))
+        pieces = self._arrays(memory)
         pieces.labels[:] = pieces.sizes[:] = pieces.offsets[:] = 0
         pieces.colours[:] = self._colours(draws.lights)
         if draws.colours is not None:
@@ -80,6 +81,13 @@ class GpuBatches(OrderedBatches):
             used=self._layout.head + used,
             **about,
         )
+
+    def _arrays(self, memory: torch.Tensor) -> Pieces:
+        """Return the arrays in a buffer, the same ones whenever it is used."""
+        address = memory.data_ptr()
+        if address not in self._views:
+            self._views[address] = Pieces(*(tensor.numpy() for tensor in self._layout.pieces(memory)))
+        return self._views[address]
 
     def _choose(self, crop_draws: np.ndarray, pieces: Pieces) -> None:
         """Set the boxes to decode and where they lie in the image; mirrored crops are flipped."""
@@ -188,7 +196,7 @@ class GpuBatches(OrderedBatches):
             given.matrices if len(given.matrices) else None,
             self._others(work),
         )
-        self._layout.pieces(work.memory).status.copy_(status, non_blocking=True)
+        torch.from_numpy(work.pieces.status).copy_(status, non_blocking=True)
         return Tensors(images, *(tensor.clone() for tensor in (given.labels, given.crops, given.colours)))
 
     def _others(self, work: PieceWork) -> torch.Tensor | None:

@@ -8,6 +8,7 @@ import weakref
 from collections import deque
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -46,7 +47,7 @@ class Layout:
 
     @property
     def nbytes(self) -> int:
-        return self._ends()[-1]
+        return self._ends[-1]
 
     def cut(self, memory: torch.Tensor) -> Tensors:
         """Return views of ``memory``, ``nbytes`` uint8."""
@@ -54,8 +55,7 @@ class Layout:
 
     def views(self, memory: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the view of each array, by name."""
-        starts = [0, *self._ends()]
-        parts = zip(self.shapes().items(), starts[:-1], strict=True)
+        parts = zip(self.shapes().items(), [0, *self._ends], strict=False)
         return {
             name: memory[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
             for (name, (shape, dtype)), start in parts
@@ -70,6 +70,7 @@ class Layout:
             "colours": ((self.images, 3), torch.float32),
         }
 
+    @cached_property
     def _ends(self) -> list[int]:
         sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in self.shapes().values()]
         return list(accumulate(-(-size // ALIGNED) * ALIGNED for size in sizes))

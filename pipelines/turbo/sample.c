@@ -3,7 +3,6 @@
  */
 
 #include <math.h>
-#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -57,22 +56,27 @@ int find_sample(const struct settings *settings, const char *start, int32_t leng
         && !memcmp(location->label_name.at, location->name.at, stem) && !memcmp(location->label_name.at + stem, "cls", 3);
 }
 
+/* Return true if the text is this value in digits of a base of 1 << bits, with leading zeros. */
+static int is_number(const uint8_t *text, int digits, int bits, uint64_t value) {
+    while (digits-- > 0) {
+        if (text[digits] != "0123456789abcdef"[value & ((1u << bits) - 1)]) return 0;
+        value >>= bits;
+    }
+    return value == 0;
+}
+
 /* Return true if a block of the shard is the tar header of a regular file of that name and size. */
 static int is_header(const uint8_t *block, struct text name, int64_t size) {
-    char digits[13];
+    static const uint8_t zeros[100];
     int64_t length = name.end - name.at;
     if (length < 1 || length > 100 || *name.at == '.' || memchr(name.at, '/', length)) return 0;
-    snprintf(digits, sizeof digits, "%011o", (unsigned)size);
-    for (int64_t i = length; i < 100; i++)
-        if (block[i]) return 0;
-    return !memcmp(block, name.at, length) && !memcmp(block + 124, digits, 12);
+    return !memcmp(block, name.at, length) && !memcmp(block + length, zeros, 100 - length)
+        && is_number(block + 124, 11, 3, size) && !block[135];
 }
 
 /* Return true if the image's header holds the checksum of what follows it, as records.py has it. */
 static int has_checksum(const uint8_t *span, int64_t length) {
-    char digits[9];
-    snprintf(digits, sizeof digits, "%08x", (unsigned)checksum(span + BLOCK, length - BLOCK));
-    return !memcmp(span + CHECKSUM, digits, 8);
+    return is_number(span + CHECKSUM, 8, 4, checksum(span + BLOCK, length - BLOCK));
 }
 
 int64_t span_length(const struct location *location) { return location->end - location->start + BLOCK; }
