@@ -14,7 +14,7 @@ ENV = .venv/.made-for-$(DALI)
 
 env: $(ENV)
 
-$(ENV): requirements.txt setup.cfg setup.py $(wildcard pipelines/*/*.c pipelines/*/*.h)
+$(ENV): requirements.txt setup.cfg setup.py $(wildcard pipelines/*/*.c pipelines/*/*.h pipelines/*/*.cpp pipelines/*/*.cu)
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip uninstall --yes --quiet nvidia-dali-cuda120 nvidia-dali-cuda130
 	sed 's/nvidia-dali-cuda130/nvidia-dali-$(DALI)/' requirements.txt > .venv/requirements.txt

@@ -1,7 +1,7 @@
 /* Decoding of batches of JPEGs that share a header and have restart markers: from bytes to the network's input.
  *
  * Four kernels: find_markers (a block per image) and decode_pieces (a thread per restart interval) in entropy.cu, transform
- * (eight threads per 8x8 block) and finish (a thread per pixel of the result) in pixels.cu. The grid is (blocks, rows of the
+ * (eight threads per 8x8 block) and finish (a thread per four pixels of the result) in pixels.cu. The grid is (blocks, rows of the
  * batch). Only what a crop shows is decoded. Pixels are those of libjpeg-turbo with its accurate inverse transform (islow)
  * and fancy upsampling. Data that turbo/entropy.c refuses sets the row's status. decoder.py describes the arguments.
  *
@@ -29,7 +29,7 @@ INLINE void worsen(int *status, int code) { if (*status < code) *status = code; 
 #else
 #define KERNEL(name, threads)                                                                      \
     INLINE void name##_in(const Batch &batch, int block, int row, int thread);                     \
-    extern "C" __global__ void __launch_bounds__(threads, 1024 / (threads)) name(const __grid_constant__ Batch batch) { \
+    extern "C" __global__ void __launch_bounds__(threads, 768 / (threads)) name(const __grid_constant__ Batch batch) { \
         name##_in(batch, blockIdx.x, blockIdx.y, threadIdx.x);                                     \
     }                                                                                              \
     INLINE void name##_in(const Batch &batch, int block, int row, int thread)
@@ -47,6 +47,7 @@ INLINE void worsen(int *status, int code) { atomicMax(status, code); }
 #define PIECE_THREADS 64
 #define TRANSFORM_THREADS 128
 #define FINISH_THREADS 256
+#define AT_ONCE 4          /* pixels of the result that a thread makes */
 
 enum { RIGHT, BAD_ARGUMENTS, OTHER_HEADER, BAD_MARKERS, BAD_CODE, TOO_SHORT, TOO_LONG }; /* PROBLEMS in decoder.py */
 enum { UINT8, FLOAT16, FLOAT32 };

@@ -18,10 +18,8 @@ def cubin(architecture: str) -> bytes:
 
     Raises OSError with one line if NVRTC is missing, does not know the architecture, or fails.
     """
-    nvrtc = _nvrtc()
-    version = ".".join(map(str, _checked(nvrtc, nvrtc.nvrtcVersion())))
-    text = source()
-    key = hashlib.sha256("\0".join((text, architecture, version, *OPTIONS)).encode()).hexdigest()
+    version = ".".join(map(str, nvrtc_version()))
+    key = hashlib.sha256("\0".join((source(), architecture, version, *OPTIONS)).encode()).hexdigest()
     kept = cache_folder() / f"{architecture}-{key[:32]}.cubin"
     code = _kept(kept)
     if code is None:
@@ -48,6 +46,19 @@ def compile_kernels(architecture: str) -> tuple[bytes, str]:
         return code, log.decode(errors="replace").rstrip("\0")
     finally:
         nvrtc.nvrtcDestroyProgram(program)
+
+
+def nvrtc_version() -> tuple[int, int]:
+    """Return the version of NVRTC, such as (13, 2). Raises OSError if it is missing."""
+    nvrtc = _nvrtc()
+    return tuple(_checked(nvrtc, nvrtc.nvrtcVersion()))
+
+
+def known_architectures() -> list[int]:
+    """Return the architectures that NVRTC compiles for: 90 for sm_90. Raises OSError if it is missing."""
+    nvrtc = _nvrtc()
+    count = _checked(nvrtc, nvrtc.nvrtcGetNumSupportedArchs())
+    return list(_checked(nvrtc, nvrtc.nvrtcGetSupportedArchs()))[:count]
 
 
 def cache_folder() -> Path:

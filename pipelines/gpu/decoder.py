@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.gpu import emulated
+from pipelines.gpu import emulated, launch
 from pipelines.gpu.kernels import Batch
-from pipelines.gpu.launch import GpuKernels
 from pipelines.gpu.layout import MAX_SIDE, JpegLayout
 from pipelines.gpu.tables import tables_of
 
@@ -24,6 +23,13 @@ PROBLEMS = {
     5: "its data ends too early",
     6: "its data goes on behind the last coefficient",
 }
+
+
+def unavailable(device: torch.device) -> str:
+    """Return why this device cannot decode, in one line; "" if it can. Nothing is compiled or allocated."""
+    if device.type != "cpu":
+        return launch.unavailable(device)
+    return "" if emulated.emulated_library() else emulated.MISSING
 
 
 class PieceDecoder:
@@ -154,7 +160,7 @@ def _runner(device: torch.device, layout: JpegLayout) -> Callable[[Batch], None]
     """Return the function that decodes a batch on this device. Raises OSError."""
     if device.type == "cpu":
         return emulated.runner()
-    kernels = GpuKernels(device)
+    kernels = launch.GpuKernels(device)
     return lambda batch: kernels.run(batch, layout.blocks)
 
 

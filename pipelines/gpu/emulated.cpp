@@ -17,5 +17,5 @@ extern "C" void decode_batch(const Batch *batch) {
     RUN(find_markers, 1, 1);
     RUN(decode_pieces, batch->pieces, PIECE_THREADS);
     RUN(transform, blocks_of(*batch), TRANSFORM_THREADS / 8);
-    RUN(finish, batch->size * batch->size, FINISH_THREADS);
+    RUN(finish, batch->size * ((batch->size + AT_ONCE - 1) / AT_ONCE), FINISH_THREADS);
 }

@@ -41,7 +41,7 @@ def launches(batch: Batch, blocks_of_image: int) -> Iterator[Launch]:
     yield Launch("find_markers", 1, 256)
     yield Launch("decode_pieces", -(-batch.pieces // 64), 64)
     yield Launch("transform", -(-blocks_of_image // 16), 128)
-    yield Launch("finish", -(-batch.size * batch.size // 256), 256)
+    yield Launch("finish", -(-batch.size * -(-batch.size // 4) // 256), 256)
 
 
 def source() -> str:

@@ -5,8 +5,35 @@ from typing import Any
 
 import torch
 
-from pipelines.gpu.compiler import cubin
+from pipelines.gpu.compiler import cubin, known_architectures, nvrtc_version
 from pipelines.gpu.kernels import Batch, launches
+
+
+def unavailable(device: torch.device) -> str:
+    """Return why this GPU cannot decode, in one line, with the versions found; "" if it can. Nothing is compiled."""
+    if not torch.cuda.is_available():
+        return "the GPU's decoder needs a GPU, and torch finds none that it can use (torch.cuda.is_available())"
+    try:
+        compiler, architectures = nvrtc_version(), known_architectures()
+        driver = _driver()
+    except OSError as error:
+        return str(error)
+    status, version = driver.cuDriverGetVersion()
+    if status or version // 1000 < compiler[0]:
+        found = f"the driver supports CUDA {version // 1000}.{version % 1000 // 10}"
+        return f"the GPU's decoder is compiled by NVRTC {compiler[0]}.{compiler[1]}, but {found}: update the driver"
+    major, minor = torch.cuda.get_device_capability(device)
+    if 10 * major + minor not in architectures:
+        return f"NVRTC {compiler[0]}.{compiler[1]} does not compile for this GPU, sm_{major}{minor}"
+    return ""
+
+
+def _driver() -> Any:
+    try:
+        from cuda.bindings import driver
+    except ImportError as error:
+        raise OSError(f"the GPU's decoder needs CUDA's bindings: pip install cuda-bindings ({error})") from None
+    return driver
 
 
 class GpuKernels:
@@ -14,15 +41,10 @@ class GpuKernels:
 
     def __init__(self, device: torch.device) -> None:
         """Compile them, or take them from the cache, and load them. Raises OSError with one line."""
-        if not torch.cuda.is_available():
-            raise OSError("no GPU that torch can use was found: see torch.cuda.is_available()")
-        try:
-            from cuda.bindings import driver
-        except ImportError as error:
-            raise OSError(
-                f"the GPU's decoder needs CUDA's Python bindings: pip install cuda-bindings ({error})"
-            ) from None
-        self._driver, self._device = driver, device
+        if reason := unavailable(device):
+            raise OSError(reason)
+        driver = self._driver = _driver()
+        self._device = device
         with torch.cuda.device(device):
             torch.cuda.current_stream().synchronize()  # makes the context that the code is loaded into
             major, minor = torch.cuda.get_device_capability()
@@ -45,11 +67,10 @@ class GpuKernels:
             self._functions[kernel] = self._checked(found)
         return self._functions[kernel]
 
-    def _checked(self, result: tuple[Any, ...]) -> Any:
-        """Return the value of a call of the driver. Raises OSError, with the driver's version, if it failed."""
+    @staticmethod
+    def _checked(result: tuple[Any, ...]) -> Any:
+        """Return the value of a call of the driver. Raises OSError if it failed."""
         status, *values = result
         if status:
-            version = self._driver.cuDriverGetVersion()[1]
-            known = f"the driver supports CUDA {version // 1000}.{version % 1000 // 10}, torch was built for"
-            raise OSError(f"the GPU's decoder cannot run: {status.name}; {known} {torch.version.cuda}")
+            raise OSError(f"the GPU's decoder failed: {status.name}")
         return values[0] if values else None

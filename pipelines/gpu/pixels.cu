@@ -90,29 +90,43 @@ KERNEL(transform, TRANSFORM_THREADS) {
 
 struct Colour { int r, g, b; };
 
-/* Return a sample of a chroma component at the place of a pixel: fancy upsampling of libjpeg, 3/4 of the nearest sample and
- * 1/4 of the next nearest on each axis. Images of up to two columns of chroma are upsampled without it. */
-INLINE int chroma_at(const Batch &batch, const u8 *samples, int stride, int y, int x) {
-    int h = batch.h, v = batch.v, width = (batch.width + h - 1) / h, height = (batch.height + v - 1) / v;
-    int near_y = y >> (v - 1), near_x = x >> (h - 1);
-    const u8 *line = samples + near_y * stride;
-    if (h == 1 || width <= 2) return line[near_x];
-    int next_x = clamp(x & 1 ? near_x + 1 : near_x - 1, 0, width - 1), odd = x & 1;
-    if (v == 1) return (3 * line[near_x] + line[next_x] + 1 + odd) >> 2;
-    const u8 *next = samples + clamp(y & 1 ? near_y + 1 : near_y - 1, 0, height - 1) * stride;
-    return (3 * (3 * line[near_x] + next[near_x]) + 3 * line[next_x] + next[next_x] + 8 - odd) >> 4;
+INLINE Colour pixel_of(const u8 *stored) { return {stored[0], stored[1], stored[2]}; }
+
+struct Line { /* what the pixels of a line of the image are made of: a line of luma, two of each chroma component */
+    const u8 *luma, *near[2], *next[2];
+};
+
+INLINE bool is_narrow(const Batch &batch) { return batch.width <= 2 * batch.h; }
+
+/* Return the lines of samples for a line of an image, whose planes these are: the nearest and the next nearest of chroma. */
+INLINE Line line_of(const Batch &batch, const u8 *planes, int y) {
+    int v = batch.v, height = (batch.height + v - 1) / v, near = y >> (v - 1);
+    int next = v == 1 || is_narrow(batch) ? near : clamp(y & 1 ? near + 1 : near - 1, 0, height - 1);
+    Line line = {planes + y * plane_of(batch, 0).across * 8, {}, {}};
+    UNROLL for (int i = 0; i < 2; i++) {
+        Plane plane = plane_of(batch, batch.components > 1 ? 1 + i : 0);
+        const u8 *samples = planes + plane.blocks_before * 64;
+        line.near[i] = samples + near * plane.across * 8;
+        line.next[i] = samples + next * plane.across * 8;
+    }
+    return line;
 }
 
-/* Return a pixel of the image, converted from YCbCr (JFIF 1.02) with the constants of libjpeg, of 16 bits. */
-INLINE Colour pixel_at(const Batch &batch, const u8 *planes, int y, int x) {
-    int luma = planes[y * plane_of(batch, 0).across * 8 + x];
+/* Return a pixel of a line. Chroma is upsampled as by libjpeg ("fancy"): on each axis 3/4 of the nearest sample and 1/4 of
+ * the next nearest, but if there are only two columns of it the nearest alone. Then YCbCr (JFIF 1.02) is converted with the
+ * constants of libjpeg, of 16 bits. */
+INLINE Colour pixel_at(const Batch &batch, const Line &line, int x) {
+    int luma = line.luma[x], h = batch.h, odd = x & 1, near = x >> (h - 1), last = (batch.width + h - 1) / h - 1, chroma[2];
     if (batch.components == 1) return {luma, luma, luma};
-    Plane blue = plane_of(batch, 1), red = plane_of(batch, 2);
-    int cb = chroma_at(batch, planes + blue.blocks_before * 64, blue.across * 8, y, x) - 128;
-    int cr = chroma_at(batch, planes + red.blocks_before * 64, red.across * 8, y, x) - 128;
-    return {clamp(luma + ((91881 * cr + 32768) >> 16), 0, 255),
-            clamp(luma + ((-22554 * cb - 46802 * cr + 32768) >> 16), 0, 255),
-            clamp(luma + ((116130 * cb + 32768) >> 16), 0, 255)};
+    int next = h == 1 || is_narrow(batch) ? near : clamp(odd ? near + 1 : near - 1, 0, last);
+    int half = batch.v == 1 ? 4 + 4 * odd : 8 - odd; /* of 16ths; in turns more and less than a half */
+    UNROLL for (int i = 0; i < 2; i++) {
+        const u8 *a = line.near[i], *b = line.next[i];
+        chroma[i] = ((3 * (3 * a[near] + b[near]) + 3 * a[next] + b[next] + half) >> 4) - 128;
+    }
+    return {clamp(luma + ((91881 * chroma[1] + 32768) >> 16), 0, 255),
+            clamp(luma + ((-22554 * chroma[0] - 46802 * chroma[1] + 32768) >> 16), 0, 255),
+            clamp(luma + ((116130 * chroma[0] + 32768) >> 16), 0, 255)};
 }
 
 struct Position { int low, high; float share; }; /* two pixels and the share of the second */
@@ -129,17 +143,9 @@ INLINE int mixed(int a, int b, int c, int d, float right, float down) {
     return (int)(top + down * (bottom - top) + 0.5f);
 }
 
-/* Return a pixel of the crop, resized to size x size if the box has another size: linear, as cv2.INTER_LINEAR. */
-INLINE Colour crop_at(const Batch &batch, const u8 *planes, const int *box, int y, int x) {
-    int size = batch.size;
-    if (box[2] == size && box[3] == size) return pixel_at(batch, planes, box[0] + y, box[1] + x);
-    Position down = position_of(y, size, box[2]), right = position_of(x, size, box[3]);
-    Colour a = pixel_at(batch, planes, box[0] + down.low, box[1] + right.low);
-    Colour b = pixel_at(batch, planes, box[0] + down.low, box[1] + right.high);
-    Colour c = pixel_at(batch, planes, box[0] + down.high, box[1] + right.low);
-    Colour d = pixel_at(batch, planes, box[0] + down.high, box[1] + right.high);
-    return {mixed(a.r, b.r, c.r, d.r, right.share, down.share), mixed(a.g, b.g, c.g, d.g, right.share, down.share),
-            mixed(a.b, b.b, c.b, d.b, right.share, down.share)};
+INLINE Colour mixture(const Colour &a, const Colour &b, const Colour &c, const Colour &d, float right, float down) {
+    return {mixed(a.r, b.r, c.r, d.r, right, down), mixed(a.g, b.g, c.g, d.g, right, down),
+            mixed(a.b, b.b, c.b, d.b, right, down)};
 }
 
 /* Return one colour of a jittered pixel. Weights have 10 bits after the point, as in OpenCV's transform of uint8. */
@@ -179,32 +185,65 @@ INLINE void write(const Batch &batch, i64 at, int pixel, float colour, float mea
     else ((float *)batch.images)[at] = ((float)pixel - mean + colour) * scale;
 }
 
-/* Make the result of samples or, for rows without a file, of others. Rows with a problem become zeros. */
+struct View { /* a line of the result, as it is made of an image */
+    Line top, bottom;      /* lines of the image; only the first if the crop is not resized */
+    float down;            /* share of the second */
+    int left, width;       /* of the box */
+    bool resized;
+    const float *weights;  /* of the jitter, or 0 */
+};
+
+INLINE View view_of(const Batch &batch, int row, int y) {
+    const int *box = batch.boxes + 4 * row, size = batch.size;
+    const u8 *planes = batch.planes + (i64)row * blocks_of(batch) * 64;
+    bool resized = box[2] != size || box[3] != size;
+    Position down = resized ? position_of(y, size, box[2]) : Position{y, y, 0};
+    return {line_of(batch, planes, box[0] + down.low), line_of(batch, planes, box[0] + down.high), down.share, box[1],
+            box[3], resized, batch.matrices ? batch.matrices + 12 * row : 0};
+}
+
+/* Return a pixel of the line: of the crop, resized to size x size if the box has another size (linear, as
+ * cv2.INTER_LINEAR), jittered. */
+INLINE Colour shown_at(const Batch &batch, const View &view, int x) {
+    Colour found;
+    if (view.resized) {
+        Position right = position_of(x, batch.size, view.width);
+        int low = view.left + right.low, high = view.left + right.high;
+        found = mixture(pixel_at(batch, view.top, low), pixel_at(batch, view.top, high), pixel_at(batch, view.bottom, low),
+                        pixel_at(batch, view.bottom, high), right.share, view.down);
+    } else {
+        found = pixel_at(batch, view.top, view.left + x);
+    }
+    const float *weights = view.weights;
+    return weights ? Colour{jittered(weights, found), jittered(weights + 4, found), jittered(weights + 8, found)} : found;
+}
+
+/* Write AT_ONCE pixels of a line of a row's result, from x on: of its file, or of others if it has none. */
+INLINE void finish_part(const Batch &batch, int row, int y, int x) {
+    int size = batch.size, end = least(size, x + AT_ONCE);
+    const i64 *crop = batch.crops + 3 * row;
+    const float *colour = batch.colours + 3 * row, *mean = batch.mean_image;
+    bool flipped = crop[2], coded = batch.sizes[row];
+    View view;
+    if (coded) view = view_of(batch, row, y);
+    if (mean) mean += ((crop[0] + y) * batch.width + crop[1]) * 3;
+    for (i64 place = (((i64)row * size + y) * size + x) * 3; x < end; x++, place += 3) {
+        int from = flipped ? size - 1 - x : x;
+        Colour pixel = coded ? shown_at(batch, view, from) : pixel_of(batch.others + place);
+        write(batch, place, pixel.r, colour[0], mean ? mean[3 * from] : 0, batch.scale[0]);
+        write(batch, place + 1, pixel.g, colour[1], mean ? mean[3 * from + 1] : 0, batch.scale[1]);
+        write(batch, place + 2, pixel.b, colour[2], mean ? mean[3 * from + 2] : 0, batch.scale[2]);
+    }
+}
+
+/* Make the result. Rows with a problem become zeros. */
 KERNEL(finish, FINISH_THREADS) {
     EACH_THREAD(FINISH_THREADS) {
-        int size = batch.size, at = block * FINISH_THREADS + thread, y = at / size, x = at % size;
+        int size = batch.size, a_line = (size + AT_ONCE - 1) / AT_ONCE, at = block * FINISH_THREADS + thread;
+        int y = at / a_line, x = at % a_line * AT_ONCE;
         if (y >= size) continue;
-        i64 place = ((i64)row * size * size + at) * 3;
-        const i64 *crop = batch.crops + 3 * row;
-        const float *colour = batch.colours + 3 * row, *mean = 0;
-        if (batch.status[row]) {
-            for (int i = 0; i < 3; i++) write(batch, place + i, 0, 0, 0, 0);
-            continue;
-        }
-        int pixel[3];
-        if (!batch.sizes[row]) {
-            for (int i = 0; i < 3; i++) pixel[i] = batch.others[place + i];
-        } else {
-            const u8 *planes = batch.planes + (i64)row * blocks_of(batch) * 64;
-            Colour found = crop_at(batch, planes, batch.boxes + 4 * row, y, crop[2] ? size - 1 - x : x);
-            const float *weights = batch.matrices + 12 * row;
-            pixel[0] = batch.matrices ? jittered(weights, found) : found.r;
-            pixel[1] = batch.matrices ? jittered(weights + 4, found) : found.g;
-            pixel[2] = batch.matrices ? jittered(weights + 8, found) : found.b;
-        }
-        if (batch.mean_image)
-            mean = batch.mean_image + ((crop[0] + y) * batch.width + crop[1] + (crop[2] ? size - 1 - x : x)) * 3;
-        for (int i = 0; i < 3; i++)
-            write(batch, place + i, pixel[i], colour[i], mean ? mean[i] : 0, batch.scale[i]);
+        i64 place = (((i64)row * size + y) * size + x) * 3;
+        if (!batch.status[row]) finish_part(batch, row, y, x);
+        else for (int i = 0; i < 3 * least(AT_ONCE, size - x); i++) write(batch, place + i, 0, 0, 0, 0);
     }
 }
