@@ -58,11 +58,11 @@ class Options:
     none: the files as they are, if valid baseline JPEGs (checked without decoding); loaders resize them to --size."""
     encoding: Literal["jpeg", "raw"] = "jpeg"
     """raw: pixels that need no decoding, about eight times the size; only with --resize square."""
-    restarts: bool = False
+    restarts: tyro.conf.FlagCreatePairsOff[bool] = False
     """Write restart markers into the JPEGs, as is done anyway with --resize square: the same pixels in 1 % more bytes. They
     let turbo skip most of what lies outside a crop. --resize none then rewrites the files, without loss and without
     metadata."""
-    no_restarts: bool = False
+    no_restarts: tyro.conf.FlagCreatePairsOff[bool] = False
     """Write square JPEGs without restart markers: other programs decode them a tenth faster, the backend gpu cannot."""
     max_pixels: int = MAX_PIXELS
     """Images whose header claims more pixels are quarantined, not decoded."""
