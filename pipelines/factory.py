@@ -57,14 +57,14 @@ def open_loader(
     ``training`` (the default for the split train) shuffles, augments and drops the remainder of an epoch. Otherwise
     images come in order, center crops, and the last batch is padded: over all ranks each image counts once.
     ``augment`` is a name in ``AUGMENTS`` or an ``Augment``. ``threads`` decode; by default one per core.
-    ``backend``: ``auto`` is turbo on a CPU. On a GPU it is gpu if the shards are square JPEGs with restart markers; else
-    turbo, unless DALI is installed and faster than so few ``threads``. ``repr(loader)`` says why.
-    ``resident``, for gpu only: read the compressed images of the split into the GPU's memory when the loader is opened.
+    ``backend``: ``auto`` is turbo on a CPU. On a GPU it is gpu if the shards are square JPEGs with restart markers,
+    else turbo, unless DALI is installed and faster than so few ``threads``. ``repr(loader)`` says why.
+    ``resident``, for gpu only: read the split's compressed images into the GPU's memory when the loader is opened.
 
-    For turbo and gpu only: ``on_error``: ``raise`` ends with an error if a sample cannot be decoded; ``skip`` takes the next
-    sample instead and reports it. ``keys``: batches have the samples' names. ``extras``: batches have these members of
-    the samples, by extension: parsed json, txt as text, others as bytes. ``transform`` changes each batch on its
-    device before it is normalised: it takes and returns images N,3,size,size uint8 and labels N, see
+    For turbo and gpu only: ``on_error``: ``raise`` ends with an error if a sample cannot be decoded; ``skip`` takes the
+    next sample instead and reports it. ``keys``: batches have the samples' names. ``extras``: batches have these
+    members of the samples, by extension: parsed json, txt as text, others as bytes. ``transform`` changes each batch on
+    its device before it is normalised: it takes and returns images N,3,size,size uint8 and labels N, see
     ``pipelines.transform``.
 
     Raises DataError if the folder is incomplete, the backend or the GPU is missing, or there is less than a batch to
@@ -116,8 +116,8 @@ def _resolved(
 ) -> tuple[BackendName, str]:
     """Return the backend, and why ``auto`` stands for it; "" if it was given.
 
-    Raises ValueError if it is unknown or lacks one of the arguments that are ``wanted``, DataError if it cannot read the
-    shards.
+    Raises ValueError if it is unknown or lacks one of the arguments that are ``wanted``, DataError if it cannot read
+    the shards.
     """
     if backend not in BACKENDS:
         raise ValueError(f"no backend {backend!r}, only {', '.join(BACKENDS)}")
@@ -137,9 +137,7 @@ def _resolved(
     return backend, why
 
 
-def _automatic(
-    device: torch.device, manifest: Manifest, threads: int, wanted: list[str]
-) -> tuple[BackendName, str]:
+def _automatic(device: torch.device, manifest: Manifest, threads: int, wanted: list[str]) -> tuple[BackendName, str]:
     from pipelines.gpu.opening import why_not
 
     if device.type != "cuda":
@@ -147,13 +145,17 @@ def _automatic(
     reason = why_not(manifest, device)
     if not reason:
         return "gpu", "the GPU decodes these shards by itself"
-    if wanted:
-        backend, why = "turbo", f"DALI lacks {wanted[0]}"
-    elif not manifest.plain:
-        backend, why = "turbo", "DALI does not read these shards"
-    else:
-        backend, why = faster_on_a_gpu(threads) if _has_dali() else ("turbo", "DALI is not installed")
+    backend, why = _without_gpu(manifest, threads, wanted)
     return backend, f"{why}; not gpu: {reason}"
+
+
+def _without_gpu(manifest: Manifest, threads: int, wanted: list[str]) -> tuple[BackendName, str]:
+    """Return what ``auto`` is on a GPU for shards that gpu does not read, and why."""
+    if wanted:
+        return "turbo", f"DALI lacks {wanted[0]}"
+    if not manifest.plain:
+        return "turbo", "DALI does not read these shards"
+    return faster_on_a_gpu(threads) if _has_dali() else ("turbo", "DALI is not installed")
 
 
 def _check_sizes(manifest: Manifest, split: str, plan: Plan, augment: Augment) -> None:
@@ -198,8 +200,16 @@ def _gpu(o: _Arguments) -> Loader:
     require_turbo()
     i = o.identity
     pixels = i.augment.normalise == "none" or o.transform is not None
-    how = {"device": o.device, "threads": o.threads, "resident": o.resident, "pixels": pixels}
-    source = GpuSource(o.manifest, i.split, i.plan, i.augment, **how)
+    source = GpuSource(
+        o.manifest,
+        i.split,
+        i.plan,
+        i.augment,
+        device=o.device,
+        threads=o.threads,
+        resident=o.resident,
+        pixels=pixels,
+    )
     return Loader(o.manifest, i, partial(_ordered, o, source.batches), device=o.device, release=source.release)
 
 

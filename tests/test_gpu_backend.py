@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines import AUGMENTS, Augment, Batch, DataError, Loader, open_loader
+from pipelines import AUGMENTS, Augment, Batch, DataError, Loader, factory, open_loader
 from pipelines.gpu import batches as gpu_batches
 from pipelines.gpu import opening, resident
 from pipelines.sharding import members
@@ -92,7 +92,7 @@ def difference(theirs: Batch, ours: Batch) -> float:
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("name", ["paper", "source2012", "torchvision", "modern", "crop_flip"])
 def test_batches_are_turbos(folder: Path, name: str, split: str, resident: bool) -> None:
-    """Check random and center crops to the bit, resized ones within a level before and two after jitter has spread it."""
+    """Check random and center crops to the bit, resized ones within a level, and within two after jitter."""
     levels = {"torchvision": 1, "modern": 2}.get(name, 0) if split == "train" else 0
     augment = smaller(name)
     deviation = 50  # the pixels' is above it
@@ -245,7 +245,9 @@ def test_a_skipped_sample_is_replaced_as_by_turbo(damaged: tuple[Path, str, str]
 def test_too_little_memory_is_said_before_anything_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resident, "free_bytes", lambda _: 30_000)
     monkeypatch.setattr("pipelines.gpu.gather.Gatherer.read", lambda *_: 1 / 0)
-    with pytest.raises(DataError, match=r"needs 0\.\d GB of memory for train of .*, and 0\.0 GB .* are free: \d+% would"):
+    with pytest.raises(
+        DataError, match=r"needs 8.*e-05 GB of memory for train of .*, and 3e-05 GB are free: .*% would fit"
+    ):
         opened("gpu", folder, resident=True)
 
 
@@ -267,7 +269,18 @@ def test_resident_memory_is_as_foretold_and_freed_when_the_loader_is_closed(
     assert len(foretold) == 2
 
 
-# Wrong arguments and shards
+# What auto stands for, wrong arguments and shards
+
+
+def test_auto_is_gpu_where_shards_and_gpu_allow_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, cuda = opened("turbo", folder).manifest, torch.device("cuda")
+    for reason in ("", "the driver supports CUDA 11.4"):
+        monkeypatch.setattr("pipelines.gpu.decoder.unavailable", lambda _, reason=reason: reason)
+        backend, why = factory._automatic(cuda, manifest, 8, [])
+        assert (backend == "gpu") == (not reason) and reason in why
+    unmarked = replace(manifest, image=replace(manifest.image, restarts=False))
+    backend, why = factory._automatic(cuda, unmarked, 8, ["keys"])
+    assert backend == "turbo" and "DALI lacks keys; not gpu: their JPEGs have no restart markers" in why
 
 
 def test_resident_is_for_gpu_only(folder: Path) -> None:
@@ -291,13 +304,13 @@ def test_other_shards_are_refused_with_the_backend_that_reads_them(
     folder = shard(images, tmp_path / "shards", size=96, splits=("val",), **made)
     with pytest.raises(DataError, match=words):
         opened("gpu", folder, "val")
-    monkey = opening.why_not(opened("turbo", folder, "val").manifest, torch.device("cuda"))
-    assert monkey and "\n" not in monkey
+    why = opening.why_not(opened("turbo", folder, "val").manifest, torch.device("cuda"))
+    assert why and "\n" not in why, "auto takes another"
 
 
 def test_a_missing_compiled_part_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "gathering_library", lambda: None)
-    with pytest.raises(DataError, match="compiled part is missing .*: install a C compiler .*, or use turbo"):
+    with pytest.raises(DataError, match=r"compiled part is missing .*: install a C compiler .*, or use turbo"):
         opened("gpu", folder)
 
 
@@ -306,5 +319,5 @@ def test_a_decoder_that_cannot_run_is_named(folder: Path, monkeypatch: pytest.Mo
         raise OSError("the driver is of CUDA 11.4, and NVRTC 13.2 needs 13.0")
 
     monkeypatch.setattr(opening, "PieceDecoder", refuse)
-    with pytest.raises(DataError, match="backend gpu cannot run: the driver is of CUDA 11.4"):
+    with pytest.raises(DataError, match=r"backend gpu cannot run: the driver is of CUDA 11\.4"):
         opened("gpu", folder)

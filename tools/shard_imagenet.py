@@ -59,9 +59,8 @@ class Options:
     encoding: Literal["jpeg", "raw"] = "jpeg"
     """raw: pixels that need no decoding, about eight times the size; only with --resize square."""
     restarts: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Write restart markers into the JPEGs, as is done anyway with --resize square: the same pixels in 1 % more bytes. They
-    let turbo skip most of what lies outside a crop. --resize none then rewrites the files, without loss and without
-    metadata."""
+    """Write restart markers into the JPEGs, as --resize square does anyway: the same pixels in 1 % more bytes. They let
+    turbo skip most of what lies outside a crop. --resize none then rewrites the files, without loss or metadata."""
     no_restarts: tyro.conf.FlagCreatePairsOff[bool] = False
     """Write square JPEGs without restart markers: other programs decode them a tenth faster, the backend gpu cannot."""
     max_pixels: int = MAX_PIXELS
@@ -183,7 +182,8 @@ def make_shards(options: Options, out: Path) -> None:
 
 
 def with_markers(options: Options, out: Path) -> bool:
-    """Return true if the JPEGs get restart markers: if no option says so, as ``out`` was begun, else if they are square.
+    """Return true if the JPEGs get restart markers. If no option says so, do as ``out`` was begun; a new folder of
+    square JPEGs gets them.
 
     Raises DataError if they would, and the compiled part that writes them is missing.
     """

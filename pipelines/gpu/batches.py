@@ -1,9 +1,9 @@
 """The gpu backend: the host reads JPEGs, and the GPU decodes, crops and normalises them.
 
-The order, the draws and so the batches are turbo's. Threads read the files of a batch into pinned memory; one copy takes
-them to the GPU, on a stream of the loader's own, and the kernels of decoder.py make the batch of them. What the GPU does
-not decode (a file with another header, a crop that libjpeg would shrink in decoding, a damaged sample) is left to turbo's
-CPU code, row by row. If the split is resident, the host sends only the places of the samples.
+The order, the draws and so the batches are turbo's. Threads read the files of a batch into pinned memory; one copy
+takes them to the GPU, on a stream of the loader's own, and the kernels of decoder.py make the batch of them. What the
+GPU does not decode (a file with another header, a crop that libjpeg would shrink in decoding, a damaged sample) is left
+to turbo's CPU code, row by row. If the split is resident, the host sends only the places of the samples.
 """
 
 import logging
@@ -182,7 +182,7 @@ class GpuBatches(OrderedBatches):
         """Begin to copy and decode a batch. Return at once; on a CPU, when it is done."""
         if self._stream:
             return self._stream.queue(lambda: self._decoded(work))
-        return Copied(self._decoded(work), None)
+        return Copied(self._decoded(work), None)  # type: ignore[arg-type]  # nothing to wait for
 
     def _decoded(self, work: PieceWork) -> Tensors:
         given = self._layout.pieces(work.memory[: work.used].to(self._device, non_blocking=True))
@@ -200,7 +200,7 @@ class GpuBatches(OrderedBatches):
         return Tensors(images, *(tensor.clone() for tensor in (given.labels, given.crops, given.colours)))
 
     def _others(self, work: PieceWork) -> torch.Tensor | None:
-        """Return the pixels of the rows that the CPU has decoded, N,size,size,3 uint8 on the device, if there are any."""
+        """Return the pixels of the rows that the CPU has decoded, N,size,size,3 uint8 on the device, if there are."""
         rows = np.flatnonzero(work.pieces.sizes == 0)
         if not len(rows):
             return None

@@ -15,9 +15,8 @@ RESERVE = 4 << 30  # bytes of a GPU's memory that are left to the network
 
 
 class Chunk(NamedTuple):
-    """Samples that are read together: the number of the first, their places from ``start`` on, and the bytes they use."""
+    """Samples that are read together: their places, in memory from ``start`` on, and the bytes they use."""
 
-    first: int
     start: int
     places: np.ndarray  # gather.PLACE
     used: int
@@ -64,7 +63,7 @@ def _planned(gatherer: Gatherer, samples: range) -> Iterator[Chunk]:
     for first in range(samples.start, samples.stop, LOADED):
         numbers = np.arange(first, min(first + LOADED, samples.stop))
         places, used = gatherer.place(numbers, room=1 << 62, packed=True)
-        yield Chunk(first, start, places, used)
+        yield Chunk(start, places, used)
         start += used
 
 
@@ -73,10 +72,11 @@ def check_memory(needed: int, device: torch.device, what: str) -> None:
     free = free_bytes(device)
     if needed > free:
         place = "GPU memory" if device.type == "cuda" else "memory"
+        beside = " beside what is kept for the network" if device.type == "cuda" else ""
         raise DataError(
-            f"resident=True needs {needed / 1e9:.1f} GB of {place} for {what}, and {free / 1e9:.1f} GB of it are free"
-            f"{' beside what is kept for the network' if device.type == 'cuda' else ''}: {free / needed:.0%} would fit. "
-            "Leave resident out, or take fewer classes (tools/shard_imagenet.py --classes, --per-class) or a smaller --size"
+            f"resident needs {needed / 1e9:.3g} GB of {place} for {what}, and {free / 1e9:.3g} GB are free{beside}: "
+            f"{free / needed:.0%} would fit. Leave resident out, or shard fewer images (--classes, --per-class) or "
+            "smaller ones (--size)"
         )
 
 

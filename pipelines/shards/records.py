@@ -62,7 +62,7 @@ class Records:
         return self._ends
 
     def lines(self, number: int) -> tuple[int, int, np.ndarray]:
-        """Return a shard's file descriptor, or -1, the address of its index, and the ends of its lines, the header's first.
+        """Return a shard's file descriptor, or -1, the address of its index and the ends of its lines, the first's too.
 
         Raises DataError for a damaged index and a shard that cannot be opened.
         """

@@ -67,7 +67,7 @@ class DeviceCopies(DeviceStream):
         return copied
 
     def used(self, tensors: Tensors) -> tuple[torch.Tensor, ...]:
-        """Return images and labels: crops and colours lie beside the pixels, whose memory is free once they are read."""
+        """Return images and labels. Crops and colours lie beside the uint8 pixels, which are free once normalised."""
         return tensors.images, tensors.labels
 
     def _copy(self, memory: torch.Tensor) -> Tensors:

@@ -1,8 +1,8 @@
 """Batches in the order of (seed, epoch), filled by threads: what turbo and gpu share.
 
 Each epoch is a full permutation of all samples, a function of (seed, epoch) alone, and the augmentation of a sample is
-one of (seed, epoch, position in the epoch). So two numbers, epoch and position, are enough to resume. Threads take a few
-samples of a batch at a time, up to ``AHEAD`` batches ahead.
+one of (seed, epoch, position in the epoch). So two numbers, epoch and position, are enough to resume. Threads take a
+few samples of a batch at a time, up to ``AHEAD`` batches ahead.
 """
 
 import threading
@@ -105,8 +105,9 @@ class OrderedBatches(ABC):
         keys, extras = work.keys if self._keys else None, work.extras if self._extras else None
         return Rows(images.permute(0, 3, 1, 2), labels, keys, extras)
 
-    def checkpoint(self) -> None:
+    def checkpoint(self) -> bytes | None:
         """Return None: the position is the epoch and the samples taken, which the Loader saves."""
+        return None
 
     def close(self) -> None:
         """Let each thread end after the few samples it is working on."""
@@ -165,7 +166,7 @@ class OrderedBatches(ABC):
             self._finish(work, row, row in left)
 
     def _finish(self, work: Work, row: int, left: bool) -> None:
-        """Fill the row with its sample by Python, if it is ``left``, and describe it. Replace a sample that is damaged."""
+        """Fill the row by Python, if it is ``left``, and describe it. Replace a sample that is damaged."""
         try:
             if left:
                 self._fill(work, row, work.samples[row])
