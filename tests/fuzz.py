@@ -66,7 +66,10 @@ def build(folder: Path) -> None:
     flags = ["-shared", "-fPIC", "-g", "-O1", "-ffp-contract=off", *SANITIZERS, "-o"]
     turbo = [str(folder / TURBO), *map(str, SOURCES), "-ljpeg", "-lm"]
     subprocess.run(["cc", *flags, *turbo], check=True)
-    subprocess.run(["c++", "-std=c++20", *flags, str(folder / GPU), str(FOLDER / "emulated.cpp")], check=True)
+    subprocess.run(
+        ["c++", "-std=c++20", "-fno-strict-aliasing", *flags, str(folder / GPU), str(FOLDER / "emulated.cpp")],
+        check=True,
+    )
 
 
 def run(options: Options, folder: Path) -> int:

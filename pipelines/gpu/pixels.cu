@@ -72,7 +72,7 @@ KERNEL(transform, TRANSFORM_THREADS) {
         EACH_THREAD(TRANSFORM_THREADS) {
             int at = block * (TRANSFORM_THREADS / 8) + thread / 8, lane = thread % 8;
             if (absent || at >= blocks) continue;
-            int component = at < lumas ? 0 : 1 + (at - lumas) / mcus;
+            int component = at < lumas ? 0 : at < lumas + mcus ? 1 : 2;
             Plane plane = plane_of(batch, component);
             int line = (at - plane.blocks_before) / plane.across, column = (at - plane.blocks_before) % plane.across;
             if (!is_shown(batch, window, component, line, column)) continue;
