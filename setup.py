@@ -25,7 +25,7 @@ EMULATED = Extension(
     ["pipelines/gpu/emulated.cpp"],
     depends=[f"pipelines/gpu/{name}.cu" for name in ("batch", "entropy", "pixels")],
     language="c++",
-    extra_compile_args=["-O3", "-std=c++20", "-ffp-contract=off"],  # rounds as the GPU does
+    extra_compile_args=["-O3", "-std=c++20", "-ffp-contract=off", "-fno-strict-aliasing"],  # rounds as the GPU does
     py_limited_api=True,
     optional=True,
 )

@@ -3,9 +3,9 @@
     make fuzz MINUTES=10        # or: python -m tests.fuzz --minutes 10
     python -m tests.fuzz --decoders gpu --minutes 60
 
-It builds turbo/*.c and gpu/emulated.cpp with AddressSanitizer and UndefinedBehaviorSanitizer and runs tests/sequences.py
-and tests/pieces.py in turns, once per core. It exits with 1 at the first wrong pixel or bad access, with the JPEG in
-hexadecimal or the sanitizer's trace. Run it after each change of the C code or of the kernels.
+It builds turbo/*.c and gpu/emulated.cpp with AddressSanitizer and UndefinedBehaviorSanitizer and runs
+tests/sequences.py and tests/pieces.py in turns, once per core. It exits with 1 at the first wrong pixel or bad access,
+with the JPEG in hexadecimal or the sanitizer's trace. Run it after each change of the C code or of the kernels.
 """
 
 import os
@@ -66,7 +66,10 @@ def build(folder: Path) -> None:
     flags = ["-shared", "-fPIC", "-g", "-O1", "-ffp-contract=off", *SANITIZERS, "-o"]
     turbo = [str(folder / TURBO), *map(str, SOURCES), "-ljpeg", "-lm"]
     subprocess.run(["cc", *flags, *turbo], check=True)
-    subprocess.run(["c++", "-std=c++20", *flags, str(folder / GPU), str(FOLDER / "emulated.cpp")], check=True)
+    subprocess.run(
+        ["c++", "-std=c++20", "-fno-strict-aliasing", *flags, str(folder / GPU), str(FOLDER / "emulated.cpp")],
+        check=True,
+    )
 
 
 def run(options: Options, folder: Path) -> int:

@@ -5,7 +5,6 @@ Each file is decoded by itself, from memory of exactly its length, so that a san
 
 import random
 from collections import Counter
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from tests.sequences import decode, saved_at_random
 
 CPU = torch.device("cpu")
 SAMPLINGS = ("grey", "4:4:4", "4:2:2", "4:2:0")
+OF_A_FILE = 8  # crops drawn of each file: making it takes longer than decoding it
 QUALITIES = (3, 10, 50, 75, 90, 95, 100)
 
 
@@ -56,32 +56,26 @@ def damage(rng: random.Random, jpeg: bytes, begin: int) -> bytes:
             return head + bytes(edited)
 
 
-def decode_row(layout: JpegLayout, jpeg: bytes, box: tuple[int, int, int, int], flip: bool) -> tuple[np.ndarray, int]:
-    """Decode the box, size x size, of one file. Return size,size,3 uint8 and the status."""
-    size = box[2]
-    memory = np.frombuffer(jpeg, np.uint8).copy()
-    decoder = PieceDecoder(layout, CPU, rows=1, size=size, dtype=torch.uint8, mean_image=None, scale=None)
-    images, status = decoder(
-        torch.from_numpy(memory),
-        torch.zeros(1, dtype=torch.int64),
-        torch.tensor([len(jpeg)], dtype=torch.int32),
-        torch.tensor([box], dtype=torch.int32),
-        torch.tensor([[*box[:2], flip]]),
-        torch.zeros(1, 3),
-        None,
-        None,
-    )
-    return images[0].numpy(), int(status[0])
+class Rows:
+    """A decoder of crops of one size, of files that share a header, one file at a time."""
 
+    def __init__(self, layout: JpegLayout, size: int) -> None:
+        self.layout, self.size = layout, size
+        self._decoder = PieceDecoder(layout, CPU, rows=1, size=size, dtype=torch.uint8, mean_image=None, scale=None)
 
-@dataclass
-class Drawn:
-    """A JPEG and a crop of it."""
-
-    jpeg: bytes
-    layout: JpegLayout
-    box: tuple[int, int, int, int]
-    flip: bool
+    def decode(self, jpeg: bytes, top: int, left: int, flip: bool = False) -> tuple[np.ndarray, int]:
+        """Decode a file's crop. Return size,size,3 uint8 and the status."""
+        images, status = self._decoder(
+            torch.from_numpy(np.frombuffer(jpeg, np.uint8).copy()),
+            torch.zeros(1, dtype=torch.int64),
+            torch.tensor([len(jpeg)], dtype=torch.int32),
+            torch.tensor([[top, left, self.size, self.size]], dtype=torch.int32),
+            torch.tensor([[top, left, flip]]),
+            torch.zeros(1, 3),
+            None,
+            None,
+        )
+        return images[0].numpy(), int(status[0])
 
 
 class Pieces:
@@ -95,30 +89,29 @@ class Pieces:
 
         Whole files must be decoded; damaged ones may be, with libjpeg's pixels in the crop, or have a status.
         """
-        for _ in range(inputs):
-            drawn = self._draw()
-            kind = "damaged" if damages and self.rng.random() < 0.8 else "whole"
-            if kind == "damaged":
-                drawn.jpeg = damage(self.rng, drawn.jpeg, len(drawn.layout.header))
-            self.counts[f"{kind}, {self._outcome(drawn)}"] += 1
+        for number in range(inputs):
+            if number % OF_A_FILE == 0:
+                jpeg, rows = self._new_file()
+            damages_it = damages and self.rng.random() < 0.8
+            changed = damage(self.rng, jpeg, len(rows.layout.header)) if damages_it else jpeg
+            self.counts[f"{'damaged' if damages_it else 'whole'}, {self._outcome(rows, changed)}"] += 1
 
-    def _draw(self) -> Drawn:
+    def _new_file(self) -> tuple[bytes, Rows]:
         jpeg = make_jpeg(self.rng, self.rng.choice(SAMPLINGS))
         layout = read_layout(jpeg)
         shortest = min(layout.height, layout.width)
-        size = shortest if self.rng.random() < 0.3 else self.rng.randint(1, shortest)
-        top, left = self.rng.randint(0, layout.height - size), self.rng.randint(0, layout.width - size)
-        return Drawn(jpeg, layout, (top, left, size, size), self.rng.random() < 0.5)
+        return jpeg, Rows(layout, shortest if self.rng.random() < 0.3 else self.rng.randint(1, shortest))
 
-    def _outcome(self, drawn: Drawn) -> str:
-        found, status = decode_row(drawn.layout, drawn.jpeg, drawn.box, drawn.flip)
+    def _outcome(self, rows: Rows, jpeg: bytes) -> str:
+        size, layout = rows.size, rows.layout
+        top, left = self.rng.randint(0, layout.height - size), self.rng.randint(0, layout.width - size)
+        flip = self.rng.random() < 0.5
+        found, status = rows.decode(jpeg, top, left, flip)
         if status:
-            assert not found.any()
-            whole = is_whole(drawn.jpeg) and drawn.jpeg.startswith(drawn.layout.header)
-            assert not whole, f"status {status}: {drawn.jpeg.hex()}"
+            whole = is_whole(jpeg) and jpeg.startswith(layout.header)
+            assert not found.any() and not whole, f"status {status}: {jpeg.hex()}"
             return f"status {status}"
-        top, left, size, _ = drawn.box
-        expected = decode(drawn.jpeg, 1)[top : top + size, left : left + size]
-        expected = expected[:, ::-1] if drawn.flip else expected
-        assert np.array_equal(found, expected), f"{drawn.box}, {drawn.flip}: {drawn.jpeg.hex()}"
+        expected = decode(jpeg, 1)[top : top + size, left : left + size]
+        expected = expected[:, ::-1] if flip else expected
+        assert np.array_equal(found, expected), f"{size} at {top}, {left}, {flip}: {jpeg.hex()}"
         return "shown"

@@ -24,7 +24,7 @@ from pipelines.turbo.randomness import Draws, draw
 from pipelines.turbo.renderer import Renderer, prepare_opencv
 from pipelines.turbo.restart_markers import with_restarts
 from tests import jpegs
-from tests.pieces import CPU, SAMPLINGS, Pieces, decode_row
+from tests.pieces import CPU, SAMPLINGS, Pieces, Rows
 
 needs_emulated = pytest.mark.skipif(
     emulated_library() is None or not has_native(), reason="needs the compiled parts of pipelines/gpu and turbo"
@@ -108,7 +108,7 @@ def test_it_is_built_where_it_can_be() -> None:
 
 
 @needs_emulated
-@pytest.mark.parametrize(("crops", "seed"), [(400, 0), pytest.param(10_000, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("crops", "seed"), [(1000, 0), pytest.param(10_000, 1, marks=pytest.mark.slow)])
 def test_pixels_of_whole_files_are_those_of_libjpeg(crops: int, seed: int) -> None:
     """Check crops of all samplings, tables, qualities from 3 to 100 and sizes from one pixel up."""
     pieces = Pieces(seed)
@@ -117,7 +117,7 @@ def test_pixels_of_whole_files_are_those_of_libjpeg(crops: int, seed: int) -> No
 
 
 @needs_emulated
-@pytest.mark.parametrize(("files", "seed"), [(500, 2), pytest.param(10_000, 3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("files", "seed"), [(1000, 2), pytest.param(10_000, 3, marks=pytest.mark.slow)])
 def test_damaged_files_are_named_or_have_the_pixels_of_libjpeg(files: int, seed: int) -> None:
     pieces = Pieces(seed)
     pieces.run(files)
@@ -134,7 +134,7 @@ def test_extreme_coefficients_overflow_as_in_libjpeg(sampling: str, most_dc: int
     for size in (8, 17, 40):
         kind = jpegs.Kind(jpegs.COMMON[sampling], size, size, 3, "shuffled", quality=1, most_dc=most_dc)
         file = jpegs.generate(rng, kind)
-        found, status = decode_row(read_layout(file), file, (0, 0, size, size), False)
+        found, status = Rows(read_layout(file), size).decode(file, 0, 0)
         with Image.open(io.BytesIO(file)) as image:
             np.testing.assert_array_equal(found, image.convert("RGB"))
         assert status == 0
@@ -242,7 +242,7 @@ def edited(file: bytes, layout: JpegLayout, kind: str) -> bytes:
 def test_each_damage_has_its_status(kind: str, status: int) -> None:
     file = picture(np.random.default_rng(0))
     layout = read_layout(file)
-    found, code = decode_row(layout, edited(file, layout, kind), (0, 0, SIDE, SIDE), False)
+    found, code = Rows(layout, SIDE).decode(edited(file, layout, kind), 0, 0)
     assert code == status and status in PROBLEMS
     assert not found.any()
 
@@ -254,7 +254,7 @@ def test_a_code_that_no_table_has_is_named() -> None:
     layout = read_layout(file)
     begin = len(layout.header)
     ones = file[:begin] + b"\xff\0" * 4 + file[begin + 8 :]  # annex K has no code of ones alone
-    assert decode_row(layout, ones, (0, 0, 64, 64), False)[1] == 4
+    assert Rows(layout, 64).decode(ones, 0, 0)[1] == 4
 
 
 @needs_emulated
@@ -262,10 +262,10 @@ def test_damage_beside_the_crop_does_not_matter() -> None:
     file = picture(np.random.default_rng(0))
     layout = read_layout(file)
     below = file[:-30] + b"\0\0" + file[-28:]
-    assert decode_row(layout, below, (0, 0, SIDE, SIDE), False)[1] != 0
-    found, status = decode_row(layout, below, (0, 0, 40, 40), False)
+    assert Rows(layout, SIDE).decode(below, 0, 0)[1] != 0
+    found, status = Rows(layout, 40).decode(below, 0, 0)
     assert status == 0
-    np.testing.assert_array_equal(found, decode_row(layout, file, (0, 0, 40, 40), False)[0])
+    np.testing.assert_array_equal(found, Rows(layout, 40).decode(file, 0, 0)[0])
 
 
 @needs_emulated

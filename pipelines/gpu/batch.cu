@@ -94,9 +94,11 @@ INLINE int blocks_of(const Batch &batch) {
 /* Return the MCUs that turbo decodes for this row's crop: rows below it only if upsampling reads them. */
 INLINE Window window_of(const Batch &batch, int at) {
     const int *box = batch.boxes + 4 * at;
-    int height = 8 * batch.v, width = 8 * batch.h, below = batch.v > 1 ? MARGIN : 0;
-    return {most(0, box[0] - MARGIN) / height, least(batch.mcus_down, (box[0] + box[2] + below + height - 1) / height),
-            most(0, box[1] - MARGIN) / width, least(batch.mcus_across, (box[1] + box[3] + MARGIN + width - 1) / width)};
+    int height = 8 * batch.v, width = 8 * batch.h, down = 2 + batch.v, right = 2 + batch.h; /* of an MCU; shifts to divide */
+    int below = batch.v > 1 ? MARGIN : 0;
+    return {most(0, box[0] - MARGIN) >> down, least(batch.mcus_down, (box[0] + box[2] + below + height - 1) >> down),
+            most(0, box[1] - MARGIN) >> right,
+            least(batch.mcus_across, (box[1] + box[3] + MARGIN + width - 1) >> right)};
 }
 
 /* Return true if a range of MCUs touches the window. A range over several rows of MCUs counts if any of its rows does. */

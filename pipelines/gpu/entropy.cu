@@ -50,19 +50,35 @@ struct Reader { /* a position in a piece's bits */
     int padded; /* bits behind the piece's end that were loaded, as zeros */
 };
 
+/* Return four bytes, the first one topmost, by two aligned loads: of up to three bytes before and four behind. */
+INLINE u32 four_bytes(const u8 *at) {
+    int beyond = (int)((u64)at & 3);
+    const u32 *words = (const u32 *)(at - beyond);
+    u32 loaded = (u32)(((u64)words[1] << 32 | words[0]) >> 8 * beyond);
+    return loaded << 24 | (loaded & 0xFF00) << 8 | (loaded >> 8 & 0xFF00) | loaded >> 24;
+}
+
+/* Return true if a byte of four is 0xFF. */
+INLINE bool has_ff(u32 bytes) { return (~bytes - 0x01010101) & bytes & 0x80808080; }
+
 /* Load four bytes, without stuffed ones (B.1.1.5), unless 32 bits are held. They suffice for a code and its value. */
 INLINE void refill(Reader &reader) {
     if (reader.left >= 32) return;
-    u32 loaded = 0;
-    UNROLL for (int i = 0; i < 4; i++) {
-        u32 byte = 0;
-        if (reader.next < reader.end) {
-            byte = *reader.next;
-            reader.next += byte == 0xFF ? 2 : 1;
-        } else {
-            reader.padded += 8;
+    bool many = reader.end - reader.next >= 8;
+    u32 loaded = many ? four_bytes(reader.next) : 0;
+    if (many && !has_ff(loaded)) {
+        reader.next += 4;
+    } else {
+        for (int i = 0; i < 4; i++) {
+            u32 byte = 0;
+            if (reader.next < reader.end) {
+                byte = *reader.next;
+                reader.next += byte == 0xFF ? 2 : 1;
+            } else {
+                reader.padded += 8;
+            }
+            loaded = loaded << 8 | byte;
         }
-        loaded = loaded << 8 | byte;
     }
     reader.held |= (u64)loaded << (32 - reader.left);
     reader.left += 32;

@@ -72,7 +72,7 @@ KERNEL(transform, TRANSFORM_THREADS) {
         EACH_THREAD(TRANSFORM_THREADS) {
             int at = block * (TRANSFORM_THREADS / 8) + thread / 8, lane = thread % 8;
             if (absent || at >= blocks) continue;
-            int component = at < lumas ? 0 : 1 + (at - lumas) / mcus;
+            int component = at < lumas ? 0 : at < lumas + mcus ? 1 : 2;
             Plane plane = plane_of(batch, component);
             int line = (at - plane.blocks_before) / plane.across, column = (at - plane.blocks_before) % plane.across;
             if (!is_shown(batch, window, component, line, column)) continue;
@@ -100,7 +100,7 @@ INLINE bool is_narrow(const Batch &batch) { return batch.width <= 2 * batch.h; }
 
 /* Return the lines of samples for a line of an image, whose planes these are: the nearest and the next nearest of chroma. */
 INLINE Line line_of(const Batch &batch, const u8 *planes, int y) {
-    int v = batch.v, height = (batch.height + v - 1) / v, near = y >> (v - 1);
+    int v = batch.v, height = (batch.height + v - 1) >> (v - 1), near = y >> (v - 1);
     int next = v == 1 || is_narrow(batch) ? near : clamp(y & 1 ? near + 1 : near - 1, 0, height - 1);
     Line line = {planes + y * plane_of(batch, 0).across * 8, {}, {}};
     UNROLL for (int i = 0; i < 2; i++) {
@@ -116,7 +116,8 @@ INLINE Line line_of(const Batch &batch, const u8 *planes, int y) {
  * the next nearest, but if there are only two columns of it the nearest alone. Then YCbCr (JFIF 1.02) is converted with the
  * constants of libjpeg, of 16 bits. */
 INLINE Colour pixel_at(const Batch &batch, const Line &line, int x) {
-    int luma = line.luma[x], h = batch.h, odd = x & 1, near = x >> (h - 1), last = (batch.width + h - 1) / h - 1, chroma[2];
+    int luma = line.luma[x], h = batch.h, odd = x & 1, near = x >> (h - 1), chroma[2];
+    int last = ((batch.width + h - 1) >> (h - 1)) - 1;
     if (batch.components == 1) return {luma, luma, luma};
     int next = h == 1 || is_narrow(batch) ? near : clamp(odd ? near + 1 : near - 1, 0, last);
     int half = batch.v == 1 ? 4 + 4 * odd : 8 - odd; /* of 16ths; in turns more and less than a half */
