@@ -15,10 +15,11 @@ from PIL import Image
 
 from pipelines import AUGMENTS, Augment, Batch, DataError, Loader, factory, open_loader
 from pipelines.gpu import batches as gpu_batches
-from pipelines.gpu import opening, resident
+from pipelines.gpu import decoder, opening, resident
 from pipelines.sharding import members
 from pipelines.turbo.native import has_native
 from tests.conftest import shard, without_checksums
+from tests.test_device_copies import Gpu, pretended
 
 pytestmark = pytest.mark.skipif(
     not has_native() or bool(opening.missing_part()), reason="needs the compiled parts, of this version"
@@ -246,7 +247,7 @@ def test_too_little_memory_is_said_before_anything_is_read(folder: Path, monkeyp
     monkeypatch.setattr(resident, "free_bytes", lambda _: 30_000)
     monkeypatch.setattr("pipelines.gpu.gather.Gatherer.read", lambda *_: 1 / 0)
     with pytest.raises(
-        DataError, match=r"needs 8.*e-05 GB of memory for train of .*, and 3e-05 GB are free: .*% would fit"
+        DataError, match=r"needs 0\.000\d+ GB of memory for train of .*, and 3e-05 GB are free: \d+% would fit"
     ):
         opened("gpu", folder, resident=True)
 
@@ -321,3 +322,81 @@ def test_a_decoder_that_cannot_run_is_named(folder: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(opening, "PieceDecoder", refuse)
     with pytest.raises(DataError, match=r"backend gpu cannot run: the driver is of CUDA 11\.4"):
         opened("gpu", folder)
+
+
+# Streams, on a pretended GPU that works as late as their order allows
+
+
+class LateDecoder(decoder.PieceDecoder):
+    """The emulated decoder, whose work is queued on the pretended GPU's current stream."""
+
+    gpu: Gpu
+
+    def __init__(self, layout: Any, _: torch.device, **given: Any) -> None:
+        super().__init__(layout, torch.device("cpu"), **given)
+
+    def __call__(self, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        images = torch.empty((len(given[1]), self._size, self._size, 3), dtype=self._dtype)
+        status = torch.empty(len(given[1]), dtype=torch.int32)
+        made: list[torch.Tensor] = []
+
+        def decode() -> torch.Tensor:
+            made.extend(super(LateDecoder, self).__call__(*given))
+            return made[0]
+
+        return self.gpu.queue("decode", images, decode), self.gpu.queue("status", status, lambda: made[1])
+
+
+class CopyingGpu(Gpu):
+    """A pretended GPU that copies to the host, too, and places rows of pinned memory."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.Tensor.copy_ and kwargs.get("non_blocking"):
+            return self.queue("to the host", args[0], lambda: args[1])
+        if func is torch.Tensor.pin_memory:
+            return args[0]
+        if func is torch.Tensor.__setitem__:
+            others, places, pixels = args
+            return self.current.add(lambda: others.numpy().__setitem__(places.numpy(), pixels.numpy()))
+        if func is torch.empty and "cuda" in str(kwargs.get("device", "")):
+            kwargs = {name: value for name, value in kwargs.items() if name != "device"}
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
+    with pretended(monkeypatch, CopyingGpu()) as found:
+        monkeypatch.setattr(LateDecoder, "gpu", found, raising=False)
+        monkeypatch.setattr(opening, "PieceDecoder", LateDecoder)
+        yield found
+
+
+def test_batches_are_right_however_late_the_gpu_works(folder: Path, gpu: Gpu) -> None:
+    """Check two epochs, so that all buffers are used again. Nothing is read before the second one's end."""
+    augment = smaller("paper")
+    expected = opened("turbo", folder, "train", augment)
+    loader = opened("gpu", folder, "train", augment, device="cuda")
+    for ours, theirs in zip([*loader, *loader], [*expected, *expected], strict=True):
+        assert ours.images.dtype == torch.float16
+        images = gpu.read(ours.images).float()
+        torch.testing.assert_close(images, theirs.images, rtol=2e-3, atol=2e-3)  # float16 has eleven bits
+        assert torch.equal(gpu.read(ours.labels), theirs.labels)
+
+
+def test_batches_are_decoded_beside_the_callers_work_and_their_memory_is_lent(folder: Path, gpu: Gpu) -> None:
+    batches = iter(opened("gpu", folder, device="cuda"))
+    first, second = next(batches), next(batches)
+    used = {tensor.untyped_storage().data_ptr() for batch in (first, second) for tensor in (batch.images, batch.labels)}
+    assert used <= {address for address, stream in gpu.uses if stream is gpu.caller}, "torch would reuse it early"
+    assert gpu.caller not in {stream for _, stream in gpu.log} and len({stream for _, stream in gpu.log}) == 1
+
+
+def test_a_damaged_image_is_replaced_behind_the_batches_made_ahead(folder: Path, tmp_path: Path, gpu: Gpu) -> None:
+    copy = without_checksums(shutil.copytree(folder, tmp_path / "damaged"))
+    damage(copy, "train", 2, at=900, data=b"\xff\xd9" * 2)
+    options = {"on_error": "skip", "batch_size": 9}  # no image is left out
+    loaders = [opened("turbo", copy, **options), opened("gpu", copy, **options, device="cuda")]
+    for theirs, ours in zip(*loaders, strict=True):
+        assert torch.equal(gpu.read(ours.images), theirs.images)
+    assert loaders[0].skipped == loaders[1].skipped and len(loaders[0].skipped) == 1

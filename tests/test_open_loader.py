@@ -357,9 +357,7 @@ def test_auto_chooses_by_the_cores_of_the_rank(
     assert loader.backend == backend and why in repr(loader)
     assert "auto" not in repr(open_loader(numbered_shards, **given, backend=backend))
     transformed = open_loader(numbered_shards, **given, keys=True)
-    assert transformed.backend == "turbo" and "auto: DALI lacks keys; not gpu: no markers" in repr(
-        transformed
-    )
+    assert transformed.backend == "turbo" and "auto: DALI lacks keys; not gpu: no markers" in repr(transformed)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
