@@ -22,7 +22,7 @@ PARTS = {*ARROWS, "tests"}
 
 
 def source_files(folder: Path = ROOT) -> Iterator[Path]:
-    """Yield the paths of all source files, relative to the root, in Python, C, C++ and CUDA, without tests and hidden folders."""
+    """Yield the paths of all source files, relative to the root: of any language, without tests and hidden folders."""
     for path in sorted(folder.iterdir()):
         if path.name.startswith((".", "__pycache__")) or (folder == ROOT and path.name in NO_SOURCES):
             continue
