@@ -7,18 +7,20 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmarks
+from benchmarks import loader
 from benchmarks.evaluate import EvaluateOptions, run_evaluate
 from benchmarks.harness.children import Child
 from benchmarks.harness.diagnosis import diagnose
 from benchmarks.harness.peer_data import extract_images
-from benchmarks.harness.timing import MADE_AHEAD, Deadline, interleave, summarise, too_short
+from benchmarks.harness.timing import MADE_AHEAD, Deadline, Missing, interleave, summarise, too_short
 from benchmarks.loader import LoaderOptions, run_loader
+from benchmarks.plots.loaders import draw_loaders
 from benchmarks.shuffle import Options, epochs, figures, numbered_shards
 from benchmarks.small import TEST_SHARE, features, held_out_groups, summary
 from pipelines import DataError, load_manifest
 from pipelines.images.picture import read_picture
 from pipelines.turbo.batches import AHEAD
-from tests.conftest import assert_refused, command, script
+from tests.conftest import ROOT, assert_refused, command, script
 
 
 def test_rounds_are_interleaved_and_the_first_is_not_counted() -> None:
@@ -145,6 +147,32 @@ def test_the_loader_benchmark_measures_and_explains(demo_shards: Path, tmp_path:
     assert "No measurement: --batches has 2 batches" in done.stdout and result["too_short"]
     assert (tmp_path / "loader.png").stat().st_size > 10_000
     assert_refused(command("-m", "benchmarks", "loader", "--data", tmp_path), "no shards at")
+
+
+def test_a_peer_that_lacks_one_crop_is_measured_with_the_other(
+    demo_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(name: str, *_: object) -> str:
+        if "turboloader, random" in name or "ffcv" in name:
+            raise DataError(f"{name} ended with 1: Traceback\nno crop" if "turbo" in name else "no module ffcv")
+        return name
+
+    monkeypatch.setattr(loader, "Child", start)
+    monkeypatch.setattr(loader, "extract_images", lambda manifest, work: work)
+    missing = Missing()
+    options = LoaderOptions(data=demo_shards, work=tmp_path)
+    started = list(loader.start_peers(options, load_manifest(demo_shards), 2, Deadline(), missing))
+    assert "peer turboloader, resized, 2 threads" in started and "peer webdataset, random, 2 threads" in started
+    assert missing.failed == {"peer ffcv": "no module ffcv", "peer turboloader, random": "no crop"}
+
+
+def test_the_picture_of_loaders_has_the_fastest_first_and_both_crops() -> None:
+    result = json.loads((ROOT / "benchmarks/results/loader-cpu.json").read_text())
+    axes = draw_loaders(result).axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]  # from the bottom up
+    assert names[-2:] == ["turbo, normalised", "turbo"] and names[0] == "imagefolder" and len(names) == 12
+    drawn = sorted(bar.get_width() for bar in axes.patches)
+    assert drawn == sorted(row["median"] for row in loader.loader_rows(result)[1:])
 
 
 def test_views_of_one_surface_are_on_one_side_of_a_split() -> None:

@@ -9,6 +9,10 @@
 #include "checksum.h"
 #include "sample.h"
 
+#if defined __GLIBC__ && defined __x86_64__ /* the old name of the same function: wheels built today load on glibc 2.28 */
+__asm__(".symver exp, exp@GLIBC_2.2.5");
+#endif
+
 #define CHECKSUM 500           /* offset of the checksum in an image's tar header */
 
 /* Return the next field of a line, up to a space or the end, and advance the line behind it. */
