@@ -1,4 +1,4 @@
-"""The parts of the build that setup.cfg cannot describe: compiled parts, the wheel's scripts and its tag."""
+"""The parts of the build that setup.cfg cannot describe: the compiled parts, the wheel's scripts and its tag."""
 
 import os
 import shutil
@@ -47,7 +47,7 @@ EMULATED = Extension(
 
 
 class BuildExtensions(build_ext):
-    """A build of libraries that native.py loads by ctypes: they use nothing of Python's, so one file serves all."""
+    """A build of libraries that are loaded by ctypes: they use nothing of Python's, so one file serves all."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split("."))) + ".abi3.so"

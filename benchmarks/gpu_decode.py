@@ -22,8 +22,8 @@ COLUMNS = "| kernel | KB | thousand instructions | us an image | measured |"
 FIND_A_BYTE, FIND_FIXED = 18, 450  # looked at twice: counted, then located
 SYMBOL = 170  # of a warp: refill, look-up, value; some thread of it is at the end of a block nearly always
 TRANSFORM = 500  # of a column and a row of a block
-FINISH_FOUR = 225  # once for four pixels
-PIXEL, RESIZED_PIXEL = 172, 525  # one pixel of the image, or the mixture of four
+FINISH_FOUR = 250  # once for four pixels
+PIXEL, RESIZED_PIXEL = 168, 445  # one pixel of the image, or the mixture of four
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ its core, so that other work on the machine counts for little. Pixels that diffe
 """
 
 import json
+import shlex
+import sys
 import tempfile
 import time
 import zipfile
@@ -70,6 +72,7 @@ def main(options: Options) -> None:
             "data": str(options.data),
             "wheel": options.wheel.name,
         }
+        about["command"] = shlex.join(["python", "-m", "benchmarks.wheel", *sys.argv[1:]])
         result = machine() | about | {"images": options.images, "rows": rows}
         write_atomically(options.json, json.dumps(result, indent=1).encode() + b"\n")
 

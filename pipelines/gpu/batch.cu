@@ -81,6 +81,28 @@ struct Batch { /* Batch in kernels.py */
     int mcus_down, mcus_across, interval, pieces, header_bytes;
 };
 
+/* Return the bits of a float16, rounded half to even. */
+INLINE u16 half_of(float value) {
+#ifndef EMULATED
+    u16 bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+#else
+    u32 bits, sign, most_finite = 0x477FF000; /* from here on infinite: 65520 */
+    __builtin_memcpy(&bits, &value, 4);
+    sign = bits >> 16 & 0x8000;
+    bits &= 0x7FFFFFFF;
+    if (bits > 0x7F800000) return (u16)(sign | 0x7FFF);
+    if (bits >= most_finite) return (u16)(sign | 0x7C00);
+    if (bits < 0x38800000) { /* below 2^-14: a multiple of 2^-24 */
+        float small;
+        __builtin_memcpy(&small, &bits, 4);
+        return (u16)(sign | (u32)__builtin_rintf(small * 16777216.0f));
+    }
+    return (u16)(sign | (((bits + 0xFFF + (bits >> 13 & 1)) >> 13) - (112 << 10)));
+#endif
+}
+
 struct Window { int top, bottom, left, right; }; /* the crop, in MCUs; bottom and right are exclusive */
 
 INLINE int least(int a, int b) { return a < b ? a : b; }

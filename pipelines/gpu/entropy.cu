@@ -100,16 +100,15 @@ INLINE int number_in(u64 held, int size) {
     return size && value < 1 << (size - 1) ? value - (1 << size) + 1 : value;
 }
 
-/* Return where the coefficients of a block lie. Number is that in its MCU, which lies in that line and column of MCUs. */
-INLINE i16 *block_at(const Batch &batch, i16 *image, int number, int line, int column) {
-    int mcus = batch.mcus_down * batch.mcus_across, lumas = batch.h * batch.v, at;
-    if (number < lumas) {
-        int down = number >> (batch.h - 1), right = number & (batch.h - 1);
-        at = ((line * batch.v + down) * batch.mcus_across + column) * batch.h + right;
-    } else {
-        at = mcus * number + line * batch.mcus_across + column;
-    }
-    return image + 64 * at;
+struct Place { int first, down, right, component; }; /* of a block in an MCU: index of the image's first such block, and
+                                                        * how far it is to that of the MCU below and to the right */
+
+/* Return the place of a block, by its number in the MCU (A.2.3): the blocks of the first component come first. */
+INLINE Place place_of(const Batch &batch, int number) {
+    int across = batch.mcus_across, mcus = batch.mcus_down * across, lumas = batch.h * batch.v;
+    if (number >= lumas) return {mcus * number, across, 1, number - lumas + 1};
+    int down = number >> (batch.h - 1), right = number & (batch.h - 1);
+    return {down * across * batch.h + right, batch.v * across * batch.h, batch.h, 0};
 }
 
 INLINE void clear(i16 *coefficients) {
@@ -119,12 +118,12 @@ INLINE void clear(i16 *coefficients) {
 
 /* Decode count MCUs from first (E.2.4, F.2.2) into an image's coefficients; return the status. One loop over the symbols of
  * all blocks, so that neighbouring threads stay together. Each turn advances k, so there are at most 64 a block. */
-INLINE int decode_piece(const Batch &batch, const u16 *lookup, const u8 *zigzag, Reader reader, int first, int count,
-                        i16 *image) {
+INLINE int decode_piece(const Batch &batch, const u16 *lookup, const u8 *zigzag, const Place *places, Reader reader,
+                        int first, int count, i16 *image) {
     int line = first / batch.mcus_across, column = first % batch.mcus_across, number = 0, component = 0, k = 0;
-    int lumas = batch.h * batch.v, blocks = lumas + batch.components - 1;
+    int blocks = batch.h * batch.v + batch.components - 1;
     u32 last[3] = {0, 0, 0}; /* each component's last DC value: PRED of F.2.1.3.1. It wraps around in damaged data */
-    i16 *out = block_at(batch, image, 0, line, column);
+    i16 *out = image + 64 * (line * places[0].down + column * places[0].right);
     clear(out);
     for (;;) {
         refill(reader);
@@ -155,8 +154,8 @@ INLINE int decode_piece(const Batch &batch, const u16 *lookup, const u8 *zigzag,
             number = 0;
             if (++column == batch.mcus_across) column = 0, line++;
         }
-        component = number < lumas ? 0 : number - lumas + 1;
-        out = block_at(batch, image, number, line, column);
+        component = places[number].component;
+        out = image + 64 * (places[number].first + line * places[number].down + column * places[number].right);
         clear(out);
     }
     return reader.next < reader.end || reader.left - reader.padded >= 8 ? TOO_LONG : RIGHT; /* padded with 7 bits at most */
@@ -165,8 +164,10 @@ INLINE int decode_piece(const Batch &batch, const u16 *lookup, const u8 *zigzag,
 KERNEL(decode_pieces, PIECE_THREADS) {
     SHARED u16 lookup[6 << LOOK];
     SHARED u8 zigzag[64];
+    SHARED Place places[6];
     EACH_THREAD(PIECE_THREADS) {
         if (thread < 64) zigzag[thread] = batch.tables->zigzag[thread];
+        if (thread < 6) places[thread] = place_of(batch, thread);
         for (int i = thread; i < 6 << LOOK; i += PIECE_THREADS) lookup[i] = batch.tables->lookup[i];
     }
     EACH_THREAD(PIECE_THREADS) {
@@ -178,7 +179,7 @@ KERNEL(decode_pieces, PIECE_THREADS) {
         const u8 *file = batch.data + batch.offsets[row];
         Reader reader = {file + (piece ? ends[piece - 1] + 2 : batch.header_bytes), file + ends[piece], 0, 0, 0};
         i16 *image = batch.coefficients + (i64)row * blocks_of(batch) * 64;
-        int code = decode_piece(batch, lookup, zigzag, reader, first, count, image);
+        int code = decode_piece(batch, lookup, zigzag, places, reader, first, count, image);
         if (code) worsen(&batch.status[row], code);
     }
 }

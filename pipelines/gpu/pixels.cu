@@ -133,10 +133,10 @@ INLINE Colour pixel_at(const Batch &batch, const Line &line, int x) {
 struct Position { int low, high; float share; }; /* two pixels and the share of the second */
 
 /* Return which pixels of a side of the box a pixel of the result lies between; centres of pixels lie at halves. */
-INLINE Position position_of(int at, int size, int side) {
-    int scaled = (2 * at + 1) * side - size, low = scaled < 0 ? -1 : scaled / (2 * size);
-    float share = (float)(scaled - low * 2 * size) / (float)(2 * size);
-    return {clamp(low, 0, side - 1), clamp(low + 1, 0, side - 1), share};
+INLINE Position position_of(int at, float ratio, int side) {
+    float place = ((float)at + 0.5f) * ratio - 0.5f;
+    int low = (int)(place + 1.0f) - 1; /* rounded down: place is above -1 */
+    return {clamp(low, 0, side - 1), clamp(low + 1, 0, side - 1), place - (float)low};
 }
 
 INLINE int mixed(int a, int b, int c, int d, float right, float down) {
@@ -156,39 +156,10 @@ INLINE int jittered(const float *weights, const Colour &pixel) {
     return clamp((r * pixel.r + g * pixel.g + b * pixel.b + added) >> 10, 0, 255);
 }
 
-/* Return the bits of a float16, rounded half to even. */
-INLINE u16 half_of(float value) {
-#ifndef EMULATED
-    u16 bits;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-    return bits;
-#else
-    u32 bits, sign, most_finite = 0x477FF000; /* from here on infinite: 65520 */
-    __builtin_memcpy(&bits, &value, 4);
-    sign = bits >> 16 & 0x8000;
-    bits &= 0x7FFFFFFF;
-    if (bits > 0x7F800000) return (u16)(sign | 0x7FFF);
-    if (bits >= most_finite) return (u16)(sign | 0x7C00);
-    if (bits < 0x38800000) { /* below 2^-14: a multiple of 2^-24 */
-        float small;
-        __builtin_memcpy(&small, &bits, 4);
-        return (u16)(sign | (u32)__builtin_rintf(small * 16777216.0f));
-    }
-    return (u16)(sign | (((bits + 0xFFF + (bits >> 13 & 1)) >> 13) - (112 << 10)));
-#endif
-}
-
-/* Write one number of the result: (pixel + colour - mean) * scale, in the order of turbo's normalise_kernel.py, or, in
- * float32, of normalise.py on a CPU. */
-INLINE void write(const Batch &batch, i64 at, int pixel, float colour, float mean, float scale) {
-    if (batch.dtype == UINT8) ((u8 *)batch.images)[at] = (u8)pixel;
-    else if (batch.dtype == FLOAT16) ((u16 *)batch.images)[at] = half_of(((float)pixel + colour - mean) * scale);
-    else ((float *)batch.images)[at] = ((float)pixel - mean + colour) * scale;
-}
-
 struct View { /* a line of the result, as it is made of an image */
     Line top, bottom;      /* lines of the image; only the first if the crop is not resized */
     float down;            /* share of the second */
+    float ratio;           /* width of the box over that of the result */
     int left, width;       /* of the box */
     bool resized;
     const float *weights;  /* of the jitter, or 0 */
@@ -198,9 +169,9 @@ INLINE View view_of(const Batch &batch, int row, int y) {
     const int *box = batch.boxes + 4 * row, size = batch.size;
     const u8 *planes = batch.planes + (i64)row * blocks_of(batch) * 64;
     bool resized = box[2] != size || box[3] != size;
-    Position down = resized ? position_of(y, size, box[2]) : Position{y, y, 0};
-    return {line_of(batch, planes, box[0] + down.low), line_of(batch, planes, box[0] + down.high), down.share, box[1],
-            box[3], resized, batch.matrices ? batch.matrices + 12 * row : 0};
+    Position down = resized ? position_of(y, (float)box[2] / (float)size, box[2]) : Position{y, y, 0};
+    return {line_of(batch, planes, box[0] + down.low), line_of(batch, planes, box[0] + down.high), down.share,
+            (float)box[3] / (float)size, box[1], box[3], resized, batch.matrices ? batch.matrices + 12 * row : 0};
 }
 
 /* Return a pixel of the line: of the crop, resized to size x size if the box has another size (linear, as
@@ -208,7 +179,7 @@ INLINE View view_of(const Batch &batch, int row, int y) {
 INLINE Colour shown_at(const Batch &batch, const View &view, int x) {
     Colour found;
     if (view.resized) {
-        Position right = position_of(x, batch.size, view.width);
+        Position right = position_of(x, view.ratio, view.width);
         int low = view.left + right.low, high = view.left + right.high;
         found = mixture(pixel_at(batch, view.top, low), pixel_at(batch, view.top, high), pixel_at(batch, view.bottom, low),
                         pixel_at(batch, view.bottom, high), right.share, view.down);
@@ -219,32 +190,51 @@ INLINE Colour shown_at(const Batch &batch, const View &view, int x) {
     return weights ? Colour{jittered(weights, found), jittered(weights + 4, found), jittered(weights + 8, found)} : found;
 }
 
-/* Write AT_ONCE pixels of a line of a row's result, from x on: of its file, or of others if it has none. */
-INLINE void finish_part(const Batch &batch, int row, int y, int x) {
-    int size = batch.size, end = least(size, x + AT_ONCE);
-    const i64 *crop = batch.crops + 3 * row;
-    const float *colour = batch.colours + 3 * row, *mean = batch.mean_image;
-    bool flipped = crop[2], coded = batch.sizes[row];
-    View view;
-    if (coded) view = view_of(batch, row, y);
-    if (mean) mean += ((crop[0] + y) * batch.width + crop[1]) * 3;
-    for (i64 place = (((i64)row * size + y) * size + x) * 3; x < end; x++, place += 3) {
-        int from = flipped ? size - 1 - x : x;
-        Colour pixel = coded ? shown_at(batch, view, from) : pixel_of(batch.others + place);
-        write(batch, place, pixel.r, colour[0], mean ? mean[3 * from] : 0, batch.scale[0]);
-        write(batch, place + 1, pixel.g, colour[1], mean ? mean[3 * from + 1] : 0, batch.scale[1]);
-        write(batch, place + 2, pixel.b, colour[2], mean ? mean[3 * from + 2] : 0, batch.scale[2]);
+/* Write a pixel of the result: (pixel + colour - mean) * scale, in the order of turbo's normalise_kernel.py, or, in
+ * float32, of normalise.py on a CPU. */
+INLINE void write(const Batch &batch, i64 place, const Colour &pixel, const float *colour, const float *mean) {
+    int value[3] = {pixel.r, pixel.g, pixel.b};
+    if (batch.dtype == UINT8) {
+        UNROLL for (int i = 0; i < 3; i++) ((u8 *)batch.images)[place + i] = (u8)value[i];
+    } else if (batch.dtype == FLOAT16) {
+        UNROLL for (int i = 0; i < 3; i++)
+            ((u16 *)batch.images)[place + i] =
+                half_of(((float)value[i] + colour[i] - (mean ? mean[i] : 0)) * batch.scale[i]);
+    } else {
+        UNROLL for (int i = 0; i < 3; i++)
+            ((float *)batch.images)[place + i] =
+                ((float)value[i] - (mean ? mean[i] : 0) + colour[i]) * batch.scale[i];
     }
 }
 
-/* Make the result. Rows with a problem become zeros. */
+/* Write a pixel of zeros. */
+INLINE void write_nothing(const Batch &batch, i64 place) {
+    int bytes = batch.dtype == UINT8 ? 3 : batch.dtype == FLOAT16 ? 6 : 12;
+    for (int i = 0; i < bytes; i++) ((u8 *)batch.images)[place / 3 * bytes + i] = 0;
+}
+
+/* Make the result, of a row's file, or of others if it has none. Rows with a problem become zeros. A thread makes AT_ONCE
+ * pixels of a line, far from each other: neighbouring threads write neighbouring pixels. */
 KERNEL(finish, FINISH_THREADS) {
     EACH_THREAD(FINISH_THREADS) {
-        int size = batch.size, a_line = (size + AT_ONCE - 1) / AT_ONCE, at = block * FINISH_THREADS + thread;
-        int y = at / a_line, x = at % a_line * AT_ONCE;
+        int size = batch.size, step = (size + AT_ONCE - 1) / AT_ONCE, at = block * FINISH_THREADS + thread;
+        int y = at / step, begin = at % step;
         if (y >= size) continue;
-        i64 place = (((i64)row * size + y) * size + x) * 3;
-        if (!batch.status[row]) finish_part(batch, row, y, x);
-        else for (int i = 0; i < 3 * least(AT_ONCE, size - x); i++) write(batch, place + i, 0, 0, 0, 0);
+        const i64 *crop = batch.crops + 3 * row;
+        bool right = !batch.status[row], coded = batch.sizes[row], flipped = crop[2];
+        const float *mean = batch.mean_image;
+        View view;
+        if (right && coded) view = view_of(batch, row, y);
+        if (right && mean) mean += ((crop[0] + y) * batch.width + crop[1]) * 3;
+        for (int x = begin; x < size; x += step) {
+            i64 place = (((i64)row * size + y) * size + x) * 3;
+            int from = flipped ? size - 1 - x : x;
+            if (!right) {
+                write_nothing(batch, place);
+            } else {
+                Colour pixel = coded ? shown_at(batch, view, from) : pixel_of(batch.others + place);
+                write(batch, place, pixel, batch.colours + 3 * row, mean ? mean + 3 * from : 0);
+            }
+        }
     }
 }
