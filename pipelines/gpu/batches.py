@@ -31,7 +31,7 @@ LOG = logging.getLogger(__name__)
 
 
 class Source(NamedTuple):
-    """What the batches of a loader are made from and with."""
+    """The files of a split, or its bytes in memory, and the decoder of their batches."""
 
     records: Records
     gatherer: Gatherer
