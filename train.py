@@ -63,6 +63,8 @@ class Options(TrainOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.resident and self.backend not in ("auto", "gpu"):
+            raise ValueError(f"--resident goes with --backend gpu, not {self.backend}")
         for option in ("augment", "late_augment"):
             name = getattr(self.settings, option) or self.settings.augment
             if name not in AUGMENTS:

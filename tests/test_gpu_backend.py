@@ -13,12 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
+from alexnet.log import read_log
 from pipelines import AUGMENTS, Augment, Batch, DataError, Loader, factory, open_loader
 from pipelines.gpu import batches as gpu_batches
 from pipelines.gpu import decoder, opening, resident
 from pipelines.sharding import members
 from pipelines.turbo.native import has_native
-from tests.conftest import shard, without_checksums
+from tests.conftest import SMALLEST, assert_refused, script, shard, without_checksums
 from tests.test_device_copies import Gpu, pretended
 
 pytestmark = pytest.mark.skipif(
@@ -173,10 +174,14 @@ def test_a_transform_sees_turbos_pixels(folder: Path, augment: Augment) -> None:
 
 
 @pytest.mark.parametrize("resident", [False, True])
-def test_files_with_another_header_are_decoded_by_the_cpu(mixed: Path, resident: bool) -> None:
+def test_files_with_another_header_are_decoded_by_the_cpu(
+    mixed: Path, resident: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """Check with keys too, for which all rows go through Python."""
     for keys in (False, True):
         assert all(difference(*pair) == 0 for pair in pairs(mixed, "train", keys=keys, resident=resident))
+        assert caplog.text.count("their header is not that of most") == 1, "it is said once for each loader"
+        caplog.clear()
 
 
 @pytest.mark.parametrize("resident", [False, True])
@@ -322,6 +327,25 @@ def test_a_decoder_that_cannot_run_is_named(folder: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(opening, "PieceDecoder", refuse)
     with pytest.raises(DataError, match=r"backend gpu cannot run: the driver is of CUDA 11\.4"):
         opened("gpu", folder)
+
+
+def test_train_refuses_resident_with_another_backend() -> None:
+    assert_refused(script("train.py", "--resident", "--backend", "turbo"), "--resident goes with --backend gpu", code=2)
+
+
+@pytest.mark.slow
+def test_a_run_is_trained_and_resumed_with_either_backend(few_shards: Path, tmp_path: Path) -> None:
+    """Check with a run that gpu begins, from memory, and turbo ends: its losses are those of turbo alone."""
+    line = ("train.py", "--data", few_shards, *SMALLEST, "--augment", "source2012_quiet", "--out")
+    losses = {}
+    for name, backends in (("both", ("gpu", "turbo")), ("turbo", ("turbo", "turbo"))):
+        first = ("--epochs", "1", "--backend", backends[0], *(["--resident"] if backends[0] == "gpu" else []))
+        then = ("--resume", "--epochs", "2", "--backend", backends[1], *(["--no-resident"] if name == "both" else []))
+        for more in (first, then):
+            done = script(*line, tmp_path / name, *more)
+            assert done.returncode == 0, done.stderr
+        losses[name] = [e["loss"] for e in read_log(tmp_path / name / "log.jsonl") if e["kind"] == "step"]
+    assert losses["both"] == losses["turbo"] and len(losses["both"]) == 4
 
 
 # Streams, on a pretended GPU that works as late as their order allows

@@ -31,7 +31,7 @@ LOG = logging.getLogger(__name__)
 
 
 class Source(NamedTuple):
-    """What the batches of a loader are made from and with."""
+    """The files of a split, or its bytes in memory, and the decoder of their batches."""
 
     records: Records
     gatherer: Gatherer
@@ -68,8 +68,8 @@ class GpuBatches(OrderedBatches):
         pieces.crops[:, 2] ^= draws.flips.repeat(self._augment.crops)
         places, used = self._place(numbers[:rows])
         places["size"][about["valid"] :] = 0
-        if self._augment.crop == "resized":
-            places["size"][pieces.boxes[:, 2:].min(axis=1) >= 2 * self._augment.size] = 0  # libjpeg would shrink them
+        if self._augment.crop != "ten":
+            places["size"][self._shrunk(pieces)] = 0
         return PieceWork(
             images=np.zeros((self._layout.images, self._augment.size, self._augment.size, 3), np.uint8),  # untouched
             memory=memory,
@@ -81,6 +81,10 @@ class GpuBatches(OrderedBatches):
             used=self._layout.head + used,
             **about,
         )
+
+    def _shrunk(self, pieces: Pieces) -> np.ndarray:
+        """Return which crops, N bool, libjpeg would shrink in decoding."""
+        return (self._augment.crop == "resized") & (pieces.boxes[:, 2:].min(axis=1) >= 2 * self._augment.size)
 
     def _arrays(self, memory: torch.Tensor) -> Pieces:
         """Return the arrays in a buffer, the same ones whenever it is used."""
@@ -143,6 +147,10 @@ class GpuBatches(OrderedBatches):
             done = rendered["done"] != 0
             work.images[some[done]], work.labels[some[done]] = pixels[done], rendered["label"][done]
             left += some[~done].tolist()
+            if not self._shrunk(work.pieces)[some[done]].all():
+                self._say(
+                    f"the CPU decodes some files of {self._manifest.folder}: their header is not that of most, or large"
+                )
         return left
 
     def _fill(self, work: PieceWork, row: int, sample: int) -> None:  # type: ignore[override]

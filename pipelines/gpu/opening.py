@@ -59,7 +59,7 @@ def require_gpu(manifest: Manifest) -> None:
 
 
 class GpuSource:
-    """What a loader's backends share, one after the other: open files, the decoder and a resident split.
+    """Open files, decoder and resident split of a loader, which its backends share, one after the other.
 
     It is opened at once, so that errors come early, and again after ``release``.
     """

@@ -58,7 +58,7 @@ class Records:
 
     @property
     def ends(self) -> list[int]:
-        """For each shard, the number of samples in it and the shards before it."""
+        """The number of samples up to the end of each shard."""
         return self._ends
 
     def lines(self, number: int) -> tuple[int, int, np.ndarray]:
