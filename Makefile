@@ -6,15 +6,19 @@
 # make fuzz    damaged JPEGs through the compiled decoder, under sanitizers; MINUTES=10
 # make notes VERSION=0.2.0   the changelog's section of a version, for its release
 # make docs    the documentation site, in site/; needs no network and fails at the first warning
-# make test    the quick tests;  make test-slow  the long ones, make demo among them;  make lint  ruff and mypy
+# make test    the quick tests;  make test-slow  the long ones, make demo among them, in two processes (JOBS=2)
+# make lint    ruff and mypy
 
 PYTHON ?= python3
 DALI ?= cuda130
 TORCH ?= cuda
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 MINUTES ?= 10
+JOBS ?= 2
 WHEELS ?= dist
 PY = .venv/bin/python
+# Processes with a thread each: tests wait for starting programs more than they compute. A process takes up to 4 GB.
+TESTS = OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(JOBS)
 ENV = .venv/.made-for-$(DALI)-$(TORCH)
 ifeq ($(TORCH),cpu)
 CHOSEN = -e '/^nvidia-dali/d' -e 's/^torch\(vision\)\{0,1\}==.*/&+cpu/'
@@ -69,10 +73,10 @@ notes:
 	@sed -n '/^## $(VERSION)\b/,/^## /{/^## /!p}' CHANGELOG.md | grep . || { echo "CHANGELOG.md has no section $(VERSION)" >&2; exit 1; }
 
 test: $(ENV)
-	$(PY) -m pytest -m "not slow"
+	$(TESTS) --dist loadfile -m "not slow"
 
 test-slow: $(ENV)
-	$(PY) -m pytest -m slow
+	$(TESTS) --dist worksteal -m slow
 
 fuzz: $(ENV)
 	$(PY) -m tests.fuzz --minutes $(MINUTES)
