@@ -12,6 +12,7 @@ import pytest
 import tyro
 from PIL import Image
 
+from alexnet.__main__ import COMMANDS
 from alexnet.options import defaults
 from benchmarks.__main__ import Command
 from tests.conftest import ROOT
@@ -49,6 +50,9 @@ def parse(words: list[str]) -> None:
         return None
     if rest[1] == "benchmarks":
         return parsed(Command, rest[2:])
+    if rest[1] == "alexnet":
+        start = ["-m", "benchmarks"] if rest[2] == "bench" else [COMMANDS[rest[2]][0]]
+        return parse(["python", *start, *rest[3:]])
     return parsed(importlib.import_module(rest[1]).Options, rest[2:])
 
 
