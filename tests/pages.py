@@ -12,7 +12,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(
     r"(?:<!-- not run: (?P<why>[^\n]+) -->\n)?^(?P<indent> *)```(?P<kind>\w*)\n(?P<code>.*?)^ *```$", re.M | re.S
 )
-INLINE = re.compile(r"`((?:\.venv/bin/)?(?:python3?|torchrun|make) [^`]+)`")
+INLINE = re.compile(r"`((?:\.venv/bin/)?(?:python3?|torchrun|make|alexnet) [^`]+)`")
 
 
 class Block(NamedTuple):

@@ -1,11 +1,13 @@
 """Tests that the benchmarks measure the work that they name; the size of their figures is not tested."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from alexnet import RECIPES
 from benchmarks import __main__ as benchmarks
 from benchmarks import loader
 from benchmarks.evaluate import EvaluateOptions, run_evaluate
@@ -16,7 +18,16 @@ from benchmarks.harness.timing import MADE_AHEAD, Deadline, Missing, interleave,
 from benchmarks.loader import LoaderOptions, run_loader
 from benchmarks.plots.loaders import draw_loaders
 from benchmarks.shuffle import Options, epochs, figures, numbered_shards
-from benchmarks.small import TEST_SHARE, features, held_out_groups, summary
+from benchmarks.small import (
+    TEST_SHARE,
+    TRIED_AUGMENTS,
+    VARIATIONS,
+    SmallOptions,
+    held_out_groups,
+    recipe_of,
+    summary,
+)
+from benchmarks.small_forest import features
 from pipelines import DataError, load_manifest
 from pipelines.images.picture import read_picture
 from pipelines.turbo.batches import AHEAD
@@ -192,6 +203,20 @@ def test_hand_made_features_tell_textures_apart_and_not_their_place() -> None:
     assert np.isfinite(across).all() and np.abs(across - moved).max() < 0.05 < np.abs(across - turned).max()
 
 
-def test_a_summary_gives_mean_spread_and_seeds() -> None:
-    rows = [{"set": "cells", "side": 224, "method": "small", "epochs": None, "top1": top1} for top1 in (0.5, 0.7)]
-    assert summary(rows) == ["cells, 224 pixels, small: 60.0 +- 14.1 %, 2 seeds"]
+def test_a_summary_compares_with_the_forest_on_the_same_seed() -> None:
+    tops = {"forest": {0: 0.5, 1: 0.7, 2: 0.1}, "small": {0: 0.6, 1: 0.82}}
+    rows = [
+        {"set": "cells", "side": 224, "seed": seed, "method": method, "epochs": None, "top1": top1}
+        for method, by_seed in tops.items()
+        for seed, top1 in by_seed.items()
+    ]
+    forest, small = summary(rows)
+    assert forest == "cells, 224 pixels, forest: top1 43.3 +- 17.6; 3 seeds"
+    assert small == "cells, 224 pixels, small: top1 71.0 +- 11.0, top1 less the forest's 11.0 +- 1.0; 2 seeds"
+
+
+def test_every_variation_of_the_small_recipe_can_be_trained() -> None:
+    for method in VARIATIONS:
+        recipe = recipe_of(method, SmallOptions(epochs=3))
+        assert recipe.epochs == 3 and recipe != replace(RECIPES["small"], epochs=3, precision="bf16")
+        assert recipe.augment in TRIED_AUGMENTS

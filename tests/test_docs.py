@@ -15,6 +15,7 @@ from PIL import Image
 from alexnet.__main__ import COMMANDS
 from alexnet.options import defaults
 from benchmarks.__main__ import Command
+from pipelines.commands import NAMES
 from tests.conftest import ROOT
 from tests.pages import BLOCKS, FENCE, PAGES, commands_in_text, commands_of
 
@@ -38,6 +39,10 @@ def parse(words: list[str]) -> None:
     if program == "torchrun":
         script = next((place for place, word in enumerate(rest) if word.endswith("train.py")), None)
         return None if script is None else parse(["python", *rest[script:]])
+    if program == "alexnet":
+        scripts = {name: script for script, name in NAMES.items()}
+        called = ["-m", "benchmarks"] if rest[0] == "bench" else [scripts.get(rest[0], rest[0])]
+        return None if rest == ["--help"] else parse(["python", *called, *rest[1:]])
     if program == "make":
         return check_goals(rest)
     assert Path(program).name in ("python", "python3"), words
@@ -46,6 +51,8 @@ def parse(words: list[str]) -> None:
         assert path.is_file(), words
         parser = importlib.import_module(rest[0].removesuffix(".py").replace("/", ".")).Options
         return parsed(parser, rest[1:], {"default": start_of(parser, rest)} if path.name == "train.py" else {})
+    if rest[1] == "alexnet":
+        return parse(rest[1:])
     if rest[1] in OTHERS or rest[1:] == ["benchmarks"]:
         return None
     if rest[1] == "benchmarks":
@@ -99,7 +106,7 @@ def test_every_command_has_options_that_exist(monkeypatch: pytest.MonkeyPatch, c
     assert seen > 80
 
 
-@pytest.mark.parametrize("line", ["python tools/evaluate.py runs/a --no-such 1", "python none.py", "make nothing"])
+@pytest.mark.parametrize("line", ["python tools/evaluate.py runs/a --no-such 1", "alexnet no", "make nothing"])
 def test_a_wrong_command_would_be_found(line: str, capsys) -> None:
     with pytest.raises((SystemExit, AssertionError)):
         parse(line.split())

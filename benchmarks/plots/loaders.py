@@ -16,9 +16,6 @@ from pipelines.files import replacing
 from pipelines.terminal import run_command
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
