@@ -12,7 +12,6 @@ import pytest
 import tyro
 from PIL import Image
 
-from alexnet.__main__ import COMMANDS
 from alexnet.options import defaults
 from benchmarks.__main__ import Command
 from pipelines.commands import NAMES
@@ -42,7 +41,10 @@ def parse(words: list[str]) -> None:
     if program == "alexnet":
         scripts = {name: script for script, name in NAMES.items()}
         called = ["-m", "benchmarks"] if rest[0] == "bench" else [scripts.get(rest[0], rest[0])]
-        return None if rest == ["--help"] else parse(["python", *called, *rest[1:]])
+        if len(rest) == 1:  # a name in a sentence, without what it works on
+            assert rest[0] in {*scripts, "--help"}, words
+            return None
+        return parse(["python", *called, *rest[1:]])
     if program == "make":
         return check_goals(rest)
     assert Path(program).name in ("python", "python3"), words
@@ -57,9 +59,6 @@ def parse(words: list[str]) -> None:
         return None
     if rest[1] == "benchmarks":
         return parsed(Command, rest[2:])
-    if rest[1] == "alexnet":
-        start = ["-m", "benchmarks"] if rest[2] == "bench" else [COMMANDS[rest[2]][0]]
-        return parse(["python", *start, *rest[3:]])
     return parsed(importlib.import_module(rest[1]).Options, rest[2:])
 
 
