@@ -1,4 +1,4 @@
-"""The parts of the build that setup.cfg cannot describe: turbo's compiled part, the wheel's scripts and its tag."""
+"""The parts of the build that setup.cfg cannot describe: compiled parts, the wheel's scripts and its tag."""
 
 import os
 import shutil
@@ -19,11 +19,13 @@ NATIVE = Extension(
     "pipelines.turbo._native",
     [
         "pipelines/turbo/native.c",
+        "pipelines/turbo/sample.c",
+        "pipelines/turbo/gather.c",
         "pipelines/turbo/entropy.c",
         "pipelines/turbo/restarts.c",
         "pipelines/turbo/checksum.c",
     ],
-    depends=["pipelines/turbo/entropy.h", "pipelines/turbo/checksum.h"],
+    depends=["pipelines/turbo/entropy.h", "pipelines/turbo/checksum.h", "pipelines/turbo/sample.h"],
     include_dirs=[str(LIBJPEG / "include")] if STATIC else [],
     extra_objects=[str(LIBJPEG / "lib/libjpeg.a")] if STATIC else [],
     libraries=["m"] if STATIC else ["jpeg", "m"],
@@ -33,9 +35,19 @@ NATIVE = Extension(
     optional=not STATIC,
 )
 
+# The GPU's decoder for a CPU: for tests, and for machines without a GPU.
+EMULATED = Extension(
+    "pipelines.gpu._emulated",
+    ["pipelines/gpu/emulated.cpp"],
+    depends=[f"pipelines/gpu/{name}.cu" for name in ("batch", "entropy", "pixels")],
+    language="c++",
+    extra_compile_args=["-O3", "-std=c++20", "-ffp-contract=off", "-fno-strict-aliasing"],  # rounds as the GPU does
+    optional=True,
+)
+
 
 class BuildExtensions(build_ext):
-    """A build of libraries that native.py loads by ctypes: they use nothing of Python's, so one file serves all."""
+    """A build of libraries that are loaded by ctypes: they use nothing of Python's, so one file serves all."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split("."))) + ".abi3.so"
@@ -69,6 +81,6 @@ class BuildWheel(bdist_wheel):
 
 
 setup(
-    ext_modules=[NATIVE],
+    ext_modules=[NATIVE, EMULATED],
     cmdclass={"build_ext": BuildExtensions, "build_py": BuildPython, "bdist_wheel": BuildWheel},
 )

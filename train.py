@@ -58,9 +58,13 @@ class Options(TrainOptions):
     """A shard folder; the demo's is made if it is missing."""
     backend: BackendName = "auto"
     """The loader; synthetic: the same synthetic batch again and again, to measure the network alone."""
+    resident: bool = False
+    """Keep the compressed images in the GPU's memory, which is checked first; with the backend gpu."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.resident and self.backend not in ("auto", "gpu"):
+            raise ValueError(f"--resident goes with --backend gpu, not {self.backend}")
         for option in ("augment", "late_augment"):
             name = getattr(self.settings, option) or self.settings.augment
             if name not in AUGMENTS:
@@ -198,6 +202,7 @@ def open_share(
         )
     share = {"rank": ranks.rank, "world_size": ranks.world_size, "batch_size": size // ranks.world_size}
     how = {"augment": normalised(augment, prepared), "device": device, "backend": options.backend, "seed": options.seed}
+    how["resident"] = options.resident
     loader = open_loader(options.data, split, **share, **how)  # type: ignore[arg-type]
     if not loader.manifest.classes:
         again = command("tools/shard_imagenet.py", "--index", options.data, "--label", "json:FIELD")
@@ -222,7 +227,7 @@ def describe(options: Options, loader: Loader, ranks: Ranks, prepared: Preparati
         "config": config,
         "environment": environment(loader.device, ranks.world_size, native=has_native()),
         "made_with": fingerprint(
-            config, data=loader.identity.manifest, backend=loader.backend, world_size=ranks.world_size
+            config, data=loader.identity.manifest, backend=loader.identity.order, world_size=ranks.world_size
         ),
     }
 
@@ -241,7 +246,8 @@ def make_demo_shards() -> None:
     if not DEMO_IMAGES.is_dir():
         call("tools/make_demo.py", str(DEMO_IMAGES))
     if not (DEMO_SHARDS / "manifest.json").is_file():
-        call("tools/shard_imagenet.py", str(DEMO_IMAGES), str(DEMO_SHARDS))
+        unmarked = () if has_native() else ("--no-restarts",)  # which turbo's compiled part writes
+        call("tools/shard_imagenet.py", str(DEMO_IMAGES), str(DEMO_SHARDS), *unmarked)
 
 
 def call(script: str, *arguments: str) -> None:

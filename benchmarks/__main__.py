@@ -4,7 +4,7 @@ python -m benchmarks shard --data IMAGES [--peers] [--json FILE]
 python -m benchmarks loader --data SHARDS [--json FILE]
 python -m benchmarks step [--json FILE]
 python -m benchmarks train --data SHARDS [--json FILE]
-python -m benchmarks budget|pixels|ceilings|runs|kernels|gpu ...     # docs/gpu.md
+python -m benchmarks budget|decode|pieces|pixels|ceilings|runs|kernels|gpu ...  # docs/gpu.md
 python -m benchmarks checkpoint [--json FILE]
 python -m benchmarks bytes [--json FILE]               # of a step's Triton kernels, without a GPU
 python -m benchmarks evaluate|first --data SHARDS [--json FILE]
@@ -27,6 +27,8 @@ from benchmarks.decoder_survey import RunsOptions, run_runs
 from benchmarks.evaluate import EvaluateOptions, run_evaluate
 from benchmarks.first_batch import FirstOptions, run_first
 from benchmarks.gpu import GpuOptions, run_gpu
+from benchmarks.gpu_decode import DecodeOptions, run_decode
+from benchmarks.gpu_decoder import PiecesOptions, run_pieces
 from benchmarks.harness.machine import machine, result_path
 from benchmarks.kernels import KernelsOptions, run_kernels
 from benchmarks.loader import LoaderOptions, run_loader
@@ -52,7 +54,9 @@ COMMANDS: tuple[tuple[str, type, Callable[[Any], Iterator[dict]]], ...] = (
     ("runs", RunsOptions, run_runs),
     ("kernels", KernelsOptions, run_kernels),
     ("budget", BudgetOptions, run_budget),
+    ("decode", DecodeOptions, run_decode),
     ("pixels", PixelsOptions, run_pixels),
+    ("pieces", PiecesOptions, run_pieces),
     ("checkpoint", CheckpointOptions, run_checkpoint),
     ("evaluate", EvaluateOptions, run_evaluate),
     ("first", FirstOptions, run_first),

@@ -30,7 +30,7 @@ from pipelines.terminal import require
 LOG_CHARACTERS, SHOWN_CHARACTERS = 40_000, 4000
 LEAST_SECONDS, BUSY = 10, 4  # with less left no command is started; a quick one may take so many times its limit
 MEASURING = 0.8  # of a command's time; the rest is for its start and its end
-Item = Literal["correct", "step", "train", "loader", "ceilings", "peers", "tuning"]
+Item = Literal["correct", "step", "train", "loader", "pieces", "ceilings", "peers", "tuning"]
 
 
 class Line(NamedTuple):
@@ -54,10 +54,10 @@ TABLE = (
 IMAGES = Line("-m benchmarks.corpus {work}/images --images 4000 --copies 5", "--images 100 --copies 1", 2)
 SHARD = "tools/shard_imagenet.py {work}/images {work}/"
 SHARDS = {
-    "jpeg256": Line(f"{SHARD}jpeg256", "", 2),
+    "jpeg256": Line(f"{SHARD}jpeg256 --no-restarts", "", 2),
     "raw256": Line(f"{SHARD}raw256 --encoding raw", "", 2),
     "jpeg500": Line(f"{SHARD}jpeg500 --resize none", "", 2),
-    "marked256": Line(f"{SHARD}marked256 --restarts", "", 2),
+    "marked256": Line(f"{SHARD}marked256", "", 2),
     "marked500": Line(f"{SHARD}marked500 --resize none --restarts", "", 2),
 }
 TITLES = {
@@ -65,6 +65,7 @@ TITLES = {
     "step": "The step",
     "train": "End to end",
     "loader": "The loader",
+    "pieces": "JPEGs decoded on the GPU, piece by piece",
     "ceilings": "The ceilings and the decoders",
     "peers": "Peers",
     "tuning": "The step, other settings",
@@ -76,6 +77,11 @@ ITEMS: dict[str, list[Line]] = {
             "-m benchmarks pixels --data {work}/jpeg256 {work}/marked500",
             "--batch-size 8 --batches 2 --rounds 1 --backends turbo",
             1.5,
+        ),
+        Line(
+            "-m benchmarks pixels --data {work}/marked256 --backends gpu",
+            "--batch-size 8 --batches 2 --rounds 1",
+            1,
         ),
         Line("-m benchmarks runs --workers 8", "--workers 2 --decoders torchvision --pictures plain grey", 1.5),
     ],
@@ -113,6 +119,21 @@ ITEMS: dict[str, list[Line]] = {
             1.5,
         ),
     ],
+    "pieces": [
+        Line("-m benchmarks pieces --data {work}/marked256", "--batch-size 8 --calls 1 --rounds 1", 1.5),
+        Line(
+            "-m benchmarks loader --data {work}/marked256 --backends gpu turbo --crops random --augments paper modern "
+            "--threads 1 2 4 --batch-size 1024 --batches 60 --rounds 3",
+            f"{LOADERS} --crops random --augments paper --backends gpu",
+            3,
+        ),
+        Line(
+            "-m benchmarks train --data {work}/marked256 --backends gpu gpu_resident --batch-sizes 1024 "
+            "--threads 1 2 4 16 --rounds 3",
+            f"{TRAININGS} --backends gpu gpu_resident",
+            3,
+        ),
+    ],
     "ceilings": [
         Line(f"{TABLE} --data {{work}}/jpeg256 {{work}}/marked256", f"--hw-loads 0.65 {DECODERS}", 3),
         Line(f"{TABLE} --data {{work}}/jpeg500 {{work}}/marked500", f"--hw-loads 0.65 {DECODERS}", 3),
@@ -142,7 +163,8 @@ class GpuOptions:
     """The commands of an item, run in turn within a time limit; their results together in a folder."""
 
     item: tyro.conf.Positional[Item]
-    """correct (pixels under load, tests), step, train (end to end), loader, ceilings (decoders), peers, tuning."""
+    """correct (pixels under load, tests), step, train (end to end), loader, pieces (the backend gpu),
+    ceilings (decoders), peers, tuning."""
     out: tyro.conf.Positional[Path]
     """Folder for ITEM-CARD-torchVERSION.json and .md."""
     work: Path = Path("data/gpu")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from alexnet.engine import find_device
 from benchmarks.harness.children import ROOT, Child
 from benchmarks.harness.diagnosis import diagnose
 from benchmarks.harness.options import MeasureOptions
@@ -36,7 +37,8 @@ class LoaderOptions(MeasureOptions):
 
     data: Path = Path("data/demo/shards")
     """A shard folder."""
-    backends: tuple[Literal["turbo", "dali"], ...] = ("turbo", "dali")
+    backends: tuple[Literal["turbo", "dali", "gpu"], ...] = ("turbo", "dali")
+    """gpu: on a CPU only the host's share of it, with the launches left out; resident too."""
     crops: tuple[Literal["random", "resized"], ...] = ("random", "resized")
     augments: tuple[str, ...] = ()
     """Augmentations to measure besides the crops, by name, in normalised batches."""
@@ -103,6 +105,8 @@ def described(
     image = dataclasses.asdict(manifest.image) | {"mean_kb": mean_kb(manifest)}
     result = {"benchmark": "loader", "unit": "images/s", "data": str(options.data), "image": image, **settings}
     said = diagnose(stage_rates(rows, options), manifest.image.encoding == "raw")
+    if options.backends[0] == "gpu" and find_device(options.device).type == "cpu":
+        said = ["Without a GPU these are rates of the host's share of the backend gpu, with the launches left out."]
     said = [f"No measurement: {short}"] if short else said
     return result | {"too_short": bool(short), "rows": rows, "diagnosis": said}
 
@@ -133,14 +137,21 @@ def start(options: LoaderOptions, manifest: Manifest, deadline: Deadline, missin
             yield from start_peers(options, manifest, threads, deadline, missing)
 
 
-def own_candidates(options: LoaderOptions, manifest: Manifest) -> dict[str, dict[str, str]]:
+def ways(backend: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the ways to use a backend: name and arguments."""
+    return [(backend, {})] + [("gpu resident", {"resident": True})] * (backend == "gpu")
+
+
+def own_candidates(options: LoaderOptions, manifest: Manifest) -> dict[str, dict[str, Any]]:
     """Return the reference, our loaders, and the stages that the diagnosis compares."""
-    found = {REFERENCE: {"work": "reference"}}
+    found: dict[str, dict[str, Any]] = {REFERENCE: {"work": "reference"}}
     for backend in options.backends:
-        for crop in options.crops:
-            found[f"{backend}, {crop}"] = {"work": "loader", "backend": backend, "crop": crop}
-        for augment in options.augments:
-            found[f"{backend}, {augment} normalised"] = {"work": "loader", "backend": backend, "augment": augment}
+        for name, more in ways(backend):
+            given = {"work": "loader", "backend": backend} | more
+            for crop in options.crops:
+                found[f"{name}, {crop}"] = given | {"crop": crop}
+            for augment in options.augments:
+                found[f"{name}, {augment} normalised"] = given | {"augment": augment}
     first = f"{options.backends[0]}, {options.crops[0]}"
     found[f"{first}, normalised"] = found[first] | {"normalise": "mean_std"}
     if has_native() and "turbo" in options.backends:

@@ -22,9 +22,11 @@ from benchmarks.harness.options import MeasureOptions
 from benchmarks.harness.pixels import busy, compare
 from benchmarks.harness.timing import Deadline, Missing
 from pipelines import Augment, Batch, DataError, load_manifest, open_loader
+from pipelines.factory import FOR_ALL
 from pipelines.terminal import in_range, require
 
 NORMALISE = ("none", "mean_std")
+ROUNDING = 0.25  # of 255: what float16 adds to pixels that are equal to the bit; gpu's are
 Copies = list[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -34,7 +36,7 @@ class PixelsOptions(MeasureOptions):
 
     data: tuple[Path, ...] = (Path("data/demo/shards"),)
     """Shard folders."""
-    backends: tuple[Literal["turbo", "dali"], ...] = ("turbo", "dali")
+    backends: tuple[Literal["turbo", "dali", "gpu"], ...] = ("turbo", "dali")
     batch_size: int = 256
     batches: int = 8
     """Batches of the train split that are compared in each round, with center crops."""
@@ -75,15 +77,20 @@ def described(options: PixelsOptions, rows: list[dict], missing: Missing, device
 
 
 def cases(options: PixelsOptions) -> Iterator[tuple[str, Path, dict[str, Any]]]:
-    """Yield name, shard folder and arguments of ``open_loader``. Only turbo's order is turbo's when it shuffles."""
+    """Yield name, shard folder and arguments of ``open_loader``. Shuffled, DALI has another order and draws.
+
+    What gpu draws at random is turbo's too, so its random crops are compared, from files and from memory.
+    """
     for data in options.data:
         for backend in options.backends:
             for normalise in NORMALISE:
-                for training in (False, True) if backend == "turbo" else (False,):
-                    order = "shuffled" if training else "in order"
-                    augment = Augment(crop="center", flip=False, normalise=normalise)  # type: ignore[arg-type]
-                    given = {"backend": backend, "augment": augment, "training": training}
+                for training in (False, True) if backend in FOR_ALL else (False,):
+                    order, own = "shuffled" if training else "in order", training and backend == "gpu"
+                    augment = Augment("random" if own else "center", flip=own, normalise=normalise)  # type: ignore[arg-type]
+                    given = {"backend": backend, "augment": augment, "training": training, "resident": False}
                     yield f"{data.name}: {backend}, {normalise}, {order}", data, given
+                    if own:
+                        yield f"{data.name}: gpu resident, {normalise}, {order}", data, given | {"resident": True}
 
 
 def compared(data: Path, given: dict[str, Any], device: torch.device, options: PixelsOptions) -> dict[str, Any]:
@@ -92,7 +99,9 @@ def compared(data: Path, given: dict[str, Any], device: torch.device, options: P
     with closing(open_loader(data, "train", options.batch_size, **given | {"device": device})) as loader:
         found = [copy for _ in range(options.rounds) for copy in copies(islice(loader, options.batches), device)]
     with closing(
-        open_loader(data, "train", options.batch_size, **given | {"backend": "turbo", "augment": augment})
+        open_loader(
+            data, "train", options.batch_size, **given | {"backend": "turbo", "augment": augment, "resident": False}
+        )
     ) as reference:
         epochs = options.rounds if given["training"] else 1
         expected = [copy for _ in range(epochs) for copy in copies(islice(reference, options.batches), None)]
@@ -108,7 +117,7 @@ def compared(data: Path, given: dict[str, Any], device: torch.device, options: P
         for (mine, _), (theirs, _) in zip(found, expected, strict=True)
         for one, other in zip(mine.permute(0, 2, 3, 1), theirs.permute(0, 2, 3, 1), strict=True)
     )
-    return compare(every) | {"wrong_labels": labels}
+    return compare(every, ROUNDING if given["backend"] == "gpu" else None) | {"wrong_labels": labels}
 
 
 def copies(batches: Iterator[Batch], device: torch.device | None) -> Copies:

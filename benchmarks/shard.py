@@ -82,6 +82,7 @@ def resizing_lines(options: ShardOptions) -> dict[str, list[str]]:
     found = {
         MEMORY: ["benchmarks/harness/shard_references.py", "memory", *folders(options)],
         "shard --resize square": tool(options),
+        "shard --resize square --no-restarts": [*tool(options), "--no-restarts"],
     }
     if options.peers:
         peers = "benchmarks/peers/shard_"

@@ -41,7 +41,7 @@ class TrainOptions(MeasureOptions):
 
     data: tuple[Path, ...] = (Path("data/demo/shards"),)
     """Shard folders, such as one of JPEGs and a raw one."""
-    backends: tuple[Literal["turbo", "dali"], ...] = ("turbo", "dali")
+    backends: tuple[Literal["turbo", "dali", "gpu", "gpu_resident"], ...] = ("turbo", "dali")
     augment: str = "paper"
     variant: Variant = "paper"
     precision: Precision = "bf16" if GPU else "fp32"
@@ -51,8 +51,8 @@ class TrainOptions(MeasureOptions):
     images: int = 50_000 if GPU else 64
     """Images in a round, rounded down to whole batches, at least one batch."""
     rounds: int = 5
-    threads: int = os.cpu_count() or 1
-    """Threads of each loader."""
+    threads: tuple[int, ...] = (os.cpu_count() or 1,)
+    """Threads of each loader; several numbers show how many a GPU needs."""
     peers: bool = False
     """Measure torchvision's too: its alexnet under autocast, eager, fed by ImageFolder and a DataLoader."""
     work: Path = Path("data/benchmark/train")
@@ -61,7 +61,8 @@ class TrainOptions(MeasureOptions):
     def __post_init__(self) -> None:
         require(self.augment in AUGMENTS, f"--augment is {self.augment!r}, known: {', '.join(AUGMENTS)}")
         require(bool(self.data), "--data is empty")
-        smallest = min([*self.batch_sizes, self.images, self.rounds, self.threads])
+        require(bool(self.threads), "--threads takes one number or several")
+        smallest = min([*self.batch_sizes, self.images, self.rounds, *self.threads])
         require(smallest >= 1, "--batch-sizes, --images, --rounds and --threads start at 1")
 
 
@@ -165,14 +166,11 @@ def trainings(
     candidate = Candidate(options.variant, options.precision, options.compile, conv1=options.conv1)
     step = training_step(build(candidate, device), candidate, device)
     steps = max(1, options.images // batch_size)
-    backends: list[tuple[str, Path, Any]] = [(SYNTHETIC, options.data[0], "synthetic")]
-    backends += [(f"{backend}, {data.name}", data, backend) for data in options.data for backend in options.backends]
-    for name, data, backend in backends:
-        common: dict[str, Any] = {"augment": options.augment, "threads": options.threads, "device": device}
+    for name, data, how in loaders(options):
         try:
-            loader = open_loader(data, "train", batch_size, backend=backend, **common)
+            loader = open_loader(data, "train", batch_size, options.augment, device=device, **how)
         except DataError as error:
-            if backend == "synthetic":
+            if name == SYNTHETIC:
                 raise
             missing.failed[f"{name}, {batch_size}"] = str(error)
             continue
@@ -182,8 +180,20 @@ def trainings(
         batches = TorchvisionBatches(options, batch_size, device)
         theirs = Candidate("torchvision", options.precision, "off")
         step = training_step(build(theirs, device), theirs, device)
-        ahead = 2 * options.threads + WARM_BATCHES  # a DataLoader's workers make two batches each
+        ahead = 2 * max(options.threads) + WARM_BATCHES  # a DataLoader's workers make two batches each
         yield "peer: torchvision's alexnet, ImageFolder", Training(step, batches, steps, device, warm=ahead)
+
+
+def loaders(options: TrainOptions) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+    """Yield name, shard folder and arguments of each loader, synthetic batches first."""
+    yield SYNTHETIC, options.data[0], {"backend": "synthetic"}
+    for data in options.data:
+        for backend in options.backends:
+            for threads in options.threads:
+                more = f", {threads} threads" * (len(options.threads) > 1)
+                how = {"backend": backend.removesuffix("_resident"), "threads": threads}
+                how |= {"resident": True} if backend == "gpu_resident" else {}
+                yield f"{backend.replace('_', ' ')}, {data.name}{more}", data, how
 
 
 class TorchvisionBatches:
@@ -201,7 +211,7 @@ class TorchvisionBatches:
             crop="resized",
             size=224,
             batch_size=batch_size,
-            threads=options.threads,
+            threads=max(options.threads),
         )
         loader: Any = prepare(settings)[0]
         pinned = device.type == "cuda"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pipelines.arguments import MAX_SEED, check_device, check_extras, decoding_threads, integer, rank_and_world_size
 from pipelines.augment import AUGMENTS, Augment
@@ -21,10 +23,11 @@ if TYPE_CHECKING:
 
     from pipelines.transform import Transform
 
-BackendName = Literal["auto", "dali", "turbo", "synthetic"]
+BackendName = Literal["auto", "gpu", "dali", "turbo", "synthetic"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 OnError = Literal["raise", "skip"]
 DALI_RATE = 7000  # images/s, the most that was published for one GPU (an A100: 5,000 to 7,000)
+FOR_ALL = ("turbo", "gpu")  # backends that take every argument
 TURBO_RATE, TURBO_LIMIT = 1 / 0.22e-3, 70_000  # images/s of 256x256 JPEGs: of a thread, and of a process on a GPU
 
 
@@ -45,6 +48,7 @@ def open_loader(
     keys: bool = False,
     extras: tuple[str, ...] = (),
     transform: Transform | None = None,
+    resident: bool = False,
 ) -> Loader:
     """Return a loader of ``Batch`` for a split of a shard folder.
 
@@ -53,13 +57,14 @@ def open_loader(
     ``training`` (the default for the split train) shuffles, augments and drops the remainder of an epoch. Otherwise
     images come in order, center crops, and the last batch is padded: over all ranks each image counts once.
     ``augment`` is a name in ``AUGMENTS`` or an ``Augment``. ``threads`` decode; by default one per core.
-    ``backend``: ``auto`` is turbo, unless DALI is installed and faster on a GPU than so few ``threads``;
-    ``repr(loader)`` says why.
+    ``backend``: ``auto`` is turbo on a CPU. On a GPU it is gpu if the shards are square JPEGs with restart markers,
+    else turbo, unless DALI is installed and faster than so few ``threads``. ``repr(loader)`` says why.
+    ``resident``, for gpu only: read the split's compressed images into the GPU's memory when the loader is opened.
 
-    For turbo only: ``on_error``: ``raise`` ends with an error if a sample cannot be decoded; ``skip`` takes the next
-    sample instead and reports it. ``keys``: batches have the samples' names. ``extras``: batches have these members of
-    the samples, by extension: parsed json, txt as text, others as bytes. ``transform`` changes each batch on its
-    device before it is normalised: it takes and returns images N,3,size,size uint8 and labels N, see
+    For turbo and gpu only: ``on_error``: ``raise`` ends with an error if a sample cannot be decoded; ``skip`` takes the
+    next sample instead and reports it. ``keys``: batches have the samples' names. ``extras``: batches have these
+    members of the samples, by extension: parsed json, txt as text, others as bytes. ``transform`` changes each batch on
+    its device before it is normalised: it takes and returns images N,3,size,size uint8 and labels N, see
     ``pipelines.transform``.
 
     Raises DataError if the folder is incomplete, the backend or the GPU is missing, or there is less than a batch to
@@ -72,9 +77,9 @@ def open_loader(
     seed, threads = integer("seed", seed, 0, MAX_SEED), decoding_threads(threads)
     check_device(device)
     manifest = load_manifest(folder)
-    only_turbo = {"keys": keys, "extras": extras, "transform": transform, "on_error": on_error != "raise"}
-    wanted = [name for name, given in only_turbo.items() if given]
-    backend, why = _resolved(backend, device, manifest, threads, wanted)
+    needs = {"keys": keys, "extras": extras, "transform": transform, "on_error": on_error != "raise"}
+    wanted = [name for name, given in needs.items() if given]
+    backend, why = _resolved(backend, device, manifest, threads, wanted, resident)
     if on_error not in get_args(OnError):
         raise ValueError(f'on_error is {on_error!r}, not "raise" or "skip"')
     check_extras(extras, manifest)
@@ -93,8 +98,8 @@ def open_loader(
         counts=backend != "dali",
         plan=plan,
     )
-    given = _Arguments(manifest, identity, device, threads, on_error, keys, tuple(extras), transform)
-    loader = {"dali": _dali, "turbo": _turbo, "synthetic": _synthetic}[backend](given)
+    given = _Arguments(manifest, identity, device, threads, on_error, keys, tuple(extras), transform, resident)
+    loader = {"gpu": _gpu, "dali": _dali, "turbo": _turbo, "synthetic": _synthetic}[backend](given)
     loader.why = why
     return loader
 
@@ -107,20 +112,24 @@ def faster_on_a_gpu(threads: int) -> tuple[BackendName, str]:
 
 
 def _resolved(
-    backend: BackendName, device: torch.device, manifest: Manifest, threads: int, only_turbo: list[str]
+    backend: BackendName, device: torch.device, manifest: Manifest, threads: int, wanted: list[str], resident: bool
 ) -> tuple[BackendName, str]:
     """Return the backend, and why ``auto`` stands for it; "" if it was given.
 
-    Raises ValueError if it is unknown or lacks one of the arguments ``only_turbo``, DataError if it cannot read the
-    shards.
+    Raises ValueError if it is unknown or lacks one of the arguments that are ``wanted``, DataError if it cannot read
+    the shards.
     """
     if backend not in BACKENDS:
         raise ValueError(f"no backend {backend!r}, only {', '.join(BACKENDS)}")
     why = ""
-    if backend == "auto":
-        backend, why = _automatic(device, manifest, threads, only_turbo)
-    if only_turbo and backend != "turbo":
-        raise ValueError(f"{only_turbo[0]} needs the backend turbo, not {backend}")
+    if backend == "auto" and resident:
+        backend, why = "gpu", "only gpu has resident"
+    elif backend == "auto":
+        backend, why = _automatic(device, manifest, threads, wanted)
+    if resident and backend != "gpu":
+        raise ValueError(f"resident needs the backend gpu, not {backend}")
+    if wanted and backend not in FOR_ALL:
+        raise ValueError(f"{wanted[0]} needs the backend turbo or gpu, not {backend}")
     if backend == "dali" and not manifest.plain:
         raise DataError(
             f"{manifest.folder} was written by another program, which DALI's graph does not read: use turbo"
@@ -128,13 +137,22 @@ def _resolved(
     return backend, why
 
 
-def _automatic(
-    device: torch.device, manifest: Manifest, threads: int, only_turbo: list[str]
-) -> tuple[BackendName, str]:
-    if only_turbo:
-        return "turbo", f"only turbo has {only_turbo[0]}"
+def _automatic(device: torch.device, manifest: Manifest, threads: int, wanted: list[str]) -> tuple[BackendName, str]:
+    from pipelines.gpu.opening import why_not
+
     if device.type != "cuda":
-        return "turbo", "it is faster than DALI on a CPU"
+        return "turbo", "it is the fastest on a CPU"
+    reason = why_not(manifest, device)
+    if not reason:
+        return "gpu", "the GPU decodes these shards by itself"
+    backend, why = _without_gpu(manifest, threads, wanted)
+    return backend, f"{why}; not gpu: {reason}"
+
+
+def _without_gpu(manifest: Manifest, threads: int, wanted: list[str]) -> tuple[BackendName, str]:
+    """Return what ``auto`` is on a GPU for shards that gpu does not read, and why."""
+    if wanted:
+        return "turbo", f"DALI lacks {wanted[0]}"
     if not manifest.plain:
         return "turbo", "DALI does not read these shards"
     return faster_on_a_gpu(threads) if _has_dali() else ("turbo", "DALI is not installed")
@@ -164,6 +182,7 @@ class _Arguments:
     keys: bool
     extras: tuple[str, ...]
     transform: Transform | None
+    resident: bool
 
 
 def _synthetic(o: _Arguments) -> Loader:
@@ -172,6 +191,26 @@ def _synthetic(o: _Arguments) -> Loader:
     i = o.identity
     batches = SyntheticBatches(o.manifest, i.plan, i.augment, device=o.device, seed=i.seed)
     return Loader(o.manifest, i, lambda *_: batches, device=o.device)
+
+
+def _gpu(o: _Arguments) -> Loader:
+    from pipelines.gpu.opening import GpuSource
+    from pipelines.turbo.batches import require_turbo
+
+    require_turbo()
+    i = o.identity
+    pixels = i.augment.normalise == "none" or o.transform is not None
+    source = GpuSource(
+        o.manifest,
+        i.split,
+        i.plan,
+        i.augment,
+        device=o.device,
+        threads=o.threads,
+        resident=o.resident,
+        pixels=pixels,
+    )
+    return Loader(o.manifest, i, partial(_ordered, o, source.batches), device=o.device, release=source.release)
 
 
 def _turbo(o: _Arguments) -> Loader:
@@ -184,24 +223,24 @@ def _turbo(o: _Arguments) -> Loader:
     if not i.plan.rank:
         warn_without_native()
 
-    def open_backend(start: Start, skip: Skip) -> Backend:
-        return TurboBatches(
-            o.manifest,
-            Records(o.manifest, i.split),
-            i.plan,
-            i.augment,
-            device=o.device,
-            seed=i.seed,
-            threads=o.threads,
-            epoch=start.epoch,
-            taken=start.taken,
-            skip=skip if o.on_error == "skip" else None,
-            keys=o.keys,
-            extras=o.extras,
-            transform=o.transform,
-        )
+    def batches(**given: Any) -> TurboBatches:
+        return TurboBatches(o.manifest, Records(o.manifest, i.split), i.plan, i.augment, device=o.device, **given)
 
-    return Loader(o.manifest, i, open_backend, device=o.device)
+    return Loader(o.manifest, i, partial(_ordered, o, batches), device=o.device)
+
+
+def _ordered(o: _Arguments, batches: Callable[..., Backend], start: Start, skip: Skip) -> Backend:
+    """Open turbo or gpu at a position."""
+    return batches(
+        seed=o.identity.seed,
+        threads=o.threads,
+        epoch=start.epoch,
+        taken=start.taken,
+        skip=skip if o.on_error == "skip" else None,
+        keys=o.keys,
+        extras=o.extras,
+        transform=o.transform,
+    )
 
 
 def _dali(o: _Arguments) -> Loader:

@@ -30,13 +30,19 @@ class Identity:
     counts: bool
     plan: Plan
 
+    @property
+    def order(self) -> str:
+        """The backend whose order and draws these are: gpu has turbo's, so a run may go from one to the other."""
+        return "turbo" if self.backend == "gpu" else self.backend
+
     def state(self) -> dict[str, Any]:
         """Return it as JSON has it."""
         plan = self.plan
         ranks = {"rank": plan.rank, "world_size": plan.world_size, "step": plan.step}
-        names = ("backend", "split", "training", "seed", "manifest", "transform")
+        names = ("split", "training", "seed", "manifest", "transform")
         augment = json.loads(json.dumps(dataclasses.asdict(self.augment)))  # lists in place of tuples
-        return {name: getattr(self, name) for name in names} | ranks | {"augment": augment}
+        same = {"backend": self.order} | {name: getattr(self, name) for name in names}
+        return same | ranks | {"augment": augment}
 
     def differences(self, state: dict[str, Any]) -> list[str]:
         """Return what differs from ``state``, in words. States of earlier versions lack some entries."""

@@ -44,15 +44,19 @@ class Loader:
         *,
         device: torch.device,
         surplus: int = 0,
+        release: Callable[[], None] = lambda: None,
     ) -> None:
-        """Wrap a backend. It makes ``surplus`` more batches per epoch than training uses; these are discarded."""
+        """Wrap a backend. It makes ``surplus`` more batches per epoch than training uses; these are discarded.
+
+        ``release`` frees what one backend leaves to the next; ``close`` calls it.
+        """
         self.manifest, self.plan, self.identity, self.device = manifest, identity.plan, identity, device
         self.why = ""
         self.epoch = 0
         self.skipped: list[tuple[str, str, str]] = []
         self._reported: set[tuple[str, str]] = set()
         self._lost = 0
-        self._open_backend, self._surplus = open_backend, surplus
+        self._open_backend, self._surplus, self._release = open_backend, surplus, release
         self._opened_at = self._source_epoch = 0
         self._source: Backend | None = None
         self._process = os.getpid()
@@ -112,12 +116,12 @@ class Loader:
             self._leave_to_parent()
         _warn_in_workers(os.getpid())
         if self._taken and not self._resumed:  # the last epoch was left early
-            self.close()
+            self._shut()
             self._taken = 0
             self.epoch += self.epoch == self._source_epoch  # unless the caller set another one
         self._resumed = False
         if self._source is None or self.epoch != self._source_epoch:
-            self.close()
+            self._shut()
             self._open(Start(self.epoch, self._taken))
 
     def _leave_to_parent(self) -> None:
@@ -149,7 +153,7 @@ class Loader:
         try:
             return self._source.next()
         except BaseException:
-            self.close()  # the next iteration opens a new one
+            self._shut()  # the next iteration opens a new one
             raise
 
     def _open(self, start: Start) -> None:
@@ -163,6 +167,11 @@ class Loader:
 
     def close(self) -> None:
         """Release the backend's threads and memory. Iterating opens it again."""
+        self._shut()
+        self._release()
+
+    def _shut(self) -> None:
+        """End the backend."""
         source, self._source = self._source, None
         if source and self._process == os.getpid():
             source.close()
@@ -208,7 +217,7 @@ class Loader:
         epoch, taken = state["epoch"], state["taken"]
         if not (type(epoch) is type(taken) is int and epoch >= 0 and 0 <= taken < 2 * self.plan.samples):
             raise DataError(f"this state has no position: {shown(taken)} samples into the epoch {shown(epoch)}")
-        self.close()
+        self._shut()
         self.epoch, self._taken = epoch, taken
         source = None if differences else state["source"]
         if source is not None and not self.identity.counts:

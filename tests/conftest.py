@@ -17,6 +17,7 @@ from PIL import Image
 
 from pipelines.sharding import runners
 from pipelines.sharding.writer import ShardTask, write_shard
+from pipelines.turbo.native import has_native
 from tools import make_demo, shard_imagenet
 
 ROOT = Path(__file__).parents[1]
@@ -150,6 +151,8 @@ def shard(source: Path, out: Path, **options) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         if "workers" not in options:
             patch.setattr(runners, "write_on_this_machine", write_here)
+        if not has_native():
+            options = {"no_restarts": not options.get("restarts")} | options
         shard_imagenet.main(shard_imagenet.Options(source, out, **options))
     return out
 

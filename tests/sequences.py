@@ -51,7 +51,9 @@ def corpus(rng: random.Random) -> list[bytes]:
         for tables in ("standard", "shuffled", "long")
         for interval in (0, rng.randint(1, 9))
     ]
-    return [jpegs.generate(rng, kind) for kind in kinds] + [_saved(rng, **options) for options in PILLOW for _ in "12"]
+    return [jpegs.generate(rng, kind) for kind in kinds] + [
+        saved_at_random(rng, **options) for options in PILLOW for _ in "12"
+    ]
 
 
 PILLOW: tuple[dict[str, object], ...] = (
@@ -65,7 +67,8 @@ PILLOW: tuple[dict[str, object], ...] = (
 )
 
 
-def _saved(rng: random.Random, **options: object) -> bytes:
+def saved_at_random(rng: random.Random, **options: object) -> bytes:
+    """Return a picture of a random size, saved by Pillow."""
     noise = np.random.default_rng(rng.getrandbits(32)).integers(0, 256, (8, 10, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).resize(rng.choice(SIZES)).save(file, "JPEG", **options)

@@ -24,13 +24,13 @@ PARTS = {*ARROWS, "tests"}
 
 
 def source_files(folder: Path = ROOT) -> Iterator[Path]:
-    """Yield the paths of all source files, relative to the root: .py, .c and .h, without tests and hidden folders."""
+    """Yield the paths of all source files, relative to the root: of any language, without tests and hidden folders."""
     for path in sorted(folder.iterdir()):
         if path.name.startswith((".", "__pycache__")) or (folder == ROOT and path.name in NO_SOURCES):
             continue
         if path.is_dir():
             yield from source_files(path)
-        elif path.suffix in (".py", ".c", ".h"):
+        elif path.suffix in (".py", ".c", ".h", ".cpp", ".cu"):
             yield path.relative_to(ROOT)
 
 

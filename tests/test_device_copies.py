@@ -121,9 +121,9 @@ def _write(out: torch.Tensor, made: Callable[[], torch.Tensor]) -> None:
         out.copy_(made())
 
 
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
-    pretended = Gpu()
+@contextmanager
+def pretended(monkeypatch: pytest.MonkeyPatch, pretended: Gpu) -> Iterator[Gpu]:
+    """Put the pretended GPU in the place of torch's."""
     for name, value in {
         "Stream": Stream,
         "Event": Event,
@@ -137,6 +137,12 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
     monkeypatch.setattr(normalise.OnDevice, "__call__", lambda *args: pretended.normalise(*args))
     with pretended:
         yield pretended
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
+    with pretended(monkeypatch, Gpu()) as found:
+        yield found
 
 
 def open_on(device: str, folder: Path, augment: str | Augment = FIXED, **options: Any) -> Loader:

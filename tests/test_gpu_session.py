@@ -48,7 +48,7 @@ def test_no_command_is_refused_for_its_options(item: Any, quick: bool, tmp_path:
     """Catch wrong options here, because on the machine with the GPU they would waste its minutes."""
     options = GpuOptions(item, tmp_path, tmp_path, quick=quick)
     data = len(options.lines) - len(gpu.ITEMS[item])
-    needed = {"correct": 3, "step": 0, "train": 3, "loader": 3, "ceilings": 5, "peers": 2, "tuning": 0}
+    needed = {"correct": 4, "step": 0, "train": 3, "loader": 3, "pieces": 2, "ceilings": 5, "peers": 2, "tuning": 0}
     assert data == needed[item], "photographs, and the shards that it needs"
     assert sum(line.minutes for line in gpu.ITEMS[item]) <= options.minutes <= 8, "an item ends within 8 minutes"
     for line in options.lines:

@@ -284,7 +284,7 @@ def test_a_label_out_of_range_is_an_error(numbered_shards: Path, tmp_path: Path)
         ({"batch_size": 500}, DataError, "lower the batch size"),
         ({"batch_size": 0}, ValueError, "batch_size is 0: it must be at least 1"),
         ({"rank": 2, "world_size": 2}, ValueError, "rank is 2: it must be from 0 to 1"),
-        ({"backend": "magic"}, ValueError, "only auto, dali, turbo, synthetic"),
+        ({"backend": "magic"}, ValueError, "only auto, gpu, dali, turbo, synthetic"),
         ({"augment": "none"}, ValueError, "only paper, source2012"),
         ({"backend": "dali", "on_error": "skip"}, ValueError, "on_error needs the backend turbo"),
         ({"augment": Augment(size=300)}, DataError, "too small for crops of 300"),

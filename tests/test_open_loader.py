@@ -323,7 +323,7 @@ def test_shards_stay_open_while_half_of_the_files_are_free(numbered_shards: Path
         ({"rank": 2, "world_size": 2}, "rank is 2: it must be from 0 to 1"),
         ({"augment": lambda pixels: pixels}, "augment is <function .*: it must be an Augment, or one of paper"),
         ({"on_error": "ignore"}, 'not "raise" or "skip"'),
-        ({"keys": True, "backend": "dali"}, "keys needs the backend turbo, not dali"),
+        ({"keys": True, "backend": "dali"}, "keys needs the backend turbo or gpu, not dali"),
     ],
 )
 def test_wrong_arguments_are_named(numbered_shards: Path, arguments: dict, words: str) -> None:
@@ -349,6 +349,7 @@ def test_auto_chooses_by_the_cores_of_the_rank(
     numbered_shards: Path, monkeypatch: pytest.MonkeyPatch, threads: int, has_dali: bool, backend: str, why: str
 ) -> None:
     monkeypatch.setattr(factory, "check_device", lambda _: None)
+    monkeypatch.setattr("pipelines.gpu.opening.why_not", lambda *_: "no markers")
     monkeypatch.setattr(factory, "_has_dali", lambda: has_dali)
     monkeypatch.setattr("pipelines.dali.batches.require_dali", lambda: None)
     given = {"batch_size": 8, "device": "cuda", "threads": threads}
@@ -356,7 +357,7 @@ def test_auto_chooses_by_the_cores_of_the_rank(
     assert loader.backend == backend and why in repr(loader)
     assert "auto" not in repr(open_loader(numbered_shards, **given, backend=backend))
     transformed = open_loader(numbered_shards, **given, keys=True)
-    assert transformed.backend == "turbo" and "auto: only turbo has keys" in repr(transformed)
+    assert transformed.backend == "turbo" and "auto: DALI lacks keys; not gpu: no markers" in repr(transformed)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -156,3 +156,42 @@ def test_it_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("tools.shard_imagenet.has_native", lambda: False)
     with pytest.raises(DataError, match="compiled part"):
         shard(tmp_path / "images", tmp_path / "shards", splits=("train",), restarts=True)
+    with pytest.raises(DataError, match=r"compiler and libjpeg-turbo's headers, .* or add --no-restarts"):
+        shard(tmp_path / "images", tmp_path / "shards", splits=("train",))
+    shard(tmp_path / "images", tmp_path / "shards", splits=("train",), no_restarts=True)
+
+
+def made(tmp_path: Path, name: str, **options) -> bool:
+    """Shard a picture, and return whether the manifest says that there are restart markers."""
+    path = tmp_path / "images" / "train" / "c" / "0.jpg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(saved(picture()))
+    folder = shard(tmp_path / "images", tmp_path / name, splits=("train",), size=64, **options)
+    record = Records(load_manifest(folder), "train").read(0)
+    marked = load_manifest(folder).image.restarts
+    assert marked == (markers(bytes(record.data)) > 0)
+    return marked
+
+
+def test_square_jpegs_have_restart_markers_unless_refused(tmp_path: Path) -> None:
+    assert made(tmp_path, "square") and made(tmp_path, "asked", restarts=True, resize="none")
+    assert not made(tmp_path, "refused", no_restarts=True) and not made(tmp_path, "shorter", resize="shorter")
+    assert not made(tmp_path, "none", resize="none")
+
+
+def test_a_folder_of_an_earlier_version_is_finished_and_repaired_as_it_was_begun(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Check a finished folder without markers, also without its plan, then a damaged one and an unfinished one."""
+    made(tmp_path, "old", no_restarts=True)
+    tar = tmp_path / "old" / "train-000000.tar"
+    before = tar.read_bytes()
+    assert not made(tmp_path, "old") and "finished already" in capsys.readouterr().out
+    tar.write_bytes(before[:-512])
+    (tmp_path / "old" / "plan.json").unlink()
+    shard(tmp_path / "images", tmp_path / "old", splits=("train",), size=64, repair=True, workers=1)
+    assert tar.read_bytes() == before
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr("tools.shard_imagenet.finish", lambda *_: 1 / 0)
+        made(tmp_path, "begun", no_restarts=True)
+    assert not made(tmp_path, "begun")

@@ -21,6 +21,7 @@ from pipelines.sharding.sources.tars import members
 from pipelines.sharding.writer import ShardTask, write_shard
 from pipelines.shards.manifest import ImageFormat
 from pipelines.shards.records import Records, SampleError
+from pipelines.turbo.native import has_native
 from tests.conftest import shard
 from tests.test_shard_imagenet import edit_manifest
 from tools.shard_imagenet import Options
@@ -53,7 +54,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def planned(images: Path, out: Path) -> tuple[Options, Source, list[ShardTask]]:
     options = Options(images, out, **SMALL)
     source = find_images(images, options.splits, options.seed)
-    image = ImageFormat("jpeg", "square", options.size, options.quality)
+    image = ImageFormat("jpeg", "square", options.size, options.quality, restarts=has_native())
     return options, source, plan(source, out, image, shard_mb=options.shard_mb)
 
 
@@ -237,7 +238,7 @@ def bad_sector(folder: Path, shard: str, key: str) -> Callable[..., bool]:
 @pytest.fixture
 def in_python(monkeypatch: pytest.MonkeyPatch) -> None:
     """Disable the compiled part, whose reads cannot be made to fail here. It leaves such samples to Python."""
-    monkeypatch.setattr("pipelines.turbo.batches.renders_natively", lambda *_: False)
+    monkeypatch.setattr("pipelines.turbo.ordered.renders_natively", lambda *_: False)
 
 
 def test_a_bad_sector_costs_one_sample(demo_shards: Path, monkeypatch: pytest.MonkeyPatch, in_python: None) -> None:

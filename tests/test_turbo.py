@@ -368,11 +368,18 @@ def spans(folder: Path) -> list[slice]:
     return [slice(int(line[1]) - 512, int(line[5]) + int(line[6])) for line in lines]
 
 
+@pytest.fixture(scope="module")
+def unmarked(numbered_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return shards without restart markers, several of whose images have as many bytes."""
+    return shard(numbered_images, tmp_path_factory.mktemp("unmarked") / "shards", shard_mb=0.5, no_restarts=True)
+
+
 @pytest.mark.parametrize("native", [True, False])
 def test_a_flipped_label_and_swapped_images_are_named(
-    damaged: Path, native: bool, monkeypatch: pytest.MonkeyPatch
+    unmarked: Path, tmp_path: Path, native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Check samples that look healthy to a reader that does not know their checksums."""
+    damaged = shutil.copytree(unmarked, tmp_path / "damaged")
     if not native:
         monkeypatch.setattr("pipelines.turbo.native.has_native", lambda: False)
     path = damaged / "val-000000.tar"

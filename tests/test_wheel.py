@@ -21,6 +21,7 @@ from PIL import Image
 
 from alexnet import __main__ as command_line
 from pipelines import commands
+from pipelines.gpu.kernels import SOURCES
 from tests import test_frameworks
 from tests.conftest import PATIENCE, ROOT, command
 from wheels import libjpeg
@@ -239,7 +240,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNa
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_two_packages_and_one_library_for_every_python(wheel: Path) -> None:
+def test_the_wheel_holds_two_packages_and_two_libraries_for_every_python(wheel: Path) -> None:
     assert re.fullmatch(r"alexnet_pipelines-[\d.]+-py3-none-manylinux_2_28_\w+\.whl", wheel.name)
     assert wheel.stat().st_size < 2 << 20
     names = [name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")]
@@ -247,7 +248,9 @@ def test_the_wheel_holds_two_packages_and_one_library_for_every_python(wheel: Pa
     assert {name.partition("/")[0] for name in names} == {
         *("alexnet", "pipelines", f"alexnet_pipelines-{version}.dist-info")
     }
-    assert [name for name in names if name.endswith(".so")] == ["pipelines/turbo/_native.abi3.so"]
+    libraries = {"pipelines/turbo/_native.abi3.so", "pipelines/gpu/_emulated.abi3.so"}
+    assert {name for name in names if name.endswith(".so")} == libraries
+    assert {f"pipelines/gpu/{name}" for name in SOURCES} <= set(names), "compiled where they run"
     scripts = {name.removeprefix("alexnet/_commands/") for name in names if "_commands/" in name}
     assert scripts >= set(commands.NAMES) and all(name.endswith(".py") for name in scripts)
     assert {"alexnet/py.typed", "pipelines/py.typed"} <= set(names)

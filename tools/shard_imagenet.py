@@ -24,7 +24,7 @@ import tyro
 
 from pipelines.errors import DataError
 from pipelines.images.limits import MAX_PIXELS, PILLOW_MAX_PIXELS
-from pipelines.sharding.folder import claim, fingerprint, finish, is_finished
+from pipelines.sharding.folder import begun_image, claim, fingerprint, finish, is_finished
 from pipelines.sharding.indexing import check_label, index_folder
 from pipelines.sharding.plan import plan
 from pipelines.sharding.repair import repair
@@ -58,9 +58,11 @@ class Options:
     none: the files as they are, if valid baseline JPEGs (checked without decoding); loaders resize them to --size."""
     encoding: Literal["jpeg", "raw"] = "jpeg"
     """raw: pixels that need no decoding, about eight times the size; only with --resize square."""
-    restarts: bool = False
-    """Write restart markers into the JPEGs: the same pixels in 1 % more bytes. They let turbo skip most of what
-    lies outside a crop. --resize none then rewrites the files, without loss and without metadata."""
+    restarts: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Write restart markers into the JPEGs, as --resize square does anyway: the same pixels in 1 % more bytes. They let
+    turbo skip most of what lies outside a crop. --resize none then rewrites the files, without loss or metadata."""
+    no_restarts: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Write square JPEGs without restart markers: other programs decode them a tenth faster, the backend gpu cannot."""
     max_pixels: int = MAX_PIXELS
     """Images whose header claims more pixels are quarantined, not decoded."""
     statistics_images: int = 4096
@@ -113,6 +115,7 @@ class Options:
             f"--encoding raw goes with --resize square only, not {self.resize}: raw images need one shape for all",
         )
         require(self.encoding == "jpeg" or not self.restarts, "--restarts goes with --encoding jpeg only")
+        require(not (self.restarts and self.no_restarts), "--restarts and --no-restarts contradict each other")
         in_range("max_bad", self.max_bad, 0, 1)
         in_range("quality", self.quality, 1, 95)
         in_range("shard_mb", self.shard_mb, 0.01, 1_000_000)
@@ -154,9 +157,8 @@ def make_shards(options: Options, out: Path) -> None:
     start = time.monotonic()
     source = find_source(options, out)
     quality = options.quality if options.encoding == "jpeg" else 0
-    image = ImageFormat(options.encoding, options.resize, options.size, quality, restarts=options.restarts)
-    if options.restarts and not has_native():
-        raise DataError("--restarts needs turbo's compiled part, which pip builds with a C compiler and libjpeg")
+    marked = with_markers(options, out)
+    image = ImageFormat(options.encoding, options.resize, options.size, quality, restarts=marked)
     tasks = plan(
         source,
         out,
@@ -177,6 +179,26 @@ def make_shards(options: Options, out: Path) -> None:
         write(source, tasks)
         source_bytes = finish(out, options.seed, source, tasks)
     report(load_manifest(out), source_bytes, source.left_out, time.monotonic() - start)
+
+
+def with_markers(options: Options, out: Path) -> bool:
+    """Return true if the JPEGs get restart markers. If no option says so, do as ``out`` was begun; a new folder of
+    square JPEGs gets them.
+
+    Raises DataError if they would, and the compiled part that writes them is missing.
+    """
+    if options.no_restarts or options.encoding != "jpeg":
+        return False
+    marked = options.restarts
+    if not marked and options.resize == "square":
+        begun = begun_image(out)
+        marked = begun is None or begun.get("restarts") is True
+    if marked and not has_native():
+        raise DataError(
+            "restart markers need turbo's compiled part, which was not built: install a C compiler and libjpeg-turbo's "
+            "headers, then run make -B env; or add --no-restarts, for shards that every backend but gpu reads"
+        )
+    return marked
 
 
 def find_source(options: Options, out: Path) -> Source:

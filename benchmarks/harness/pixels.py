@@ -13,11 +13,11 @@ import numpy as np
 WRONG = 12.0
 
 
-def compare(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+def compare(pairs: Iterable[tuple[np.ndarray, np.ndarray]], most: float | None = None) -> dict[str, Any]:
     """Compare pairs of decoded images with the reference's pixels, both H,W,C in steps of 0 to 255.
 
     Return the number of images, the mean and the highest difference, the highest mean of an image, and the number of
-    ``wrong`` images: of another shape, or with a mean above WRONG.
+    ``wrong`` images: of another shape, or with a mean above WRONG, or with any difference above ``most``.
     """
     means, highest, wrong = [], 0.0, 0
     for found, expected in pairs:
@@ -27,7 +27,8 @@ def compare(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
             continue
         differences = np.abs(found.astype(np.float32) - expected)
         means.append(float(differences.mean()))
-        highest, wrong = max(highest, float(differences.max())), wrong + (means[-1] > WRONG)
+        highest = max(highest, float(differences.max()))
+        wrong += means[-1] > WRONG or (most is not None and float(differences.max()) > most)
     return {
         "compared": len(means),
         "mean_difference": round(float(np.mean(means)), 3) if means else None,

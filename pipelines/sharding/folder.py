@@ -46,6 +46,18 @@ def fingerprint(tasks: Sequence[ShardTask], seed: int) -> dict[str, Any]:
     }
 
 
+def begun_image(out: Path) -> dict[str, Any] | None:
+    """Return the image format of the shards in ``out``, finished or not; None if there are none, or no plan of them."""
+    for path in (out / PLAN, out / WORK / PLAN, out / "manifest.json"):
+        try:
+            image = read_json(path)["image"]
+        except (DataError, OSError, ValueError, TypeError, KeyError):
+            continue
+        if isinstance(image, dict):
+            return image
+    return None
+
+
 def is_finished(out: Path, plan: dict[str, Any]) -> bool:
     """Return true if ``out`` holds the finished shards of this plan, each in its full length; false if none are there.
 

@@ -56,6 +56,19 @@ class Records:
             file = self._files[number] if self._keep(number) else -1
         return file, address + ends[row] + 1, ends[row + 1] - ends[row] - 1
 
+    @property
+    def ends(self) -> list[int]:
+        """The number of samples up to the end of each shard."""
+        return self._ends
+
+    def lines(self, number: int) -> tuple[int, int, np.ndarray]:
+        """Return a shard's file descriptor, or -1, the address of its index and the ends of its lines, the first's too.
+
+        Raises DataError for a damaged index and a shard that cannot be opened.
+        """
+        _, ends, address = self._indexed(number)
+        return (self._files[number] if self._keep(number) else -1), address, np.frombuffer(ends, np.int64)
+
     def read(self, sample: int) -> Record:
         """Read and check one sample. Raises SampleError if it is damaged, DataError if the shard or index is."""
         number, line = self._line(sample)

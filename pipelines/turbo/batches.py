@@ -1,39 +1,24 @@
 """The turbo backend: libjpeg-turbo on host threads that write pixels straight into the batch.
 
-It is used without DALI or without a GPU. Each epoch is a full permutation of all samples, a function of (seed, epoch)
-alone, and the augmentation of a sample is one of (seed, epoch, position in the epoch). So two numbers, epoch and
-position, are enough to resume. Threads take a few samples of a batch at a time, up to ``AHEAD`` batches ahead. For a
-GPU pixels are copied and normalised there one batch ahead, beside the caller's kernels; for a CPU the thread that
+For a GPU pixels are copied and normalised there one batch ahead, beside the caller's kernels; for a CPU the thread that
 decoded them normalises them, while they are in its cache.
 """
 
 import importlib
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
 
 from pipelines.augment import Augment
-from pipelines.backend import Rows
 from pipelines.errors import DataError
 from pipelines.plan import Plan
 from pipelines.shards.manifest import Manifest
-from pipelines.shards.records import Records, SampleError
-from pipelines.transform import SeededTransform, Transform
+from pipelines.shards.records import Records
 from pipelines.turbo.buffers import Layout, LentBuffers, Tensors
 from pipelines.turbo.copies import DeviceCopies
-from pipelines.turbo.native import Worker, renders_natively
-from pipelines.turbo.normalise import Normalise
-from pipelines.turbo.randomness import draw, epoch_order
-from pipelines.turbo.renderer import Renderer, prepare_opencv
+from pipelines.turbo.ordered import AHEAD, OrderedBatches
 from pipelines.turbo.work import Work
-
-AHEAD = 3  # batches
-CHUNK = 16  # samples that a thread takes at a time
-MAX_REPLACEMENTS = 16  # tried for a sample that cannot be used; if all fail, the fault is not in single samples
 
 
 def require_turbo() -> None:
@@ -47,74 +32,24 @@ def require_turbo() -> None:
             ) from error
 
 
-class TurboBatches:
-    """An endless source of batches, starting ``taken`` samples into ``epoch``. Its threads end when it is closed or
-    garbage-collected.
-
-    A sample that cannot be used is replaced by the next in the order, or in evaluation by padding at the end; ``skip``
-    is called with its error when ``next`` returns that batch. Without ``skip`` the first such error is raised.
-    ``keys`` and ``extras``, extensions of members, come with each batch. ``transform`` is applied to the batch before
-    normalisation, on the caller's stream, when ``next`` returns that batch.
-    """
+class TurboBatches(OrderedBatches):
+    """Ordered batches, decoded by libjpeg-turbo on host threads."""
 
     def __init__(
-        self,
-        manifest: Manifest,
-        records: Records,
-        plan: Plan,
-        augment: Augment,
-        *,
-        device: torch.device,
-        seed: int,
-        threads: int,
-        epoch: int = 0,
-        taken: int = 0,
-        skip: Callable[[SampleError], None] | None = None,
-        keys: bool = False,
-        extras: tuple[str, ...] = (),
-        transform: Transform | None = None,
+        self, manifest: Manifest, records: Records, plan: Plan, augment: Augment, *, device: torch.device, **given: Any
     ) -> None:
-        self._manifest, self._records, self._plan, self._augment = manifest, records, plan, augment
-        self._seed, self._skip = seed, skip
-        self._keys, self._extras = keys, extras
-        self._transform = SeededTransform(transform, seed) if transform else None
-        self._normalise, self._renderer = Normalise(manifest, augment, device), Renderer(manifest, augment)
-        self._native = renders_natively(manifest, augment)
+        super().__init__(manifest, records, plan, augment, device=device, **given)
         layout = Layout(plan.batch_size, plan.batch_size * augment.crops, augment.size)
-        early = self._normalise.batch if self._normalise.normalises and not transform else None  # before ``next``
+        early = self._normalise.batch if self._normalise.normalises and not self._transform else None  # before ``next``
         self._copies = DeviceCopies(layout, device, early, AHEAD + 2) if device.type == "cuda" else None
         dtype = np.float32 if early and not self._copies else np.uint8  # float32: threads normalise each image
         self._buffers = self._copies.buffers if self._copies else LentBuffers(layout, dtype)
-        self._batches = _endless(plan, epoch, taken)
-        self._upcoming = next(self._batches)
-        self._order = -1, np.empty(0, np.int64)
-        self._made: deque[Work] = deque()
-        self._own = threading.local()
-        self._threads = ThreadPoolExecutor(threads, "turbo", prepare_opencv)
 
-    def next(self) -> Rows:
-        """Return the next batch: images N,3,H,W, channels-last, and labels N int64. Raises DataError."""
-        self._begin_more()
-        work = self._made.popleft()
-        for part in work.parts:
-            part.result()
-        self._settle(work)
-        images, labels, crops, colours = self._tensors(work)
-        if self._transform:
-            pixels = images.permute(0, 3, 1, 2)
-            pixels, labels = self._transform(pixels, labels, epoch=work.epoch, first=work.first)
-            images = pixels.permute(0, 2, 3, 1).contiguous()
-            if self._normalise.normalises:
-                images = self._normalise.batch(images, crops, colours)
-        keys, extras = work.keys if self._keys else None, work.extras if self._extras else None
-        return Rows(images.permute(0, 3, 1, 2), labels, keys, extras)
-
-    def checkpoint(self) -> None:
-        """Return None: the position is the epoch and the samples taken, which the Loader saves."""
-
-    def close(self) -> None:
-        """Let each thread end after the few samples it is working on."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+    def _prepare(self, numbers: np.ndarray, **about: Any) -> Work:
+        images, labels, crops, colours, memory = self._buffers.take()
+        labels[:] = crops[:] = 0
+        colours[:] = self._colours(about["draws"].lights)
+        return Work(images=images, memory=memory, labels=labels, crops=crops, colours=colours, **about)
 
     def _tensors(self, work: Work) -> Tensors:
         """Return a batch on its device. Begin to copy the next one to a GPU, unless threads are still filling it."""
@@ -125,68 +60,10 @@ class TurboBatches:
             self._made[0].copied = self._copies.begin(self._made[0].memory)
         return tensors
 
-    def _begin_more(self) -> None:
-        """Queue batches up to ``AHEAD``. Evaluation stops at the end of the epoch, as another may never be wanted."""
-        while len(self._made) <= AHEAD:
-            epoch, taken = self._upcoming
-            if self._made and not self._plan.training and epoch != self._made[0].epoch:
-                return
-            self._made.append(self._begin(epoch, taken))
-            self._upcoming = next(self._batches)
-
-    def _begin(self, epoch: int, taken: int) -> Work:
-        rows = self._plan.batch_size
-        first = self._plan.first(taken)
-        draws = draw(self._seed, epoch, self._augment, first=first, count=rows)
-        images, labels, crops, colours, memory = self._buffers.take()
-        labels[:] = crops[:] = 0
-        colours[:] = self._normalise.colours(draws.lights).repeat(self._augment.crops, axis=0)
-        samples = self._samples(epoch, first)
-        valid = self._plan.valid(taken // self._plan.step)
-        work = Work(
-            epoch=epoch,
-            first=first,
-            valid=valid,
-            samples=samples,
-            draws=draws,
-            images=images,
-            memory=memory,
-            labels=labels,
-            crops=crops,
-            colours=colours,
-            keys=[""] * rows,
-            extras={name: [None] * rows for name in self._extras},
-        )
-        for start in range(0, rows, CHUNK):
-            chunk = range(start, min(start + CHUNK, rows))
-            work.parts.append(self._threads.submit(self._make, work, chunk))
-        return work
-
-    def _samples(self, epoch: int, first: int) -> list[int]:
-        places = np.arange(first, first + self._plan.batch_size + MAX_REPLACEMENTS)
-        if not self._plan.training:
-            return np.minimum(places, self._plan.samples - 1).tolist()
-        if self._order[0] != epoch:
-            self._order = epoch, epoch_order(self._seed, epoch, self._plan.samples)
-        return self._order[1][places % self._plan.samples].tolist()
-
-    def _make(self, work: Work, rows: range) -> None:
-        whole = range(rows.start, max(rows.start, min(rows.stop, work.valid)))
-        work.images[self._places(range(whole.stop, rows.stop))] = 0
-        left = self._make_natively(work, whole) if self._native else whole
-        for row in whole if self._keys or self._extras else left:
-            try:
-                if row in left:
-                    self._fill(work, row, work.samples[row])
-                self._describe(work, row, work.samples[row])
-            except SampleError as error:
-                if self._skip is None:
-                    raise
-                work.lost.append((row, error))
-                self._replace(work, row, error)
-
-    def _make_natively(self, work: Work, rows: range) -> list[int]:
+    def _make_compiled(self, work: Work, rows: range) -> list[int]:
         """Fill the rows that the compiled part can render. Return the others, which are left to Python."""
+        if not self._native:
+            return list(rows)
         left, pixels, some = [], self._pixels(work, rows), slice(rows.start, rows.stop)
         draws = work.draws.of(some)
         rendered = self._renderer.render_natively(self._worker(), work.samples[some], draws, pixels)
@@ -198,76 +75,3 @@ class TurboBatches:
             else:
                 left.append(row)
         return left
-
-    def _replace(self, work: Work, row: int, error: SampleError) -> None:
-        """Fill the row with the next usable sample in the order, or in evaluation with black. Raises DataError."""
-        if not self._plan.training:
-            work.images[self._places(range(row, row + 1))] = 0
-            return None
-        for sample in work.samples[row + 1 : row + 1 + MAX_REPLACEMENTS]:
-            try:
-                self._fill(work, row, sample)
-                return self._describe(work, row, sample)
-            except SampleError as another:
-                work.lost.append((row, another))
-        raise DataError(f"{MAX_REPLACEMENTS} samples in a row cannot be used. The first of them: {error}")
-
-    def _fill(self, work: Work, row: int, sample: int) -> None:
-        rows, record = range(row, row + 1), self._records.read(sample)
-        pixels = self._pixels(work, rows)
-        work.crops[self._places(rows)] = self._renderer.render(record, work.draws.at(row), pixels)
-        work.labels[row] = record.label
-        for place, image in enumerate(pixels, self._places(rows).start):
-            self._normalise_place(work, place, image)
-
-    def _describe(self, work: Work, row: int, sample: int) -> None:
-        """Add the sample's key and extras to the batch, if requested. Raises SampleError."""
-        if self._keys:
-            work.keys[row] = self._records.key(sample)
-        if self._extras:
-            found = self._records.extras(sample)
-            for name, column in work.extras.items():
-                column[row] = found.get(name)
-
-    def _normalise_place(self, work: Work, place: int, pixels: np.ndarray) -> None:
-        """Normalise ``pixels`` into the batch, unless the batch is uint8: the device normalises it, or nothing does."""
-        if work.images.dtype != np.uint8:
-            self._normalise.one(pixels, work.crops[place], work.colours[place], work.images[place])
-
-    def _pixels(self, work: Work, rows: range) -> np.ndarray:
-        """Return N,size,size,3 uint8 to render the rows' crops into: the batch itself if it is uint8."""
-        out = work.images[self._places(rows)]
-        if out.dtype == np.uint8:
-            return out
-        if not hasattr(self._own, "pixels"):
-            self._own.pixels = np.empty((CHUNK * self._augment.crops, *out.shape[1:]), np.uint8)
-        return self._own.pixels[: len(out)]
-
-    def _places(self, rows: range) -> slice:
-        """Return the slice of ``images`` that holds the crops of these rows."""
-        return slice(rows.start * self._augment.crops, rows.stop * self._augment.crops)
-
-    def _worker(self) -> Worker:
-        """Return this thread's worker; make it at the first call."""
-        if not hasattr(self._own, "worker"):
-            self._own.worker = Worker(self._records, self._manifest, self._augment, CHUNK)
-        return self._own.worker
-
-    def _settle(self, work: Work) -> None:
-        """Report the samples that were lost. In evaluation move their rows to the end, where they are padding."""
-        if not work.lost or self._skip is None:
-            return
-        work.lost.sort(key=lambda entry: entry[0])
-        for _, error in work.lost:
-            self._skip(error)
-        if not self._plan.training:
-            work.move_to_the_end({row for row, _ in work.lost})
-
-
-def _endless(plan: Plan, epoch: int, taken: int) -> Iterator[tuple[int, int]]:
-    """Yield (epoch, samples of it taken before) for each batch, without end."""
-    while True:
-        while plan.batches_after(taken) > 0:
-            yield epoch, taken
-            taken += plan.step
-        epoch, taken = epoch + 1, 0

@@ -6,7 +6,9 @@ Fresh memory is slow: the kernel must zero 150 MB of pages for each float32 batc
 import math
 import weakref
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -45,20 +47,22 @@ class Layout:
 
     @property
     def nbytes(self) -> int:
-        return self._ends()[-1]
+        return self._ends[-1]
 
     def cut(self, memory: torch.Tensor) -> Tensors:
         """Return views of ``memory``, ``nbytes`` uint8."""
-        starts = [0, *self._ends()]
-        parts = zip(self._shapes().items(), starts[:-1], strict=True)
-        return Tensors(
-            **{
-                name: memory[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
-                for (name, (shape, dtype)), start in parts
-            }
-        )
+        return Tensors(**self.views(memory))
 
-    def _shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    def views(self, memory: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the view of each array, by name."""
+        parts = zip(self.shapes().items(), [0, *self._ends], strict=False)
+        return {
+            name: memory[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+            for (name, (shape, dtype)), start in parts
+        }
+
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Return the shape and type of each array, by name, in their order in memory."""
         return {
             "images": ((self.images, self.size, self.size, 3), torch.uint8),
             "labels": ((self.rows,), torch.int64),
@@ -66,8 +70,9 @@ class Layout:
             "colours": ((self.images, 3), torch.float32),
         }
 
+    @cached_property
     def _ends(self) -> list[int]:
-        sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in self._shapes().values()]
+        sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in self.shapes().values()]
         return list(accumulate(-(-size // ALIGNED) * ALIGNED for size in sizes))
 
 
@@ -98,25 +103,31 @@ class PinnedBuffers:
     """Pinned memory, from which a GPU copies by itself: one block, allocated once and cut into equal buffers.
 
     Torch rounds pinned memory up to a power of two: 154 MB, a batch of 1024, to 256. As many buffers are cut as the
-    block has room for: six of 1 GiB then.
+    block has room for: six of 1 GiB then. For a CPU, ``least`` buffers that are not pinned.
     """
 
     def __init__(self, layout: Layout, least: int, device: torch.device) -> None:
         """Allocate at least ``least`` buffers, for copies to ``device``."""
         self._layout = layout
-        count = buffers_in_a_block(layout.nbytes, least)
-        with torch.cuda.device(device):  # on another device it would make a context, for some 500 MB
-            block = torch.empty((count, layout.nbytes), dtype=torch.uint8, device="cpu", pin_memory=True)
+        pinned = device.type == "cuda"
+        count = buffers_in_a_block(layout.nbytes, least) if pinned else least
+        with torch.cuda.device(device) if pinned else nullcontext():  # on another it would make a context, for 500 MB
+            block = torch.empty((count, layout.nbytes), dtype=torch.uint8, device="cpu", pin_memory=pinned)
         self._free: deque[tuple[torch.Tensor, torch.cuda.Event | None]] = deque((memory, None) for memory in block)
 
     def take(self) -> Arrays:
         """Return uninitialised arrays in a buffer. Their contents of before have been copied."""
-        memory, copied = self._free.popleft()
-        if copied is not None:
-            copied.synchronize()  # the host waits, but hardly ever: this copy is the oldest
+        memory = self.take_memory()
         images, labels, crops, colours = (tensor.numpy() for tensor in self._layout.cut(memory))
         return Arrays(images, labels, crops, colours, memory)
 
-    def give_back(self, memory: torch.Tensor, copied: torch.cuda.Event) -> None:
+    def take_memory(self) -> torch.Tensor:
+        """Return a buffer, ``nbytes`` uint8, whose contents have been copied."""
+        memory, copied = self._free.popleft()
+        if copied is not None:
+            copied.synchronize()  # the host waits, but hardly ever: this copy is the oldest
+        return memory
+
+    def give_back(self, memory: torch.Tensor, copied: torch.cuda.Event | None) -> None:
         """Lend this buffer again once the GPU has passed ``copied``."""
         self._free.append((memory, copied))

@@ -6,58 +6,20 @@
  * contract between the two.
  */
 
-#include <math.h>
 #include <setjmp.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include <jpeglib.h>
 
-#include "checksum.h"
 #include "entropy.h"
+#include "sample.h"
 
-#if defined __GLIBC__ && defined __x86_64__ /* the old name of the same function: wheels built today load on glibc 2.28 */
-__asm__(".symver exp, exp@GLIBC_2.2.5");
-#endif
-
-#define BLOCK 512              /* bytes of a block of a tar file */
-#define CHECKSUM 500           /* offset of the checksum in an image's tar header */
-#define MAX_SPAN (16 << 20)    /* bytes of an image; larger ones are left to Python */
 #define MAX_PIXELS (1 << 26)   /* of an image; larger ones are left to Python */
 #define ROWS 4                 /* rows decoded by one call of libjpeg */
 #define MARGIN 2               /* pixels around the crop that upsampling of chroma at its edges reads */
-
-enum { RANDOM, RESIZED, CENTER }; /* crops, in the order of native.py */
-
-struct settings { /* the format of the shards and the augmentation; NativeSettings in native.py has the same layout */
-    const char *extension;     /* of image members: "jpg" or "npy" */
-    const uint8_t *raw_header; /* header of each .npy image */
-    int32_t raw_header_bytes;  /* its length; 0 if the images are JPEGs */
-    int32_t label_digits, classes;
-    int32_t checked;           /* true if the tar headers of images hold checksums to compare */
-    int32_t square;            /* side in pixels if all images are square and of one size, else 0 */
-    int32_t crop, size;        /* kind of the crop (the enum above) and its side in pixels */
-    int32_t shorter;           /* length of the shorter side after resizing, from which random and center crops are cut */
-    double most_elongated;     /* largest ratio of longer to shorter side */
-    double scale[2], ratio[2], log_ratio[2]; /* least and greatest values of a resized crop */
-};
-
-struct sample { /* a sample to render and its result; SAMPLE in native.py has the same layout */
-    const char *line;          /* line of the index: EXT START SIZE NAME cls START SIZE NAME */
-    int32_t length;            /* length of the line */
-    int32_t file;              /* file descriptor of the shard, or -1 */
-    int32_t flip;              /* true if the image is to be mirrored left to right */
-    /* The result: */
-    int32_t done;              /* 1 if rendered, 0 if left to Python */
-    int32_t label, crop_at[2]; /* the label; top and left of the crop in the resized image */
-    int32_t height, width;     /* size of a crop that Python must still resize; 0 if the pixels are in the batch */
-    int64_t at;                /* offset of that crop in the worker's parts: height, width, 4 bytes: RGB and padding */
-};
-
-struct box { int32_t top, left, height, width; };
 
 /* Return a number for the layout of the two structs. native.py loads no library whose number differs from its own. */
 int layout(void) { return sizeof(struct settings) * 1000 + sizeof(struct sample); }
@@ -120,150 +82,14 @@ static int grow(uint8_t **memory, size_t *room, size_t wanted) {
     return 1;
 }
 
-struct text { const char *at, *end; };
-
-/* Return the next field of a line, up to a space or the end, and advance the line behind it. */
-static struct text next_field(struct text *line) {
-    const char *space = memchr(line->at, ' ', line->end - line->at);
-    struct text field = {line->at, space ? space : line->end};
-    line->at = space ? space + 1 : line->end;
-    return field;
-}
-
-/* Return the value of a field of 1 to 15 decimal digits; -1 for any other field. */
-static int64_t number(struct text field) {
-    int64_t value = 0;
-    if (field.at == field.end || field.end - field.at > 15) return -1;
-    for (; field.at < field.end; field.at++) {
-        if (*field.at < '0' || *field.at > '9') return -1;
-        value = 10 * value + (*field.at - '0');
-    }
-    return value;
-}
-
-/* Return true if the field equals a string. */
-static int equals(struct text field, const char *other) {
-    size_t length = strlen(other);
-    return (size_t)(field.end - field.at) == length && !memcmp(field.at, other, length);
-}
-
-struct location { /* a sample's location in its shard, by the index */
-    int64_t start, size, end;     /* offset and length of the image; offset of the end of the label */
-    struct text name, label_name; /* names of both members */
-};
-
-/* Read the location of a sample from its line of the index. Return false if the line is damaged, or not one that sharding
- * writes: image and label follow each other, with headers of one block, under one key. */
-static int find(const struct settings *settings, const struct sample *sample, struct location *location) {
-    struct text line = {sample->line, sample->line + sample->length};
-    struct text extension = next_field(&line);
-    location->start = number(next_field(&line));
-    location->size = number(next_field(&line));
-    location->name = next_field(&line);
-    struct text cls = next_field(&line);
-    int64_t label_start = number(next_field(&line));
-    int64_t label_size = number(next_field(&line));
-    location->label_name = next_field(&line);
-    location->end = label_start + label_size;
-    int64_t stem = (location->name.end - location->name.at) - (extension.end - extension.at);
-    return line.at == line.end && equals(extension, settings->extension) && equals(cls, "cls")
-        && location->start >= BLOCK && location->size >= 1 && location->size < MAX_SPAN
-        && label_start == location->start + (location->size + BLOCK - 1) / BLOCK * BLOCK + BLOCK
-        && label_size == settings->label_digits
-        && stem > 0 && location->label_name.end - location->label_name.at == stem + 3
-        && !memcmp(location->label_name.at, location->name.at, stem) && !memcmp(location->label_name.at + stem, "cls", 3);
-}
-
-/* Return true if a block of the shard is the tar header of a regular file of that name and size. */
-static int is_header(const uint8_t *block, struct text name, int64_t size) {
-    char digits[13];
-    int64_t length = name.end - name.at;
-    if (length < 1 || length > 100 || *name.at == '.' || memchr(name.at, '/', length)) return 0;
-    snprintf(digits, sizeof digits, "%011o", (unsigned)size);
-    for (int64_t i = length; i < 100; i++)
-        if (block[i]) return 0;
-    return !memcmp(block, name.at, length) && !memcmp(block + 124, digits, 12);
-}
-
-/* Return true if the image's header holds the checksum of what follows it, as records.py has it. */
-static int has_checksum(const uint8_t *span, int64_t length) {
-    char digits[9];
-    snprintf(digits, sizeof digits, "%08x", (unsigned)checksum(span + BLOCK, length - BLOCK));
-    return !memcmp(span + CHECKSUM, digits, 8);
-}
-
-/* Read the sample's span of its shard, from the image's header to the label's end, and its label. Return false unless the
- * headers agree with the index, the label is a class and the checksum, if there is one, is right. */
-static int read_sample(struct worker *worker, const struct settings *settings, struct sample *sample,
-                       const struct location *location) {
-    int64_t length = location->end - location->start + BLOCK;
-    if (!grow(&worker->span, &worker->span_room, length)) return 0;
-    if (pread(sample->file, worker->span, length, location->start - BLOCK) != length) return 0;
-    const char *digits = (const char *)worker->span + length - settings->label_digits;
-    const uint8_t *label_header = (const uint8_t *)digits - BLOCK;
-    int64_t label = number((struct text){digits, digits + settings->label_digits});
-    sample->label = (int32_t)label;
-    return is_header(worker->span, location->name, location->size)
-        && is_header(label_header, location->label_name, settings->label_digits)
-        && label >= 0 && label < settings->classes
-        && (!settings->checked || has_checksum(worker->span, length));
-}
-
 static int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 static int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
 
-/* Return the box of a random resized crop. From here to choose all results are bit-identical to those of crops.py: the same
- * operations in the same order in double precision, rint for Python's round, and no fused multiply-add (setup.py). */
-static struct box resized_box(const struct settings *settings, const double *draws, int32_t attempts, int32_t height,
-                              int32_t width) {
-    const double *scale = settings->scale, *ratio = settings->ratio, *log_ratio = settings->log_ratio;
-    for (; attempts > 0; attempts--, draws += 4) {
-        double area = (double)height * width * (scale[0] + draws[0] * (scale[1] - scale[0]));
-        double chosen = exp(log_ratio[0] + draws[1] * (log_ratio[1] - log_ratio[0]));
-        double w = rint(sqrt(area * chosen)), h = rint(sqrt(area / chosen));
-        if (0 < w && w <= width && 0 < h && h <= height)
-            return (struct box){(int32_t)(draws[2] * (height - h + 1)), (int32_t)(draws[3] * (width - w + 1)), h, w};
-    }
-    int32_t w = (int32_t)fmin(width, rint(height * ratio[1])), h = (int32_t)fmin(height, rint(width / ratio[0]));
-    return (struct box){(height - h) / 2, (width - w) / 2, h, w};
-}
-
-/* Return the length of a side after the shortest side is resized to wanted: one side of shorter_sides in crops.py. */
-static int32_t resized_side(int32_t side, int32_t shortest, int32_t wanted) {
-    return shortest == wanted ? side : larger(wanted, (int32_t)rint(side * ((double)wanted / shortest)));
-}
-
-/* Map one side of a box from the resized image back to the image: one side of in_source in crops.py. */
-static void in_source(int32_t *start, int32_t *length, int32_t side, int32_t resized) {
-    *length = smaller(side, larger(1, (int32_t)rint((double)((int64_t)*length * side) / resized)));
-    *start = smaller((int32_t)rint((double)((int64_t)*start * side) / resized), side - *length);
-}
-
-/* Choose the box of the image to decode, and note where the image is cropped. Return false if the whole image would be
- * needed: a center crop of an image that must be resized first. */
-static int choose(const struct settings *settings, const double *draws, int32_t attempts, int32_t height, int32_t width,
-                  struct sample *sample, struct box *box) {
-    int32_t size = settings->size, shortest = smaller(height, width);
-    if (settings->crop == RESIZED) {
-        *box = resized_box(settings, draws, attempts, height, width);
-        sample->crop_at[0] = sample->crop_at[1] = 0;
-        return 1;
-    }
-    int32_t h = resized_side(height, shortest, settings->shorter), w = resized_side(width, shortest, settings->shorter);
-    int same = h == height && w == width;
-    if (settings->crop == CENTER) {
-        if (!same) return 0;
-        *box = (struct box){(h - size + 1) / 2, (w - size + 1) / 2, size, size};
-    } else {
-        *box = (struct box){(int32_t)(draws[0] * (h - size + 1)), (int32_t)(draws[1] * (w - size + 1)), size, size};
-    }
-    sample->crop_at[0] = box->top;
-    sample->crop_at[1] = box->left;
-    if (!same) {
-        in_source(&box->top, &box->height, height, h);
-        in_source(&box->left, &box->width, width, w);
-    }
-    return 1;
+/* Read a sample's span into the worker's memory, and its label. Return false if it is left to Python. */
+static int read_sample(struct worker *worker, const struct settings *settings, struct sample *sample,
+                       const struct location *location) {
+    return grow(&worker->span, &worker->span_room, span_length(location))
+        && read_span(settings, location, sample->file, worker->span, &sample->label);
 }
 
 #if defined __has_builtin && defined __x86_64__ && defined __linux__
@@ -388,7 +214,7 @@ static void render(struct worker *worker, const struct settings *settings, struc
         || (settings->square && (height != settings->square || width != settings->square))
         || jpeg_has_multiple_scans(info) /* each may take as long as the whole image */
         || !is_common_sampling(info)
-        || !choose(settings, draws, attempts, height, width, sample, &box)) fail((j_common_ptr)info);
+        || !choose_box(settings, draws, attempts, height, width, sample->crop_at, &box)) fail((j_common_ptr)info);
 
     int32_t shrink = 1;
     info->scale_num = 1;
@@ -415,7 +241,7 @@ static void copy_part(const struct settings *settings, struct sample *sample, co
     int64_t side = settings->square, header = settings->raw_header_bytes;
     struct box box;
     if (bytes != header + 3 * side * side || memcmp(image, settings->raw_header, header)
-        || !choose(settings, draws, attempts, side, side, sample, &box)
+        || !choose_box(settings, draws, attempts, side, side, sample->crop_at, &box)
         || box.height != settings->size || box.width != settings->size) return;
     const uint8_t *row = image + header + 3 * (box.top * side + box.left);
     for (int32_t left = box.height; left > 0; left--, row += 3 * side, out += 3 * box.width) {
@@ -434,7 +260,7 @@ void render_samples(struct worker *worker, const struct settings *settings, stru
     for (int32_t i = 0; i < count; i++, draws += stride, out += (size_t)3 * settings->size * settings->size) {
         struct sample *sample = &samples[i];
         sample->done = sample->height = sample->width = 0;
-        if (!find(settings, sample, &location) || !read_sample(worker, settings, sample, &location)) continue;
+        if (!find_sample(settings, sample->line, sample->length, &location) || !read_sample(worker, settings, sample, &location)) continue;
         if (settings->raw_header_bytes)
             copy_part(settings, sample, worker->span + BLOCK, location.size, draws, attempts, out);
         else

@@ -31,6 +31,16 @@ class Normalise:
         self._lit = augment.lighting > 0
         self.batch = OnDevice(self._images, self._scale, device, self.dtype)
 
+    @property
+    def mean_image(self) -> np.ndarray | None:
+        """The mean image to subtract, H,W,3 float32, or None."""
+        return None if self._images is None else self._images[0]
+
+    @property
+    def scale(self) -> np.ndarray:
+        """The reciprocals of the deviations, 3 float32."""
+        return self._scale
+
     def colours(self, lights: np.ndarray) -> np.ndarray:
         """Return N,3 float32, the colour to add to each image before the division, from N,3 standard normal factors."""
         added = np.broadcast_to(-self._mean, lights.shape)

@@ -33,7 +33,7 @@ class Draws(NamedTuple):
     lights: np.ndarray  # N,3 standard normal
     colours: np.ndarray | None  # N,3,4: pixels (R, G, B, 1) to jittered pixels
 
-    def of(self, rows: slice) -> "Draws":
+    def of(self, rows: slice | np.ndarray) -> "Draws":
         """Return the draws of these samples alone."""
         colours = None if self.colours is None else self.colours[rows]
         return Draws(self.flips[rows], self.crop_draws[rows], self.lights[rows], colours)

@@ -37,11 +37,16 @@ class Work:
         """True if all rows are there: threads have filled them, each with its own sample."""
         return all(part.done() and part.exception() is None for part in self.parts) and not self.lost
 
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """The arrays that have a part for each row."""
+        return self.images, self.labels, self.crops, self.colours
+
     def move_to_the_end(self, lost: set[int]) -> None:
         """Move these rows behind the others, where they are padding."""
         rows = sorted(range(len(self.labels)), key=lambda row: row in lost)
         self.keys = ["" if row in lost else self.keys[row] for row in rows]
         self.extras = {n: [None if row in lost else v[row] for row in rows] for n, v in self.extras.items()}
-        for array in (self.images, self.labels, self.crops, self.colours):
+        for array in self.arrays:
             by_row = array.reshape(len(rows), -1)
             by_row[:] = by_row[rows]

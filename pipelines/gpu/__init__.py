@@ -1,0 +1,1 @@
+"""JPEGs with restart markers, decoded on the GPU piece by piece."""
