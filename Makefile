@@ -1,5 +1,5 @@
 # make env     .venv with the tested versions; PYTHON=python3.12 chooses the Python, DALI=cuda120 the build for CUDA 12
-# make env TORCH=cpu    the same for a machine without a GPU: torch's CPU build, no DALI; 2 GB instead of 8
+# make env TORCH=cpu    the same for a machine without a GPU: torch's CPU build, no DALI; 3 GB instead of 8
 # make wheel   dist/*.whl with the compiled part and its own libjpeg-turbo; needs cmake and nasm
 # make demo    data, shards, training, evaluation and pictures, in minutes on two CPU cores: runs/demo
 # make solar   the same with 2,624 real photographs of solar cells: runs/solar

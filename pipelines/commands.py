@@ -32,8 +32,8 @@ def command(script: str, *arguments: object, launcher: Sequence[str] = ()) -> st
 
 
 def program() -> str | None:
-    """Return this process's command as an installed user types it; None in a checkout."""
-    with suppress(ValueError):
+    """Return this process's command as an installed user types it; None in a checkout, and for a script without one."""
+    with suppress(ValueError, KeyError):
         return f"alexnet {NAMES[Path(sys.argv[0]).relative_to(INSTALLED).as_posix()]}"
     return None
 

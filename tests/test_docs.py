@@ -41,7 +41,10 @@ def parse(words: list[str]) -> None:
     if program == "alexnet":
         scripts = {name: script for script, name in NAMES.items()}
         called = ["-m", "benchmarks"] if rest[0] == "bench" else [scripts.get(rest[0], rest[0])]
-        return None if rest == ["--help"] else parse(["python", *called, *rest[1:]])
+        if len(rest) == 1:  # a name in a sentence, without what it works on
+            assert rest[0] in {*scripts, "--help"}, words
+            return None
+        return parse(["python", *called, *rest[1:]])
     if program == "make":
         return check_goals(rest)
     assert Path(program).name in ("python", "python3"), words

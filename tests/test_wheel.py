@@ -101,6 +101,9 @@ def test_hints_of_an_installation_name_the_command(as_installed: Path, monkeypat
     assert commands.command("train.py", launcher=ranks) == line
     monkeypatch.setattr(sys, "argv", [str(as_installed / "benchmarks/__main__.py"), "loader"])
     assert commands.program() == "alexnet bench"
+    for script in (as_installed / "benchmarks/corpus.py", ROOT / "train.py"):
+        monkeypatch.setattr(sys, "argv", [str(script)])
+        assert commands.program() is None
 
 
 def test_help_of_an_installation_names_the_command(as_installed: Path) -> None:
