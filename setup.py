@@ -1,4 +1,4 @@
-"""The parts of the build that setup.cfg cannot describe: the compiled parts, the wheel's scripts and its tag."""
+"""The parts of the build that setup.cfg cannot describe: compiled parts, the wheel's scripts and its tag."""
 
 import os
 import shutil

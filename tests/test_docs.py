@@ -72,7 +72,7 @@ def start_of(options: Any, arguments: list[str]) -> Any:
 
 
 def parsed(options: Any, arguments: list[str], start: dict[str, Any] | None = None) -> None:
-    if arguments != ["--help"]:
+    if arguments not in ([], ["--help"]):  # a sentence may name a command alone
         tyro.cli(options, args=arguments, config=(tyro.conf.FlagCreatePairsOff,), **(start or {}))
 
 
