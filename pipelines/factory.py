@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from pipelines.arguments import MAX_SEED, check_device, check_extras, decoding_threads, integer, rank_and_world_size
+from pipelines.arguments import (
+    MAX_SEED,
+    check_agreed,
+    check_cache,
+    check_device,
+    check_extras,
+    decoding_threads,
+    integer,
+    rank_and_world_size,
+)
 from pipelines.augment import AUGMENTS, Augment
-from pipelines.backend import Backend, Skip, Start
+from pipelines.backend import Ahead, Backend, Skip, Start
 from pipelines.errors import DataError
 from pipelines.identity import Identity, manifest_digest
 from pipelines.loader import Loader
@@ -17,8 +28,10 @@ from pipelines.plan import Plan
 from pipelines.shards.manifest import Manifest, load_manifest
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
+    from pipelines.shards.records import Records
     from pipelines.transform import Transform
 
 BackendName = Literal["auto", "dali", "turbo", "synthetic"]
@@ -45,8 +58,10 @@ def open_loader(
     keys: bool = False,
     extras: tuple[str, ...] = (),
     transform: Transform | None = None,
+    cache: Path | None = None,
+    cache_gb: float | None = None,
 ) -> Loader:
-    """Return a loader of ``Batch`` for a split of a shard folder.
+    """Return a loader of ``Batch`` for a split of a shard folder, or of shards at a URL (s3://bucket/name).
 
     ``batch_size`` is that of each rank. Rank and number of ranks, if not given, are those of torch.distributed, else
     those of torchrun's environment (RANK and WORLD_SIZE), else 0 of 1; ``repr(loader)`` shows them.
@@ -55,6 +70,10 @@ def open_loader(
     ``augment`` is a name in ``AUGMENTS`` or an ``Augment``. ``threads`` decode; by default one per core.
     ``backend``: ``auto`` is turbo, unless DALI is installed and faster on a GPU than so few ``threads``;
     ``repr(loader)`` says why.
+
+    Shards at a URL are read through the folder ``cache``, by default below the user's cache folder, in which they take
+    at most ``cache_gb`` GB; with ``cache`` those of a network drive too. See docs/remote.md: a cache that is smaller
+    than the shards changes the order of epochs.
 
     For turbo only: ``on_error``: ``raise`` ends with an error if a sample cannot be decoded; ``skip`` takes the next
     sample instead and reports it. ``keys``: batches have the samples' names. ``extras``: batches have these members of
@@ -71,7 +90,8 @@ def open_loader(
     plan_of = {"batch_size": integer("batch_size", batch_size, 1), "rank": rank, "world_size": world_size}
     seed, threads = integer("seed", seed, 0, MAX_SEED), decoding_threads(threads)
     check_device(device)
-    manifest = load_manifest(folder)
+    check_cache(cache, cache_gb)
+    manifest = load_manifest(folder, cache=cache, cache_gb=cache_gb)
     only_turbo = {"keys": keys, "extras": extras, "transform": transform, "on_error": on_error != "raise"}
     wanted = [name for name, given in only_turbo.items() if given]
     backend, why = _resolved(backend, device, manifest, threads, wanted)
@@ -79,6 +99,8 @@ def open_loader(
         raise ValueError(f'on_error is {on_error!r}, not "raise" or "skip"')
     check_extras(extras, manifest)
     training = split == "train" if training is None else training
+    if training:
+        check_agreed(manifest, split, cache_gb)
     plan = Plan(samples=manifest.split(split).samples, training=training, **plan_of)
     chosen = _chosen(augment, training)
     _check_sizes(manifest, split, plan, chosen)
@@ -92,6 +114,7 @@ def open_loader(
         transform=getattr(transform, "__qualname__", type(transform).__name__) if transform else None,
         counts=backend != "dali",
         plan=plan,
+        window=manifest.window(split) if training and backend != "synthetic" else None,
     )
     given = _Arguments(manifest, identity, device, threads, on_error, keys, tuple(extras), transform)
     loader = {"dali": _dali, "turbo": _turbo, "synthetic": _synthetic}[backend](given)
@@ -123,7 +146,7 @@ def _resolved(
         raise ValueError(f"{only_turbo[0]} needs the backend turbo, not {backend}")
     if backend == "dali" and not manifest.plain:
         raise DataError(
-            f"{manifest.folder} was written by another program, which DALI's graph does not read: use turbo"
+            f"{manifest.location} was written by another program, which DALI's graph does not read: use turbo"
         )
     return backend, why
 
@@ -142,7 +165,7 @@ def _automatic(
 
 def _check_sizes(manifest: Manifest, split: str, plan: Plan, augment: Augment) -> None:
     """Raise DataError if the images are too small for the crop, or too few for a batch."""
-    folder, size = manifest.folder, manifest.image.size
+    folder, size = manifest.location, manifest.image.size
     if augment.size > size:
         raise DataError(f"{folder} has images of {size} pixels, too small for crops of {augment.size}")
     if not plan.batches or plan.samples < plan.world_size:
@@ -183,11 +206,13 @@ def _turbo(o: _Arguments) -> Loader:
     i = o.identity
     if not i.plan.rank:
         warn_without_native()
+    order = _order(o.manifest, i)
 
     def open_backend(start: Start, skip: Skip) -> Backend:
+        records = Records(o.manifest, i.split)
         return TurboBatches(
             o.manifest,
-            Records(o.manifest, i.split),
+            records,
             i.plan,
             i.augment,
             device=o.device,
@@ -199,9 +224,29 @@ def _turbo(o: _Arguments) -> Loader:
             keys=o.keys,
             extras=o.extras,
             transform=o.transform,
+            order=order,
+            ahead=_ahead(o.manifest, i, records, order),
         )
 
     return Loader(o.manifest, i, open_backend, device=o.device)
+
+
+def _order(manifest: Manifest, i: Identity) -> Callable[[int], np.ndarray]:
+    """Return a function from epochs to their order in training. It keeps those of the last two."""
+    from pipelines.turbo.randomness import epoch_order, windowed_order
+
+    counts, window = [shard.samples for shard in manifest.split(i.split).shards], i.window
+    if window is None:
+        return lru_cache(2)(partial(epoch_order, i.seed, samples=i.plan.samples))
+    return lru_cache(2)(partial(windowed_order, i.seed, counts=counts, window=window))
+
+
+def _ahead(manifest: Manifest, i: Identity, records: Records, order: Callable[[int], np.ndarray]) -> Ahead | None:
+    if manifest.local:
+        return None
+    from pipelines.remote.ahead import ReadAhead
+
+    return ReadAhead(manifest, i.split, records, i.plan, order)  # type: ignore[arg-type]  # it is a RemoteManifest
 
 
 def _dali(o: _Arguments) -> Loader:

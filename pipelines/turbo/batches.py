@@ -9,15 +9,17 @@ decoded them normalises them, while they are in its cache.
 
 import importlib
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
 
 from pipelines.augment import Augment
-from pipelines.backend import Rows
+from pipelines.backend import Ahead, Rows
 from pipelines.errors import DataError
 from pipelines.plan import Plan
 from pipelines.shards.manifest import Manifest
@@ -54,7 +56,8 @@ class TurboBatches:
     A sample that cannot be used is replaced by the next in the order, or in evaluation by padding at the end; ``skip``
     is called with its error when ``next`` returns that batch. Without ``skip`` the first such error is raised.
     ``keys`` and ``extras``, extensions of members, come with each batch. ``transform`` is applied to the batch before
-    normalisation, on the caller's stream, when ``next`` returns that batch.
+    normalisation, on the caller's stream, when ``next`` returns that batch. ``order`` returns an epoch's order of
+    training in place of a full permutation; ``ahead`` fetches shards that are not on this machine.
     """
 
     def __init__(
@@ -73,6 +76,8 @@ class TurboBatches:
         keys: bool = False,
         extras: tuple[str, ...] = (),
         transform: Transform | None = None,
+        order: Callable[[int], np.ndarray] | None = None,
+        ahead: Ahead | None = None,
     ) -> None:
         self._manifest, self._records, self._plan, self._augment = manifest, records, plan, augment
         self._seed, self._skip = seed, skip
@@ -87,7 +92,11 @@ class TurboBatches:
         self._buffers = self._copies.buffers if self._copies else LentBuffers(layout, dtype)
         self._batches = _endless(plan, epoch, taken)
         self._upcoming = next(self._batches)
+        self._order_of = order or partial(epoch_order, seed, samples=plan.samples)
         self._order = -1, np.empty(0, np.int64)
+        self._ahead = ahead
+        if ahead:
+            weakref.finalize(self, ahead.close)
         self._made: deque[Work] = deque()
         self._own = threading.local()
         self._threads = ThreadPoolExecutor(threads, "turbo", prepare_opencv)
@@ -99,6 +108,8 @@ class TurboBatches:
         for part in work.parts:
             part.result()
         self._settle(work)
+        if self._ahead:
+            self._ahead.finish(work.epoch, work.first)
         images, labels, crops, colours = self._tensors(work)
         if self._transform:
             pixels = images.permute(0, 3, 1, 2)
@@ -115,6 +126,8 @@ class TurboBatches:
     def close(self) -> None:
         """Let each thread end after the few samples it is working on."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._ahead:
+            self._ahead.close()
 
     def _tensors(self, work: Work) -> Tensors:
         """Return a batch on its device. Begin to copy the next one to a GPU, unless threads are still filling it."""
@@ -137,6 +150,8 @@ class TurboBatches:
     def _begin(self, epoch: int, taken: int) -> Work:
         rows = self._plan.batch_size
         first = self._plan.first(taken)
+        if self._ahead:
+            self._ahead.begin(epoch, first)
         draws = draw(self._seed, epoch, self._augment, first=first, count=rows)
         images, labels, crops, colours, memory = self._buffers.take()
         labels[:] = crops[:] = 0
@@ -167,7 +182,7 @@ class TurboBatches:
         if not self._plan.training:
             return np.minimum(places, self._plan.samples - 1).tolist()
         if self._order[0] != epoch:
-            self._order = epoch, epoch_order(self._seed, epoch, self._plan.samples)
+            self._order = epoch, self._order_of(epoch)
         return self._order[1][places % self._plan.samples].tolist()
 
     def _make(self, work: Work, rows: range) -> None:
