@@ -148,6 +148,11 @@ def _resolved(
         raise DataError(
             f"{manifest.location} was written by another program, which DALI's graph does not read: use turbo"
         )
+    if backend == "dali" and not manifest.fits:
+        raise DataError(
+            f"DALI reads whole shards from a folder, and {manifest.location} does not fit into the cache: give a larger "
+            "--cache-gb, or use turbo"
+        )
     return backend, why
 
 
@@ -160,6 +165,8 @@ def _automatic(
         return "turbo", "it is faster than DALI on a CPU"
     if not manifest.plain:
         return "turbo", "DALI does not read these shards"
+    if not manifest.fits:
+        return "turbo", "DALI reads no shards through a small cache"
     return faster_on_a_gpu(threads) if _has_dali() else ("turbo", "DALI is not installed")
 
 
@@ -257,6 +264,7 @@ def _dali(o: _Arguments) -> Loader:
 
     def open_backend(start: Start, _: Skip) -> Backend:
         """Open DALI's endless pipeline. Another is opened only if an epoch was left early or set by the caller."""
+        o.manifest.fetch(i.split)
         return DaliBatches(
             o.manifest,
             i.split,

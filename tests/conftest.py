@@ -19,6 +19,8 @@ from pipelines.sharding import runners
 from pipelines.sharding.writer import ShardTask, write_shard
 from tools import make_demo, shard_imagenet
 
+pytest_plugins = ["tests.bucket"]  # its fixtures
+
 ROOT = Path(__file__).parents[1]
 NUMBERED_IMAGES = 101
 PATIENCE = 1800.0  # seconds until a test that hangs fails; no test that works takes as long on the busiest machine

@@ -122,13 +122,14 @@ class Proxy:
         found = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
         left = size = 0 if empty or not found else int(found[1])
         began = time.perf_counter()
-        while left and (piece := source.recv(min(left, PIECE))):
-            if fault == "cut" and left <= size // 2:
-                raise OSError("cut")
+        end = size // 2 if fault == "cut" else 0  # bytes that are not passed on
+        while left > end and (piece := source.recv(min(left - end, PIECE))):
             to.sendall(bytes([piece[0] ^ 1]) + piece[1:] if fault == "wrong" and left == size else piece)
             left -= len(piece)
             if self.rate:
                 time.sleep(max(0.0, (size - left) / self.rate - (time.perf_counter() - began)))
+        if end:
+            raise OSError("cut")
 
 
 class _Server(socketserver.ThreadingTCPServer):

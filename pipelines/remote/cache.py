@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipelines.errors import DataError
 from pipelines.remote.store import Store
@@ -30,7 +31,7 @@ INDEX_BYTES = 1 << 30  # at most
 class ShardCache:
     """The shards of one dataset in the cache. ``most`` are the bytes of the shards of all datasets below ``root``.
 
-    ``failed`` are the errors of shards that could not be fetched ahead: to wait for each of them again is of no use.
+    ``failed`` are the errors of shards that could not be fetched: other threads need not wait for the same.
     Threads may share it. All methods raise DataError.
     """
 
@@ -44,29 +45,30 @@ class ShardCache:
         """Return a file descriptor of the shard, which is not evicted until it is closed; fetch it if it is missing.
 
         It is fetched even if everything that could be evicted leaves too little room. Raises DataError at once if it
-        could not be fetched ahead.
+        could not be fetched before.
         """
         while True:
             if known := self.failed.get(shard.path):
                 raise known
-            try:
-                file = self._there(shard)
-                if file is None:
-                    file = self._fetched(shard, must=True)
-            except OSError as error:
-                raise _full(self.root, error) from error
-            if file is not None:
+            if (file := self._tried(shard, must=True)) is not None:
                 return file
             time.sleep(POLL_SECONDS)  # another thread or process is fetching it
 
     def open_ahead(self, shard: Shard, stopped: Callable[[], bool]) -> int | None:
         """Do the same before it is needed. Return None without room, while another fetches it, and if it fails."""
         try:
-            file = self._there(shard)
-            return self._fetched(shard, must=False, stopped=stopped) if file is None else file
-        except (DataError, OSError) as error:
-            self.failed[shard.path] = error if isinstance(error, DataError) else _full(self.root, error)
+            return self._tried(shard, must=False, stopped=stopped)
+        except DataError:  # ``open`` raises it
             return None
+
+    def _tried(self, shard: Shard, **how: Any) -> int | None:
+        try:
+            file = self._there(shard)
+            return self._fetched(shard, **how) if file is None else file
+        except (DataError, OSError) as error:
+            known = error if isinstance(error, DataError) else _full(self.root, error)
+            self.failed[shard.path] = known
+            raise known from None
 
     def close(self, shard: Shard, file: int) -> None:
         """Close a shard that the epoch is done with: evicted is what was closed first."""

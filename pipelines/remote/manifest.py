@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from pipelines.shards.npy import read_npy
 from pipelines.untrusted import MAX_FILE_BYTES
 
 GB = 10**9
+FETCHING = 8  # shards at a time, where all of a split are needed
 MOST_HELD = 160  # shards that a loader mixes and fetches ahead: each takes two of the files a process may open
 NEAR = 0.01  # of 255: the mean image's own mean is that of the manifest, but for float32
 
@@ -47,9 +49,26 @@ class RemoteManifest(Manifest):
     def local(self) -> bool:
         return False
 
+    @property
+    def fits(self) -> bool:
+        return sum(shard.bytes for split in self.splits.values() for shard in split.shards) <= self._cache.most
+
+    def fetch(self, split: str) -> None:
+        with ThreadPoolExecutor(FETCHING) as pool:
+            for _ in pool.map(self._put, self.split(split).shards):
+                pass
+
+    def _put(self, shard: Shard) -> None:
+        """Put a shard with its index into the cache."""
+        file, index = self._cache.open(shard), (self.folder / shard.path).with_suffix(".idx")
+        try:
+            if not index.is_file():
+                write_atomically(index, self._cache.index(shard))
+        finally:
+            self._cache.close(shard, file)
+
     def window(self, split: str) -> int | None:
-        shards = [shard.bytes for name in self.splits for shard in self.splits[name].shards]
-        if sum(shards) <= self._cache.most:
+        if self.fits:
             return None
         held = min(MOST_HELD, self._cache.most // max(shard.bytes for shard in self.split(split).shards))
         return max(1, held - max(1, held // 4))
@@ -66,12 +85,10 @@ class RemoteManifest(Manifest):
     @contextmanager
     def holding(self, shard: Shard) -> Iterator[Path]:
         self._cache.mend(shard)
-        file, path = self._cache.open(shard), self.folder / shard.path
+        file = self._cache.open(shard)  # open, it is not evicted
         try:
-            index = path.with_suffix(".idx")
-            if not index.is_file():
-                write_atomically(index, self._cache.index(shard))
-            yield path
+            self._put(shard)
+            yield self.folder / shard.path
         finally:
             self._cache.close(shard, file)
 

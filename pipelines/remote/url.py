@@ -7,7 +7,7 @@ from pipelines.errors import DataError
 from pipelines.untrusted import printable
 
 SCHEMES = ("s3", "gs", "az", "https", "http", "file")
-URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?:/+(.*))?", re.DOTALL)
 
 
 def remote_url(folder: str | Path) -> str | None:
@@ -18,7 +18,7 @@ def remote_url(folder: str | Path) -> str | None:
     found = URL.fullmatch(str(folder))
     if not found:
         return None
-    scheme, rest = found[1].lower(), found[2].strip("/")
+    scheme, rest = found[1].lower(), (found[2] or "").strip("/")
     host = rest.partition("/")[0]
     if "@" in host or "?" in rest or "#" in rest:
         raise DataError(

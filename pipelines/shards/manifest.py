@@ -168,6 +168,14 @@ class Manifest:
         """True if all shards are in ``folder``."""
         return True
 
+    @property
+    def fits(self) -> bool:
+        """True if all shards are in ``folder``, or can be at a time."""
+        return True
+
+    def fetch(self, split: str) -> None:
+        """Fetch all shards of a split that are not yet in ``folder``. Raises DataError."""
+
     def window(self, split: str) -> int | None:
         """Return how many shards an epoch's order mixes at a time; None if it mixes all."""
         return None
