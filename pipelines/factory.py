@@ -150,8 +150,8 @@ def _resolved(
         )
     if backend == "dali" and not manifest.fits:
         raise DataError(
-            f"DALI reads whole shards from a folder, and {manifest.location} does not fit into the cache: give a larger "
-            "--cache-gb, or use turbo"
+            f"DALI reads whole shards from a folder, and {manifest.location} does not fit into the cache: give a "
+            "larger --cache-gb, or use turbo"
         )
     return backend, why
 

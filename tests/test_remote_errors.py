@@ -143,12 +143,12 @@ def test_a_bad_cache_is_one_line_before_a_shard_is_fetched(small_shards: Path, p
 def test_a_cache_on_a_full_disk(small_shards: Path, server: str, tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", 1) as disk:
         (disk / "other").write_bytes(bytes(900_000))
-        with pytest.raises(DataError, match="has room for .* GB, not for --cache-gb") as error:
+        with pytest.raises(DataError, match=r"has room for .* GB, not for --cache-gb") as error:
             open_loader(URL, cache=disk, cache_gb=gb(small_shards, 8))
         (disk / "other").unlink()
         train = open_loader(URL, "train", 4, SMALL, cache=disk, cache_gb=gb(small_shards, 8))
         (disk / "other").write_bytes(bytes(900_000))
-        with pytest.raises(DataError, match="the disk of the cache .* is full") as error:
+        with pytest.raises(DataError, match=r"the disk of the cache .* is full") as error:
             labels(train)
     assert_one_line(str(error.value), "--cache-gb")
 

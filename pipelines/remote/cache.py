@@ -84,11 +84,11 @@ class ShardCache:
         except FileNotFoundError:
             return self.store.read(path.name, INDEX_BYTES)
 
-    def mend(self, shard: Shard) -> None:
-        """Forget the shard if its bytes are not the manifest's: a disk has damaged them."""
-        with suppress(FileNotFoundError), self._path(shard).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                self._path(shard).unlink()
+    def open_again(self, shard: Shard) -> int:
+        """Fetch the shard even if it is there, return it like ``open``. What is there stays if that fails."""
+        while (file := self._fetched(shard, must=True, again=True)) is None:
+            time.sleep(POLL_SECONDS)
+        return file
 
     def _path(self, shard: Shard) -> Path:
         return self.folder / shard.path
@@ -106,9 +106,11 @@ class ShardCache:
         os.close(file)
         return None
 
-    def _fetched(self, shard: Shard, *, must: bool, stopped: Callable[[], bool] = lambda: False) -> int | None:
+    def _fetched(
+        self, shard: Shard, *, must: bool, again: bool = False, stopped: Callable[[], bool] = lambda: False
+    ) -> int | None:
         """Fetch the shard and return it, opened and locked; None if another fetches it, or without room unless it
-        ``must`` be."""
+        ``must`` be. ``again``: also if it is there."""
         part = self._path(shard).with_name(f"{shard.path}.part")
         file = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         kept = False
@@ -116,7 +118,7 @@ class ShardCache:
             if not _locked(file) or not _is_at(file, part):
                 return None
             try:
-                if _size(self._path(shard)) == shard.bytes:
+                if not again and _size(self._path(shard)) == shard.bytes:
                     return None  # another one finished it meanwhile
                 if not self._reserve(shard, file, must):
                     return None

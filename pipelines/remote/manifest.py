@@ -84,8 +84,7 @@ class RemoteManifest(Manifest):
 
     @contextmanager
     def holding(self, shard: Shard) -> Iterator[Path]:
-        self._cache.mend(shard)
-        file = self._cache.open(shard)  # open, it is not evicted
+        file = self._cache.open_again(shard)
         try:
             self._put(shard)
             yield self.folder / shard.path
@@ -100,7 +99,7 @@ def load_remote(folder: str | Path, cache: Path | None, cache_gb: float | None) 
     time, which is then kept, because the order of an epoch depends on it.
     """
     url = remote_url(folder) or f"file://{Path(folder).resolve()}"
-    root = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "alexnet-pipelines")
+    root = cache or default_root()
     _check_writable(root)
     most = _bytes(root) if cache_gb is None else round(cache_gb * GB)
     store = Store(url)
@@ -122,6 +121,11 @@ def load_remote(folder: str | Path, cache: Path | None, cache_gb: float | None) 
         _fetch_mean(store, plain)
     fields = {name: getattr(plain, name) for name in plain.__dataclass_fields__}
     return RemoteManifest(**fields, cache=ShardCache(store, root, place, most))
+
+
+def default_root() -> Path:
+    """Return the folder of the cache if none is given."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "alexnet-pipelines")
 
 
 @contextmanager

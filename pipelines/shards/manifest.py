@@ -194,7 +194,10 @@ class Manifest:
 
     @contextmanager
     def holding(self, shard: Shard) -> Iterator[Path]:
-        """Yield the path of a shard, which stays in its place meanwhile, with its index beside it."""
+        """Yield the path of a shard, which stays in its place meanwhile, with its index beside it.
+
+        A shard at a URL is fetched again, to be compared with what is there now.
+        """
         yield self.folder / shard.path
 
     @property
