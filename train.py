@@ -27,6 +27,7 @@ from tqdm import tqdm
 from alexnet import AlexNet, AlexNetError
 from alexnet.ema import EMA
 from alexnet.engine import TrainStep, compile_model, gpu_failure, predict
+from alexnet.half_weights import HalfWeights
 from alexnet.initial import Initial, read_initial
 from alexnet.log import Interval, RunLog, epoch_text, interval_text
 from alexnet.metrics import scores
@@ -148,9 +149,10 @@ def build(
     optimizer, schedule = make_optimizer(model, recipe), Schedule(recipe, len(loader))
     ema = EMA(model, recipe.average_decay) if recipe.average_decay else None
     mode = how.compile_mode(device, recipe.batch_size // ranks.world_size, ranks.world_size)
-    compiled = compile_model(model, mode, device)
+    halves = HalfWeights(model) if how.keeps_halves(device, recipe.precision, ranks.world_size) else None
+    compiled = compile_model(halves.network if halves else model, mode, device)
     parallel = ranks.parallel(compiled, device, how.compress)
-    train_step = TrainStep(parallel, optimizer, recipe, device, ema=ema, parts=how.accumulate)
+    train_step = TrainStep(parallel, optimizer, recipe, device, ema=ema, parts=how.accumulate, halves=halves)
     ranks.seed(options.seed)  # for dropout
     compiled_val_model = compile_model(ema.model, mode, device) if ema else compiled
     return TrainState(model, optimizer, schedule, train_step), compiled_val_model

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from alexnet.ema import EMA
 from alexnet.errors import AlexNetError
+from alexnet.half_weights import HalfWeights
 from alexnet.metrics import Predictions, collect, score_batch
 from alexnet.recipes import Recipe
 
@@ -62,7 +63,7 @@ class TrainStep:
 
     A batch is processed in ``parts`` equal parts, one after the other, whose gradients are accumulated: for batches
     that do not fit into memory. Batch normalisation sees one part at a time. Ranks exchange gradients once per batch.
-    It counts the images that it classified right, before their update.
+    It counts the images that it classified right, before their update. With ``halves``, ``model`` is their network.
     """
 
     def __init__(
@@ -74,10 +75,11 @@ class TrainStep:
         *,
         ema: EMA | None = None,
         parts: int = 1,
+        halves: HalfWeights | None = None,
     ) -> None:
         self.model, self._optimizer, self._recipe, self._device = model, optimizer, recipe, device
         self._parts, self._without_exchange = parts, getattr(model, "no_sync", nullcontext)
-        self.ema = ema
+        self.ema, self.halves = ema, halves
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self._right = torch.zeros((), dtype=torch.int64, device=device)
 
@@ -88,6 +90,8 @@ class TrainStep:
             loss = sum(self._learn(*part) for part in first)
         loss = self._learn(*last) + loss
         self.scaler.step(self._optimizer)
+        if self.halves:
+            self.halves.update(self._optimizer)
         self.scaler.update()
         self._optimizer.zero_grad()
         if self.ema:

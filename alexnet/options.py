@@ -10,6 +10,7 @@ import msgspec
 import torch
 import tyro
 
+from alexnet import half_weights
 from alexnet.engine import CompileMode
 from alexnet.errors import AlexNetError
 from alexnet.files import read_json
@@ -41,7 +42,8 @@ class Computation:
     groups: Groups = "grouped"
     """How convolutions in two groups are computed; split: as two dense ones. The weights are the same."""
     fused: Fused = "auto"
-    """Bias, ReLU, normalisation and pooling as one Triton kernel each way; auto: on an NVIDIA GPU with Triton."""
+    """Bias, ReLU, normalisation and pooling as one Triton kernel each way, and the update of weights with that of their
+    bf16 copies (for one rank without accumulate); auto: on an NVIDIA GPU with Triton."""
     accumulate: int = 1
     """Gradient accumulation: parts of a rank's batch, for batches that do not fit into memory."""
     compress: Compression = "none"
@@ -68,6 +70,13 @@ class Computation:
             return "off"
         simple = ranks == 1 and self.accumulate == 1 and not self.deterministic
         return "graphs" if simple and images <= GRAPH_IMAGES else "on"
+
+    def keeps_halves(self, device: torch.device, precision: str, ranks: int) -> bool:
+        """Return true if training keeps bf16 copies of the weights.
+
+        Their gradients are in bf16: sums over parts of a batch, or over ranks, would lose more than with autocast.
+        """
+        return self.fused == "auto" and self.accumulate == 1 and ranks == 1 and half_weights.usable(device, precision)
 
     @property
     def layers(self) -> dict[str, Any]:

@@ -69,6 +69,8 @@ class TrainState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a checkpoint. Raises KeyError, ValueError, RuntimeError or TypeError if it is of another run."""
         self.model.load_state_dict(state.get("trained", state["model"]))
+        if self.train_step.halves:
+            self.train_step.halves.refresh()
         self.optimizer.load_state_dict(state["optimizer"])
         for values in self.optimizer.state.values():
             values |= {name: _writable(value) for name, value in values.items()}

@@ -20,8 +20,10 @@ from torch import nn
 
 from alexnet import RECIPES, AlexNet
 from alexnet.engine import HALVES, TrainStep, compile_model, find_device
+from alexnet.half_weights import HalfWeights
 from alexnet.model import Fused, Groups
 from alexnet.optim import make_optimizer
+from alexnet.options import Computation
 from benchmarks.harness.options import MeasureOptions
 from benchmarks.harness.roofline import layers, matmul, measure_limits, print_layers, train_flops, wait
 from benchmarks.harness.timing import Deadline, Missing, interleave, summarise
@@ -232,11 +234,15 @@ def training_step(model: nn.Module, candidate: Candidate, device: torch.device) 
         if isinstance(model, AlexNet)
         else torch.optim.SGD(model.parameters(), recipe.learning_rate, 0.9, weight_decay=5e-4)
     )
+    halves = None
+    if isinstance(model, AlexNet) and Computation(fused=candidate.fused).keeps_halves(device, candidate.precision, 1):
+        halves = HalfWeights(model)
+        model = halves.network
     if candidate.compile == "autotune":
         compiled: Any = torch.compile(model, dynamic=False, mode="max-autotune")
     else:
         compiled = compile_model(model, candidate.compile, device)
-    return TrainStep(compiled, optimizer, recipe, device)
+    return TrainStep(compiled, optimizer, recipe, device, halves=halves)
 
 
 def timed(take: Callable[[int], int]) -> float:
