@@ -29,14 +29,15 @@ CHECKSUM = slice(500, 508)
 class Records:
     """A split's samples, by number. Threads may share it. Files are closed when it is garbage-collected."""
 
-    def __init__(self, manifest: Manifest, split: str) -> None:
+    def __init__(self, manifest: Manifest, split: str, keep: bool = True) -> None:
+        """Open a split. ``keep`` shards open after a read: in a cache they are then not evicted."""
         self._manifest = manifest
         self._shards = manifest.split(split).shards
         self._ends = list(accumulate(shard.samples for shard in self._shards))
         self._extension, self._checked = manifest.image.extension.encode(), checked_while_read(manifest)
         self._lines: dict[int, tuple[bytes, memoryview, int]] = {}
         self._files: dict[int, int] = {}
-        self._opening, self._keeping = threading.Lock(), True
+        self._opening, self._keeping = threading.Lock(), keep
         weakref.finalize(self, _close, self._files)
 
     def __len__(self) -> int:
