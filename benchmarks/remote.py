@@ -3,9 +3,9 @@
     python -m benchmarks remote --data SHARDS [--json FILE]
 
 Objects come from an S3 server on loopback (moto's), through a proxy that delays each request by ``latency_ms`` and
-passes on ``rate_mb`` MB/s of each connection. The libraries fetch all shards, four at a time, and throw them away. turbo
-reads from a cache of a tenth of the shards, and from the folder; a round is the second half of an epoch. Server and
-proxy take their share of the same cores.
+passes on ``rate_mb`` MB/s of each connection. The libraries fetch all shards, four at a time, and throw them away.
+turbo reads from a cache of a tenth of the shards, and from the folder; a round is the second half of an epoch. Server
+and proxy take their share of the same cores.
 """
 
 import importlib.util
@@ -75,9 +75,8 @@ def _measured(options: RemoteOptions, address: str, folder: Path, about: dict[st
     fetched: dict[str, list[float]] = {}
     for fetched in interleave(libraries, options.rounds, Deadline()):  # noqa: B007  the last one counts
         pass
-    rows = [
-        row | {"unit": "MB/s"} for row in summarise({n: [v / 1e6 for v in r] for n, r in fetched.items()}, "obstore")
-    ]
+    megabytes = {name: [rate / 1e6 for rate in rates] for name, rates in fetched.items()}
+    rows = [row | {"unit": "MB/s"} for row in summarise(megabytes, "obstore")]
     most = max(sum(shard.bytes for shard in shards) / 10, 2 * max(shard.bytes for shard in shards))
     augment = Augment(size=min(224, manifest.image.size), normalise="none")
     train = partial(open_loader, split="train", batch_size=options.batch_size, augment=augment, threads=options.threads)

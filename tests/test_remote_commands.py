@@ -51,7 +51,7 @@ def test_a_run_with_a_small_cache_resumes_with_the_same_one_only(few: str, tmp_p
     assert_refused(script(*run[:2], "ftp://host/x", *run[3:]), "no URL of a known kind")
 
 
-def test_dali_reads_from_a_cache_that_holds_all(few: str, few_shards: Path, tmp_path: Path) -> None:
+def test_dali_reads_from_a_cache_that_holds_all(few: str, few_shards: Path, small_shards: Path, tmp_path: Path) -> None:
     pytest.importorskip("nvidia.dali")
     from pipelines import Augment, DataError, open_loader
     from tests.bucket import gb, labels
@@ -60,7 +60,7 @@ def test_dali_reads_from_a_cache_that_holds_all(few: str, few_shards: Path, tmp_
     there = open_loader(few, "val", 4, **how)
     assert labels(there) == labels(open_loader(few_shards, "val", 4, **how | {"cache": None}))
     with pytest.raises(DataError, match="does not fit into the cache: give a larger --cache-gb, or use turbo"):
-        open_loader("s3://bucket/imagenet", "val", 4, **how | {"cache_gb": gb(few_shards, 0.5)})
+        open_loader("s3://bucket/imagenet", "val", 4, **how | {"cache_gb": gb(small_shards, 4)})
 
 
 @pytest.mark.slow
