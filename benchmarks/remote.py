@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.bucket import Proxy, environment, s3_server, upload
+from benchmarks.harness.options import MeasureOptions
 from benchmarks.harness.timing import Deadline, interleave, summarise
 from pipelines import Augment, load_manifest, open_loader
 from pipelines.loader import Loader
@@ -33,27 +34,30 @@ FOLDER, BUCKET = "turbo, the folder", "turbo, the bucket"
 
 
 @dataclass(frozen=True)
-class RemoteOptions:
+class RemoteOptions(MeasureOptions):
+    """Fetching by libraries, and turbo from a bucket beside turbo from a folder; batches stay on the CPU."""
+
     data: Path = Path("data/demo/shards")
+    """A shard folder of a few dozen shards or more."""
     batch_size: int = 64
     threads: int = 1
     latency_ms: float = 50
     rate_mb: float = 200
     rounds: int = 5
-    json: Path | None = None
 
     def __post_init__(self) -> None:
         in_range("rounds", self.rounds, 1)
 
 
 def run_remote(options: RemoteOptions) -> Iterator[dict[str, Any]]:
+    """Yield the settings and a row for each. Raises DataError if the server cannot be started."""
     about = {name: getattr(options, name) for name in ("batch_size", "threads", "latency_ms", "rate_mb", "rounds")}
     about = {"benchmark": "remote", "unit": "items/s", "data": str(options.data)} | about
     before = dict(os.environ)
     with (
         s3_server() as address,
         Proxy(address, latency=options.latency_ms / 1e3, rate=options.rate_mb * 1e6) as proxy,
-        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,  # threads may still write
     ):
         try:
             os.environ.update(environment(address))
@@ -72,11 +76,11 @@ def _measured(options: RemoteOptions, address: str, folder: Path, about: dict[st
     libraries: dict[str, Callable[[], int]] = {"obstore": partial(_all, partial(Store(URL).read, most=1 << 40), names)}
     if importlib.util.find_spec("s3fs"):
         libraries["s3fs"] = partial(_all, _s3fs(address), names)
-    fetched: dict[str, list[float]] = {}
-    for fetched in interleave(libraries, options.rounds, Deadline()):  # noqa: B007  the last one counts
+    deadline, fetched = Deadline.after(options.minutes), dict[str, list[float]]()
+    for fetched in interleave(libraries, options.rounds, deadline):  # noqa: B007  the last one counts
         pass
     megabytes = {name: [rate / 1e6 for rate in rates] for name, rates in fetched.items()}
-    rows = [row | {"unit": "MB/s"} for row in summarise(megabytes, "obstore")]
+    rows: list[dict[str, Any]] = [row | {"unit": "MB/s"} for row in summarise(megabytes, "obstore")]
     most = max(sum(shard.bytes for shard in shards) / 10, 2 * max(shard.bytes for shard in shards))
     augment = Augment(size=min(224, manifest.image.size), normalise="none")
     train = partial(open_loader, split="train", batch_size=options.batch_size, augment=augment, threads=options.threads)
@@ -86,7 +90,7 @@ def _measured(options: RemoteOptions, address: str, folder: Path, about: dict[st
         next(iter(remote))
         about["first_batch_seconds"] = round(time.perf_counter() - start, 2)
         candidates = {FOLDER: _second_halves(local), BUCKET: _second_halves(remote)}
-        for rates in interleave(candidates, options.rounds, Deadline()):
+        for rates in interleave(candidates, options.rounds, deadline):
             yield about | {"window": remote.identity.window, "rows": rows + summarise(rates, FOLDER)}
 
 

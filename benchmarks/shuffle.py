@@ -50,7 +50,7 @@ def main(options: Options) -> None:
     rng = np.random.default_rng(options.seed)
     count = options.images // options.batch_size * options.batch_size
     places = {"a permutation": (rng.permutation(options.images)[:count], rng.permutation(options.images)[:count])}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # threads may still fetch
         shards = numbered_shards(Path(folder), options.images)
         for backend in ("turbo", "dali"):
             places[backend] = epochs(shards, backend, options)

@@ -1,7 +1,11 @@
 """Shards in a bucket: the batches of a folder, a cache that keeps its bound, and an order that fits into it."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -15,6 +19,7 @@ from pipelines.remote.cache import ShardCache
 from pipelines.shards.manifest import load_manifest
 from pipelines.turbo.randomness import windowed_order
 from tests.bucket import SMALL, URL, fetched, gb, labels, largest
+from tests.conftest import ROOT
 
 
 def test_a_bucket_gives_the_batches_of_the_folder(small_shards: Path, proxy: Proxy, tmp_path: Path) -> None:
@@ -165,3 +170,65 @@ def test_a_folder_on_a_network_is_read_through_a_cache(small_shards: Path, tmp_p
     assert through.identity.window == 3
     assert len(set(labels(through))) == 96
     assert list(tmp_path.glob("*/train-*.tar"))
+
+
+READER = """
+import os, sys
+from pathlib import Path
+import pipelines.turbo.batches
+from pipelines import Augment, open_loader
+
+url, cache, size = sys.argv[1:]
+for _ in sys.stdin:
+    if not (pid := os.fork()):  # of a process without threads, which has imported torch
+        loader = open_loader(url, "train", 4, Augment(size=56), cache=Path(cache), cache_gb=float(size), threads=2)
+        while True:
+            for batch in loader:
+                pass
+    print(pid, flush=True)
+    os.waitpid(pid, 0)
+    print("ended", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_twenty_kills_leave_a_cache_that_is_right(small_shards: Path, proxy: Proxy, tmp_path: Path) -> None:
+    """Kill a reader when it has made a random number of requests. What has a shard's name in the cache is that shard,
+    the cache keeps its bound, and the next reader gets the right samples."""
+    random, left, pid = np.random.default_rng(0), [0], [0]
+
+    def fault(*_: str) -> str:
+        left[0] -= 1
+        if not left[0]:
+            os.kill(pid[0], signal.SIGKILL)
+        return ""
+
+    proxy.fault, size = fault, gb(small_shards, 4)
+    line = [sys.executable, "-c", READER, URL, tmp_path, size]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*map(str, line)], env=environment, **pipes) as process:
+        for _ in range(20):
+            left[0] = int(random.integers(4, 60))
+            print(file=process.stdin, flush=True)
+            pid[0] = int(process.stdout.readline())
+            assert process.stdout.readline() == "ended\n"
+            kept = [path for path in tmp_path.glob("*/*.tar*") if path.suffix in (".tar", ".part")]
+            assert sum(path.stat().st_size for path in kept) <= (4 + 4) * largest(small_shards)
+            for path in tmp_path.glob("*/*.tar"):
+                assert path.read_bytes() == (small_shards / path.name).read_bytes()
+        process.stdin.close()
+    how = {"cache": tmp_path, "cache_gb": size}
+    right = labels(open_loader(URL, "train", 4, SMALL, **how | {"cache": tmp_path / "new"}))
+    assert labels(open_loader(URL, "train", 4, SMALL, **how)) == right
+
+
+def test_the_benchmark_measures_folder_and_bucket(small_shards: Path) -> None:
+    from benchmarks.remote import RemoteOptions, run_remote
+
+    options = RemoteOptions(data=small_shards, batch_size=8, latency_ms=0, rate_mb=0, rounds=1)
+    (result,) = run_remote(options)
+    rates = {row["name"]: row["median"] for row in result["rows"]}
+    assert {"obstore", "turbo, the folder", "turbo, the bucket"} <= rates.keys()
+    assert min(rates.values()) > 0
+    assert result["window"] == 1  # a cache of two of some twenty shards
