@@ -266,7 +266,8 @@ def make_demo_shards() -> None:
 
 
 def call(script: str, *arguments: str) -> None:
-    done = subprocess.run([sys.executable, ROOT / script, *arguments], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run([sys.executable, ROOT / script, *arguments], env=os.environ | {"PYTHONPATH": paths})
     if done.returncode:
         raise SystemExit(done.returncode)  # the script has said why
 

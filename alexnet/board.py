@@ -17,7 +17,7 @@ class BoardLog(RunLog):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise AlexNetError("--tensorboard needs the wheel tensorboard: pip install tensorboard") from error
+            raise AlexNetError("--tensorboard needs tensorboard: pip install 'alexnet-pipelines[board]'") from error
         self._board = SummaryWriter(path.with_name(EVENTS))
 
     def write(self, kind: str, **values: Any) -> None:

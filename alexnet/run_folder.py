@@ -35,7 +35,7 @@ PICTURE = re.compile(
 EVENT_FILE = re.compile(r"events\.out\.tfevents\.\d+\.[\w.-]+\.\d+\.\d+")
 FOLDERS = {"pictures": (PICTURE,), EVENTS: (EVENT_FILE,), ".": (RESULT, LEFT_OVER, RUN_FILE)}
 PACKAGES = (
-    *("torch", "torchvision", "nvidia-dali-cuda130", "nvidia-dali-cuda120"),
+    *("alexnet-pipelines", "torch", "torchvision", "nvidia-dali-cuda130", "nvidia-dali-cuda120"),
     *("simplejpeg", "opencv-python-headless", "numpy", "pillow"),
 )
 # Options that do not change the training, except for rounding.
@@ -152,6 +152,8 @@ def environment(device: torch.device, world_size: int, *, native: bool) -> dict[
 
 
 def _git(*arguments: str) -> str | None:
+    if not (ROOT / ".git").exists():  # installed: perhaps below another project's repository
+        return None
     try:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
     except FileNotFoundError:  # no git here

@@ -29,9 +29,9 @@ from benchmarks.first_batch import FirstOptions, run_first
 from benchmarks.gpu import GpuOptions, run_gpu
 from benchmarks.harness.machine import machine, result_path
 from benchmarks.kernels import KernelsOptions, run_kernels
-from benchmarks.loader import LoaderOptions, describe_loader, loader_rows, run_loader
+from benchmarks.loader import LoaderOptions, run_loader
 from benchmarks.pixels import PixelsOptions, run_pixels
-from benchmarks.plots.rates import draw_rates
+from benchmarks.plots.loaders import save_loaders
 from benchmarks.remote import RemoteOptions, run_remote
 from benchmarks.shard import ShardOptions, run_shard
 from benchmarks.small import SmallOptions, run_small
@@ -85,7 +85,7 @@ def main(options: Any) -> None:
     result["diagnosis"] = list(dict.fromkeys([*result.get("diagnosis", ()), *failed]))
     print("\n".join(result["diagnosis"]))
     if isinstance(options, LoaderOptions) and options.picture:
-        draw_rates(loader_rows(result), describe_loader(result), options.picture)
+        save_loaders(result, options.picture)
         print(f"drawn in {options.picture}")
     if partial:
         print(f"partial: {min(ran, default=0)} of {result.get('rounds')} rounds")

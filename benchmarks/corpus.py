@@ -75,7 +75,7 @@ def photographs() -> list[Path]:
     for package, names in PHOTOGRAPHS.items():
         spec = find_spec(package)
         if spec is None or spec.origin is None:
-            raise DataError("the photographs come with two packages: pip install scikit-image scikit-learn")
+            raise DataError("the photographs come with two packages: pip install 'alexnet-pipelines[bench]'")
         found += [Path(spec.origin).parent / FOLDERS[package] / name for name in names]
     return found
 

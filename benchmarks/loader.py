@@ -22,6 +22,7 @@ from benchmarks.harness.options import MeasureOptions
 from benchmarks.harness.peer_data import extract_images
 from benchmarks.harness.timing import Deadline, Missing, interleave, summarise, too_short
 from pipelines import AUGMENTS, DataError, Manifest, load_manifest
+from pipelines.remote.url import absolute
 from pipelines.terminal import in_range, require
 from pipelines.turbo.native import has_native
 
@@ -92,13 +93,13 @@ def described(
     manifest: Manifest,
     short: str | None,
 ) -> dict[str, Any]:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for threads in options.threads:
         ending = f", {threads} threads"
         rows += summarise({name: rates[name] for name in rates if name.endswith(ending)}, REFERENCE + ending)
     for row in rows:
         child = children[str(row["name"])]
-        row |= {"batch": child.batch, "memory_mb": max(child.memory_mb)}
+        row |= {"batch": child.batch, "memory_mb": max(child.memory_mb)} | child.pixels
     settings = {name: getattr(options, name) for name in ("batch_size", "batches", "rounds", "threads")}
     image = dataclasses.asdict(manifest.image) | {"mean_kb": mean_kb(manifest)}
     result = {"benchmark": "loader", "unit": "images/s", "data": str(options.data), "image": image, **settings}
@@ -116,7 +117,7 @@ def start(options: LoaderOptions, manifest: Manifest, deadline: Deadline, missin
     for threads in options.threads:
         for name, work in own_candidates(options, manifest).items():
             settings: dict[str, Any] = {"batch_size": options.batch_size, "batches": options.batches}
-            settings |= {"data": str(options.data), "threads": threads, "device": options.device}
+            settings |= {"data": absolute(options.data), "threads": threads, "device": options.device}
             given = json.dumps(settings | work)
             name = f"{name}, {threads} threads"
             is_needed = work["work"] in needed or work.get("backend") == options.backends[0]
@@ -159,6 +160,7 @@ def start_peers(
         if deadline.half_over():
             missing.left_out.append(f"peer {peer}")
             continue
+        failed: dict[str, str] = {}
         for crop in options.crops:
             folders = {"images": images, "shards": options.data, "work": options.work / peer}
             given: dict[str, Any] = {name: str(path.resolve()) for name, path in folders.items()}
@@ -166,9 +168,10 @@ def start_peers(
             try:
                 arguments = [f"benchmarks/peers/{script.name}", json.dumps(given)]
                 yield Child(f"peer {peer}, {crop}, {threads} threads", arguments, pythons.get(peer, sys.executable))
-            except DataError as error:
-                missing.failed[f"peer {peer}"] = str(error).splitlines()[-1]
-                break
+            except DataError as error:  # a peer may lack a crop and have the others
+                failed[f"peer {peer}, {crop}"] = str(error).splitlines()[-1]
+        same = len(failed) == len(options.crops) and len({*failed.values()}) == 1
+        missing.failed.update({f"peer {peer}": why for why in failed.values()} if same else failed)
 
 
 def stage_rates(rows: list[dict], options: LoaderOptions) -> dict[str, float]:
@@ -190,7 +193,7 @@ def describe_loader(result: dict) -> str:
     """Describe the loaded data in a line."""
     image = result["image"]
     sizes = f"{image['size']}x{image['size']}" if image["resize"] == "square" else f"resize {image['resize']}"
-    marked = "no measurement, too short: " if result["too_short"] else ""
+    marked = "no measurement, too short: " if result.get("too_short") else ""
     size = f"{image['mean_kb']} KB an image, batches of {result['batch_size']}"
     return f"{marked}{image['encoding']} shards, {sizes}, {size}"
 

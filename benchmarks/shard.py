@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.harness.children import ROOT, with_project
 from benchmarks.harness.timing import Deadline, interleave, summarise
 from pipelines import DataError
 from pipelines.terminal import in_range
 
 STATISTICS_SHARE = 4096 / 1_281_167
-ROOT = Path(__file__).parents[1]
 COPY, MEMORY = "reference: plain copy", "reference: decode, resize, encode"
 
 
@@ -53,8 +53,9 @@ def run_shard(options: ShardOptions) -> Iterator[dict]:
     if not files:
         makes_some = shlex.join(["python", "-m", "benchmarks.corpus", str(options.data)])
         raise DataError(f"no images below {options.data / 'train'}: {makes_some}")
-    copying = {name: command(line, len(files)) for name, line in copying_lines(options, len(files)).items()}
-    resizing = {name: command(line, len(files)) for name, line in resizing_lines(options).items()}
+    beside = options.data.resolve().parent
+    copying = {name: command(line, len(files), beside) for name, line in copying_lines(options, len(files)).items()}
+    resizing = {name: command(line, len(files), beside) for name, line in resizing_lines(options).items()}
     mean_kb = round(sum(path.stat().st_size for path in files) / len(files) / 1000, 1)
     settings = {"images": len(files), "mean_kb": mean_kb, "workers": options.workers, "rounds": options.rounds}
     about = {"benchmark": "shard", "unit": "images/s", "data": str(options.data), **settings}
@@ -93,23 +94,21 @@ def resizing_lines(options: ShardOptions) -> dict[str, list[str]]:
 
 
 def folders(options: ShardOptions) -> list[str]:
-    return [str(options.data), "{out}", str(options.workers)]
+    return [str(options.data.resolve()), "{out}", str(options.workers)]
 
 
 def tool(options: ShardOptions) -> list[str]:
     workers = ["--workers", str(options.workers)]
-    return ["tools/shard_imagenet.py", str(options.data), "{out}", "--splits", "train", *workers]
+    return ["tools/shard_imagenet.py", str(options.data.resolve()), "{out}", "--splits", "train", *workers]
 
 
-def command(arguments: list[str], images: int) -> Callable[[], int]:
-    """Return a function that runs a script into a temporary folder and returns the number of images."""
+def command(arguments: list[str], images: int, beside: Path) -> Callable[[], int]:
+    """Return a function that runs a script into a temporary folder in ``beside`` and returns the number of images."""
 
     def take() -> int:
-        with tempfile.TemporaryDirectory(dir=ROOT / "data") as folder:
+        with tempfile.TemporaryDirectory(dir=beside) as folder:
             line = [sys.executable, *(argument.format(out=Path(folder, "out")) for argument in arguments)]
-            done = subprocess.run(
-                line, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-            )
+            done = subprocess.run(line, cwd=ROOT, env=with_project(), capture_output=True, text=True)
         if done.returncode:
             raise DataError(f"{' '.join(line)} failed: {done.stderr.strip()[-500:]}")
         return images

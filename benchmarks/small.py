@@ -28,8 +28,10 @@ from alexnet.ema import EMA
 from alexnet.engine import TrainStep, find_device, predict
 from alexnet.metrics import scores
 from alexnet.optim import Schedule, make_optimizer
+from benchmarks.small_forest import forest
 from benchmarks.small_sets import SETS, SetName
-from pipelines import AUGMENTS, Augment, load_manifest, open_loader
+from pipelines import AUGMENTS, Augment, open_loader
+from pipelines.augment import Jitter
 from pipelines.files import write_atomically
 from pipelines.loader import Loader
 from pipelines.terminal import require
@@ -37,16 +39,15 @@ from tools import shard_imagenet
 
 TEST_SHARE = 0.3
 # What was tried besides recipes by their names: fields of a recipe that differ from ``small``.
+TRIED_AUGMENTS = AUGMENTS | {"strong": Augment(crop="resized", jitter=Jitter(0.4, 0.4, 0.4))}
+BATCH_32: dict[str, Any] = {"batch_size": 32, "learning_rate": 0.01}
 VARIATIONS: dict[str, dict[str, Any]] = {
-    "plain crops": {"augment": "crop_flip"},
-    "plain crops, batch 32, rate 0.02": {"augment": "crop_flip", "batch_size": 32, "learning_rate": 0.02},
-    "batch 32, rate 0.02": {"batch_size": 32, "learning_rate": 0.02},
-    "rate 0.02, dropout 0.5": {"learning_rate": 0.02, "dropout": 0.5},
-    "rate 0.0025": {"learning_rate": 0.0025},
-    "crops from 8 %": {"augment": "torchvision"},
-    "dropout 0.5": {"dropout": 0.5},
-    "no smoothing": {"label_smoothing": 0.0},
-    "decay 0.005": {"weight_decay": 5e-3},
+    "batch 32": BATCH_32,
+    "batch 32, strong augmentation": BATCH_32 | {"augment": "strong"},
+    "batch 32, strong augmentation, no EMA": BATCH_32 | {"augment": "strong", "average_decay": 0.0},
+    "batch 32, rate 0.02, decay 0.01": BATCH_32 | {"learning_rate": 0.02, "weight_decay": 0.01},
+    "batch 32, rate 0.02, decay 0.005, plain crops, no smoothing": BATCH_32
+    | {"learning_rate": 0.02, "weight_decay": 0.005, "augment": "crop_flip", "label_smoothing": 0.0},
 }
 
 
@@ -100,16 +101,31 @@ def _key(row: dict[str, Any]) -> str:
 
 
 def summary(results: list[dict[str, Any]]) -> list[str]:
-    """Return a line for each set and method: the mean of top-1 over seeds, its standard deviation, the seeds."""
-    groups: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+    """Return a line for each set and method: top-1 and its lead over the forest, with standard errors over seeds.
+
+    The lead is the mean of differences on the same seed, that is, on the same pictures and split.
+    """
+    forests = {(row["set"], row["side"], row["seed"]): row["top1"] for row in results if row["method"] == "forest"}
+    groups: dict[tuple[Any, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in results:
-        groups[row["set"], row["side"], row["method"], row["epochs"]].append(100 * row["top1"])
+        found = groups[row["set"], row["side"], row["method"], row["epochs"]]
+        forest_top1 = forests.get((row["set"], row["side"], row["seed"]))
+        for name in ("top1", "ten_crops"):
+            if name in row:
+                found[name].append(100 * row[name])
+                if forest_top1 is not None and row["method"] != "forest":
+                    found[f"{name} less the forest's"].append(100 * (row[name] - forest_top1))
     lines = []
-    for (name, side, method, epochs), values in sorted(groups.items(), key=str):
-        spread = f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    for (name, side, method, epochs), found in sorted(groups.items(), key=str):
         title = f"{name}, {side} pixels, {method}" + (f", {epochs} epochs" if epochs else "")
-        lines.append(f"{title}: {statistics.mean(values):.1f}{spread} %, {len(values)} seeds")
+        lines.append(f"{title}: {', '.join(map(_mean, found, found.values()))}; {len(found['top1'])} seeds")
     return lines
+
+
+def _mean(name: str, values: list[float]) -> str:
+    """Return the mean of percentages, with its standard error if there are several."""
+    error = f" +- {statistics.stdev(values) / len(values) ** 0.5:.1f}" if len(values) > 1 else ""
+    return f"{name} {statistics.mean(values):.1f}{error}"
 
 
 def make_shards(name: SetName, seed: int, options: SmallOptions) -> Path:
@@ -123,7 +139,7 @@ def make_shards(name: SetName, seed: int, options: SmallOptions) -> Path:
     for number, (label, group, image) in enumerate(pictures):
         path = out / "images" / ("val" if group in held_out else "train") / label / f"{number:05d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
+        image.save(path, compress_level=1)
     how: dict[str, Any] = {"size": options.side * 8 // 7, "quality": 95, "workers": 1, "seed": seed}
     shard_imagenet.main(shard_imagenet.Options(out / "images", out / "shards", **how))
     return out / "shards"
@@ -150,13 +166,17 @@ def recipe_of(method: str, options: SmallOptions) -> Recipe:
 
 
 def learn(shards: Path, recipe: Recipe, options: SmallOptions, seed: int) -> dict[str, Any]:
-    """Train by the recipe to its end. Return top-1 of the weights to evaluate, and of those in training."""
+    """Train by the recipe to its end. Return top-1 of the weights to evaluate, and of those in training.
+
+    ``train_top1_by_epoch`` counts the augmented train images as each step met them, before its update.
+    """
     device = find_device("cpu")
     torch.manual_seed(seed)
     how: dict[str, Any] = {"device": device, "seed": seed, "threads": options.threads}
-    augment = replace(AUGMENTS[recipe.augment], size=options.side)
+    augment = replace(TRIED_AUGMENTS[recipe.augment], size=options.side)
     loader = open_loader(shards, "train", recipe.batch_size, augment, **how)
     tests = open_loader(shards, "val", 64, augment, **how)
+    ten = open_loader(shards, "val", 16, augment.for_evaluation(crops=10), training=False, **how)
     kind = AlexNet if options.side == 224 else HalfAlexNet
     model = kind(recipe.variant, len(loader.manifest.classes), recipe.dropout)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -164,6 +184,7 @@ def learn(shards: Path, recipe: Recipe, options: SmallOptions, seed: int) -> dic
     ema = EMA(model, recipe.average_decay) if recipe.average_decay else None
     step = TrainStep(model, optimizer, recipe, device, ema=ema)
     curve: list[float] = []
+    known: list[float] = []
     for number in tqdm(range(recipe.epochs), leave=False, unit=" epochs", dynamic_ncols=True):
         model.train()
         losses: list[Tensor] = []
@@ -171,10 +192,13 @@ def learn(shards: Path, recipe: Recipe, options: SmallOptions, seed: int) -> dic
             schedule.set_rate(optimizer, number * len(loader) + done)
             losses.append(step(batch.images, batch.labels))
         curve.append(round(float(torch.stack(losses).mean()), 3))
-    nets = {"raw_top1": model, "top1": ema.model if ema else model}
-    found = {name: top1(net, tests, recipe, device) for name, net in nets.items()}
+        known.append(round(step.take_right() / (len(losses) * recipe.batch_size), 2))
+    averaged = ema.model if ema else model
+    nets = {"raw_top1": (model, tests), "top1": (averaged, tests), "ten_crops": (averaged, ten)}
+    found = {name: top1(*pair, recipe, device) for name, pair in nets.items()}
     samples = {split: loader.manifest.split(split).samples for split in ("train", "val")}
-    return found | {"steps": recipe.epochs * len(loader), **samples, "loss_by_epoch": curve}
+    curves = {"loss_by_epoch": curve, "train_top1_by_epoch": known}
+    return found | {"steps": recipe.epochs * len(loader), **samples, **curves}
 
 
 def top1(model: nn.Module, tests: Loader, recipe: Recipe, device: torch.device) -> float:
@@ -197,38 +221,3 @@ class HalfAlexNet(AlexNet):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(3 * self.features(images).flatten(1))
-
-
-def forest(shards: Path, seed: int) -> dict[str, Any]:
-    """Return the accuracy of a random forest of 500 trees on ``features`` of whole pictures."""
-    from sklearn.ensemble import RandomForestClassifier
-
-    images: dict[str, np.ndarray] = {}
-    labels: dict[str, np.ndarray] = {}
-    augment = Augment(size=load_manifest(shards).image.size, normalise="none")
-    for split in ("train", "val"):
-        found = list(open_loader(shards, split, 1, augment, training=False, threads=1))
-        images[split] = np.stack([features(batch.images[0].permute(1, 2, 0).numpy()) for batch in found])
-        labels[split] = np.array([int(batch.labels[0]) for batch in found])
-    trees = RandomForestClassifier(500, random_state=seed).fit(images["train"], labels["train"])
-    return {
-        "top1": round(float(trees.score(images["val"], labels["val"])), 4),
-        "train": len(labels["train"]),
-        "val": len(labels["val"]),
-    }
-
-
-def features(pixels: np.ndarray) -> np.ndarray:
-    """Return hand-made features of an image, H,W,3 uint8: colours, local binary patterns, orientations of gradients."""
-    from skimage import color, feature
-
-    grey = color.rgb2gray(pixels)
-    parts = [np.histogram(c, 16, (0, 1), density=True)[0] for c in np.moveaxis(color.rgb2hsv(pixels), -1, 0)]
-    parts += [pixels.mean((0, 1)), pixels.std((0, 1))]
-    for radius in (1, 2, 4):
-        patterns = feature.local_binary_pattern((grey * 255).astype(np.uint8), 8, radius, "uniform")
-        parts.append(np.histogram(patterns, 10, (0, 10), density=True)[0])
-    cells = feature.hog(grey, 9, (grey.shape[0] // 8,) * 2, (1, 1), feature_vector=False).reshape(-1, 9)
-    slopes = np.hypot(*np.gradient(grey))
-    parts += [cells.mean(0), cells.std(0), np.quantile(slopes, (0.1, 0.25, 0.5, 0.75, 0.9)), np.array([slopes.std()])]
-    return np.concatenate(parts)

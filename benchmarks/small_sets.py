@@ -2,13 +2,14 @@
 
 | set      | package                                        | classes                         | a group is        |
 |----------|------------------------------------------------|---------------------------------|-------------------|
-| surfaces | Debian: ufoai-textures, openarena-081-textures | ten materials, 16 textures each | a texture         |
+| surfaces | Debian: ufoai-textures, openarena-081-textures | ten materials, 18 textures each | a texture         |
 | stamps   | Debian: tuxpaint-stamps-default                | eight kinds of things           | a name            |
 | cells    | PyPI: elpv-dataset                             | mono/poly, sound/defective      | 60 cells in a row |
 
 The pictures of ``surfaces`` are views of a texture: a random square of it, turned, flipped and lit differently.
 """
 
+import functools
 import io
 import re
 import subprocess
@@ -32,7 +33,7 @@ MATERIALS = {
     "rock": ("rock", "stone", "cliff"),
     "dirt": ("dirt", "ground", "sand", "mud"),
 }
-TEXTURES_EACH, VIEWS = 16, 4
+TEXTURES_EACH, VIEWS = 18, 13
 ALIKE = 0.8  # correlation of two textures at 16 x 16 pixels above which the second is left out
 NO_COLOUR = re.compile(r"_(nm|norm|bump|gloss|glow|local|gm|sm|rm|luma|hf|spec|blend|fx|shiny)$|_(nm|gm|sm|rm)_")
 KINDS = ("animals", "food", "household", "plants", "seasonal", "symbols", "town", "vehicles")
@@ -54,6 +55,7 @@ def surfaces(folder: Path, seed: int) -> Iterator[Picture]:
                 yield Picture(label, name, _view(textures[name], rng))
 
 
+@functools.cache
 def _textures(folder: Path) -> dict[str, dict[str, Image.Image]]:
     """Return the textures whose file name tells their material, by class and name, without near copies."""
     found: dict[str, dict[str, Image.Image]] = {label: {} for label in MATERIALS}

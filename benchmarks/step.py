@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-import torchvision
 from torch import nn
 
 from alexnet import RECIPES, AlexNet
@@ -219,6 +218,8 @@ def build(candidate: Candidate, device: torch.device) -> nn.Module:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     if candidate.network == "torchvision":
+        import torchvision  # only for those who compare
+
         model: nn.Module = torchvision.models.alexnet(weights=None)
     else:
         model = AlexNet(candidate.network, conv1=candidate.conv1, groups=candidate.groups, fused=candidate.fused)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -20,7 +18,7 @@ from pipelines.arguments import (
     rank_and_world_size,
 )
 from pipelines.augment import AUGMENTS, Augment
-from pipelines.backend import Ahead, Backend, Skip, Start
+from pipelines.backend import Backend, Skip, Start
 from pipelines.errors import DataError
 from pipelines.identity import Identity, manifest_digest
 from pipelines.loader import Loader
@@ -28,10 +26,8 @@ from pipelines.plan import Plan
 from pipelines.shards.manifest import Manifest, load_manifest
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
-    from pipelines.shards.records import Records
     from pipelines.transform import Transform
 
 BackendName = Literal["auto", "dali", "turbo", "synthetic"]
@@ -205,6 +201,7 @@ def _synthetic(o: _Arguments) -> Loader:
 
 
 def _turbo(o: _Arguments) -> Loader:
+    from pipelines.remote.ahead import order_of, read_ahead
     from pipelines.shards.records import Records
     from pipelines.turbo.batches import TurboBatches, require_turbo
     from pipelines.turbo.native import warn_without_native
@@ -213,7 +210,7 @@ def _turbo(o: _Arguments) -> Loader:
     i = o.identity
     if not i.plan.rank:
         warn_without_native()
-    order = _order(o.manifest, i)
+    order = order_of(o.manifest, i)
 
     def open_backend(start: Start, skip: Skip) -> Backend:
         records = Records(o.manifest, i.split)
@@ -232,28 +229,10 @@ def _turbo(o: _Arguments) -> Loader:
             extras=o.extras,
             transform=o.transform,
             order=order,
-            ahead=_ahead(o.manifest, i, records, order),
+            ahead=read_ahead(o.manifest, i, records, order),
         )
 
     return Loader(o.manifest, i, open_backend, device=o.device)
-
-
-def _order(manifest: Manifest, i: Identity) -> Callable[[int], np.ndarray]:
-    """Return a function from epochs to their order in training. It keeps those of the last two."""
-    from pipelines.turbo.randomness import epoch_order, windowed_order
-
-    counts, window = [shard.samples for shard in manifest.split(i.split).shards], i.window
-    if window is None:
-        return lru_cache(2)(partial(epoch_order, i.seed, samples=i.plan.samples))
-    return lru_cache(2)(partial(windowed_order, i.seed, counts=counts, window=window))
-
-
-def _ahead(manifest: Manifest, i: Identity, records: Records, order: Callable[[int], np.ndarray]) -> Ahead | None:
-    if manifest.local:
-        return None
-    from pipelines.remote.ahead import ReadAhead
-
-    return ReadAhead(manifest, i.split, records, i.plan, order)  # type: ignore[arg-type]  # it is a RemoteManifest
 
 
 def _dali(o: _Arguments) -> Loader:

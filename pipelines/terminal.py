@@ -20,6 +20,7 @@ import tyro
 from tqdm import tqdm
 
 from pipelines import DataError
+from pipelines.commands import as_typed, program
 from pipelines.untrusted import printable
 
 Options = TypeVar("Options")
@@ -121,8 +122,8 @@ def _chosen(
         # A flag needs its counterpart, as in --no-resume, only where one is set already: it may be given again.
         pairs = () if turned else (tyro.conf.FlagCreatePairsOff,)
         # tyro joins lines that are not indented, those with a command too.
-        described = re.sub(r"(?m)^(?=(?:python|torchrun) )", "    ", description or "") or None
-        return tyro.cli(options, description=described, args=arguments, config=pairs, **start)
+        described = re.sub(r"(?m)^(?=(?:python|torchrun|alexnet) )", "    ", as_typed(description or "")) or None
+        return tyro.cli(options, prog=program(), description=described, args=arguments, config=pairs, **start)
     except ValueError as error:
         fail(f"{error}. Try --help.", code=2)
 

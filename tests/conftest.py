@@ -184,7 +184,7 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.02)
 
 
-def script(*arguments: object) -> subprocess.CompletedProcess[str]:
+def script(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run a script like ``command``, but in this process, because a new import of torch takes seconds.
 
     Shards are written in this process too, as by ``shard``.
@@ -195,7 +195,7 @@ def script(*arguments: object) -> subprocess.CompletedProcess[str]:
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(errors):
         patch.setattr(sys, "argv", line)
         patch.setattr(runners, "write_on_this_machine", write_here)
-        patch.chdir(ROOT)
+        patch.chdir(cwd)
         try:
             runpy.run_path(line[0], run_name="__main__")
         except SystemExit as stop:

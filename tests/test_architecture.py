@@ -17,6 +17,8 @@ ARROWS = {
     "benchmarks": {"alexnet", "pipelines", "tools"},
     "train": {"alexnet", "pipelines"},
     "setup": set(),
+    "wheels": set(),
+    "docs": set(),
 }
 PARTS = {*ARROWS, "tests"}
 

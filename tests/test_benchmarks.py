@@ -1,24 +1,37 @@
 """Tests that the benchmarks measure the work that they name; the size of their figures is not tested."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from alexnet import RECIPES
 from benchmarks import __main__ as benchmarks
+from benchmarks import loader
 from benchmarks.evaluate import EvaluateOptions, run_evaluate
 from benchmarks.harness.children import Child
 from benchmarks.harness.diagnosis import diagnose
 from benchmarks.harness.peer_data import extract_images
-from benchmarks.harness.timing import MADE_AHEAD, Deadline, interleave, summarise, too_short
+from benchmarks.harness.timing import MADE_AHEAD, Deadline, Missing, interleave, summarise, too_short
 from benchmarks.loader import LoaderOptions, run_loader
+from benchmarks.plots.loaders import draw_loaders
 from benchmarks.shuffle import Options, epochs, figures, numbered_shards
-from benchmarks.small import TEST_SHARE, features, held_out_groups, summary
+from benchmarks.small import (
+    TEST_SHARE,
+    TRIED_AUGMENTS,
+    VARIATIONS,
+    SmallOptions,
+    held_out_groups,
+    recipe_of,
+    summary,
+)
+from benchmarks.small_forest import features
 from pipelines import DataError, load_manifest
 from pipelines.images.picture import read_picture
 from pipelines.turbo.batches import AHEAD
-from tests.conftest import assert_refused, command, script
+from tests.conftest import ROOT, assert_refused, command, script
 
 
 def test_rounds_are_interleaved_and_the_first_is_not_counted() -> None:
@@ -147,6 +160,32 @@ def test_the_loader_benchmark_measures_and_explains(demo_shards: Path, tmp_path:
     assert_refused(command("-m", "benchmarks", "loader", "--data", tmp_path), "no shards at")
 
 
+def test_a_peer_that_lacks_one_crop_is_measured_with_the_other(
+    demo_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(name: str, *_: object) -> str:
+        if "turboloader, random" in name or "ffcv" in name:
+            raise DataError(f"{name} ended with 1: Traceback\nno crop" if "turbo" in name else "no module ffcv")
+        return name
+
+    monkeypatch.setattr(loader, "Child", start)
+    monkeypatch.setattr(loader, "extract_images", lambda manifest, work: work)
+    missing = Missing()
+    options = LoaderOptions(data=demo_shards, work=tmp_path)
+    started = list(loader.start_peers(options, load_manifest(demo_shards), 2, Deadline(), missing))
+    assert "peer turboloader, resized, 2 threads" in started and "peer webdataset, random, 2 threads" in started
+    assert missing.failed == {"peer ffcv": "no module ffcv", "peer turboloader, random": "no crop"}
+
+
+def test_the_picture_of_loaders_has_the_fastest_first_and_both_crops() -> None:
+    result = json.loads((ROOT / "benchmarks/results/loader-cpu.json").read_text())
+    axes = draw_loaders(result).axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]  # from the bottom up
+    assert names[-2:] == ["turbo, normalised", "turbo"] and names[0] == "imagefolder" and len(names) == 12
+    drawn = sorted(bar.get_width() for bar in axes.patches)
+    assert drawn == sorted(row["median"] for row in loader.loader_rows(result)[1:])
+
+
 def test_views_of_one_surface_are_on_one_side_of_a_split() -> None:
     """Check groups of one class, and groups that hold two: each class gives its share of the groups."""
     own = [(label, f"{label}{group}") for label in "ab" for group in range(10) for _ in range(4)]
@@ -164,6 +203,20 @@ def test_hand_made_features_tell_textures_apart_and_not_their_place() -> None:
     assert np.isfinite(across).all() and np.abs(across - moved).max() < 0.05 < np.abs(across - turned).max()
 
 
-def test_a_summary_gives_mean_spread_and_seeds() -> None:
-    rows = [{"set": "cells", "side": 224, "method": "small", "epochs": None, "top1": top1} for top1 in (0.5, 0.7)]
-    assert summary(rows) == ["cells, 224 pixels, small: 60.0 +- 14.1 %, 2 seeds"]
+def test_a_summary_compares_with_the_forest_on_the_same_seed() -> None:
+    tops = {"forest": {0: 0.5, 1: 0.7, 2: 0.1}, "small": {0: 0.6, 1: 0.82}}
+    rows = [
+        {"set": "cells", "side": 224, "seed": seed, "method": method, "epochs": None, "top1": top1}
+        for method, by_seed in tops.items()
+        for seed, top1 in by_seed.items()
+    ]
+    forest, small = summary(rows)
+    assert forest == "cells, 224 pixels, forest: top1 43.3 +- 17.6; 3 seeds"
+    assert small == "cells, 224 pixels, small: top1 71.0 +- 11.0, top1 less the forest's 11.0 +- 1.0; 2 seeds"
+
+
+def test_every_variation_of_the_small_recipe_can_be_trained() -> None:
+    for method in VARIATIONS:
+        recipe = recipe_of(method, SmallOptions(epochs=3))
+        assert recipe.epochs == 3 and recipe != replace(RECIPES["small"], epochs=3, precision="bf16")
+        assert recipe.augment in TRIED_AUGMENTS

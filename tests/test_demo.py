@@ -20,3 +20,5 @@ def test_make_demo_trains_an_alexnet_that_has_learned() -> None:
         assert (ROOT / f"runs/demo/pictures/{name}.png").stat().st_size > 10_000
     assert "top1" in done.stdout
     assert (ROOT / "runs/demo/report.html").stat().st_size > 100_000
+    assert {path.name for path in (ROOT / "runs/demo").glob("*.pt")} == {"best.pt", "last.pt"}
+    assert sum(path.stat().st_size for path in (ROOT / "runs/demo").rglob("*")) < 750 << 20

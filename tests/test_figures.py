@@ -166,6 +166,7 @@ def test_small_copies_are_small(tmp_path: Path) -> None:
     Image.fromarray(noise).save(source)
     done = script("benchmarks/plots/small_copies.py", source, folder, "--width", 500)
     assert done.returncode == 0, done.stderr
-    copy = Image.open(folder / "large.png")
-    assert copy.size == (500, 250) and (folder / "large.png").stat().st_size < 500 * 250 * 1.2
+    copy = Image.open(folder / "large.webp")
+    assert copy.size == (500, 250) and copy.mode == "RGB" and (folder / "large.webp").stat().st_size < 500 * 250 * 1.2
+    assert len(np.unique(np.asarray(copy).reshape(-1, 3), axis=0)) > 1000  # no palette
     assert_refused(script("benchmarks/plots/small_copies.py", source, tmp_path / "none"), "last a folder", code=2)

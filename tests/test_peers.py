@@ -3,14 +3,21 @@
 import importlib.util
 import json
 import os
+import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from ctypes.util import find_library
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import webdataset
+from PIL import Image
+from torchvision.transforms import v2
 
+from benchmarks.peers.ramps import check_epochs, write_ramps
 from benchmarks.peers.serve import PeerSettings
 from tests.conftest import PATIENCE, ROOT
 
@@ -89,6 +96,46 @@ def test_a_half_written_format_is_written_again(tmp_path: Path) -> None:
     assert (settings.once("chunks", stopped) / "all").exists()  # not written again
 
 
+def crops(files: list[tuple[str, int]], seed: int) -> Iterator[tuple[np.ndarray, list[int]]]:
+    """Yield an epoch of random resized crops as a loader does that gives the right ones: N,3,224,224 and N numbers."""
+    draws = random.Random(seed)
+    transform = v2.RandomResizedCrop(224, antialias=False)
+    draws.shuffle(files := [*files])
+    for start in range(0, len(files), BATCH_SIZE):
+        part = files[start : start + BATCH_SIZE]
+        images = [transform(torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)) for path, _ in part]
+        yield torch.stack(images).numpy() / np.float32(255), [number for _, number in part]
+
+
+def test_ramps_tell_right_batches_from_wrong_ones(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    files = write_ramps(tmp_path)
+    first, second = ([*crops(files, seed)] for seed in (0, 1))
+    whole = [(Image.open(path), number) for path, number in files]
+
+    def check(*epochs: list) -> dict:
+        following = iter(epochs)
+
+        class Loader:
+            def __iter__(self) -> Iterator:
+                return iter(next(following))
+
+        return check_epochs(Loader(), BATCH_SIZE, len(epochs))
+
+    found = check(first, second)
+    assert found["compared"] == 64 and found["wrong"] == 0 and found["mean_difference"] < 1
+    with pytest.raises(ValueError, match="the same order"):
+        check(first, first)
+    with pytest.raises(ValueError, match="has the pixels of image"):
+        check([(images, numbers[1:] + numbers[:1]) for images, numbers in first])
+    with pytest.raises(ValueError, match="an epoch of 32 images in batches of 16 has"):
+        check([first[0], first[0]])
+    tiny = np.stack([np.asarray(image.resize((8, 8)).crop((3, 3, 4, 4)).resize((9, 9))) for image, _ in whole])
+    tiny = tiny.transpose(0, 3, 1, 2) / np.float32(255)
+    with pytest.raises(ValueError, match="a crop of image"):
+        check([(tiny[:16], [*range(16)]), (tiny[16:], [*range(16, 32)])])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "package", "crop"),
@@ -106,6 +153,7 @@ def test_a_half_written_format_is_written_again(tmp_path: Path) -> None:
         ("dali_example", "nvidia.dali", "resized"),
         ("ffcv", "ffcv", "random"),
         ("ffcv", "ffcv", "resized"),
+        ("turboloader", "turboloader", "resized"),
     ],
 )
 def test_a_peer_loads_every_image_each_epoch(

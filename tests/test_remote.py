@@ -139,6 +139,13 @@ def test_the_cache_keeps_its_bound(
     assert max(sizes) <= (6 + in_flight) * largest(small_shards)
 
 
+def test_each_evaluation_fetches_ahead(small_shards: Path, server: str, tmp_path: Path) -> None:
+    val = open_loader(URL, "val", 5, SMALL, cache=tmp_path, cache_gb=gb(small_shards, 3))
+    for epoch in range(3):
+        assert labels(val) == [*range(101)]
+        assert val._source._ahead._planned == epoch
+
+
 def test_loaders_share_a_cache(small_shards: Path, proxy: Proxy, tmp_path: Path) -> None:
     """Several readers at a time fetch each shard once, and all read the same."""
     found: list[list[int]] = []

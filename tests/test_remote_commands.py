@@ -21,6 +21,7 @@ def few(few_shards: Path, server: str) -> str:
     return URL
 
 
+@pytest.mark.slow
 def test_a_run_from_a_bucket_from_training_to_the_report(
     few: str, few_shards: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:

@@ -126,7 +126,7 @@ def test_no_scheduler_and_no_dask_are_said(few_images: Path, tmp_path: Path, mon
     with pytest.raises(DataError, match="no Dask scheduler answers at tcp"):
         shard(few_images, tmp_path / "out", cluster="tcp://127.0.0.1:9")
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(DataError, match="pip install distributed"):
+    with pytest.raises(DataError, match=r"pip install 'alexnet-pipelines\[cluster\]'"):
         shard(few_images, tmp_path / "out", cluster="tcp://127.0.0.1:9")
 
 

@@ -515,7 +515,7 @@ def test_damage_inside_a_parquet_file_is_found_while_spooling(laid_out, tmp_path
 def test_a_missing_wheel_is_named(laid_out, monkeypatch, layout: str, wheel: str) -> None:
     for module in (wheel, f"{wheel}.io", f"{wheel}.parquet"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(DataError, match=f"pip install {wheel}"):
+    with pytest.raises(DataError, match=rf"needs {wheel}: pip install 'alexnet-pipelines\[{layout}\]'"):
         found(laid_out(layout))
 
 

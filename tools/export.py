@@ -96,7 +96,7 @@ def export_onnx(whole: FromPixels, pixels: Tensor, out: Path, classes: str) -> T
     """Do the same as ``export_torch`` for ONNX. Raises OSError, and AlexNetError if wheels are missing."""
     missing = [name for name in ONNX_WHEELS if importlib.util.find_spec(name) is None]
     if missing:
-        raise AlexNetError(f"ONNX needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+        raise AlexNetError(f"ONNX needs {' and '.join(missing)}: pip install 'alexnet-pipelines[export]'")
     import onnxruntime
 
     exported = program(whole, pixels)

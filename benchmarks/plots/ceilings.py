@@ -1,10 +1,10 @@
 """A picture of images/s: what the machine's limits allow, and what decoders, loaders, the step and training reach."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PIXELS = 224 * 224 * 3
 COLOURS = {"limit": "#9aa5b1", "decoding": "#d08c60", "loader": "#3b6ea5", "step": "#4f8f5b", "training": "#8a5a9e"}
@@ -18,8 +18,11 @@ class Bar(NamedTuple):
     images_per_second: float
 
 
-def draw(items: list[dict[str, Any]]) -> Figure:
+def draw(items: list[dict[str, Any]]) -> "Figure":
     """Draw ``items`` as benchmarks/gpu.py writes them."""
+    from matplotlib.figure import Figure  # only for those who draw
+    from matplotlib.patches import Patch
+
     found = [bar for result in results(items) for bar in BARS.get(result["benchmark"], nothing)(result)]
     bars = sorted({(bar.kind, bar.name): bar for bar in found}.values(), key=lambda bar: bar.images_per_second)
     figure = Figure(figsize=(10, 1.6 + 0.26 * len(bars)), layout="constrained")

@@ -10,31 +10,32 @@ import tyro
 from PIL import Image
 
 from pipelines.files import replacing
-from pipelines.terminal import require, run_command
+from pipelines.terminal import in_range, require, run_command
 
 
 @dataclass(frozen=True)
 class Options:
     pictures: tyro.conf.Positional[tuple[Path, ...]]
-    """PNG files and, last, the folder for their copies."""
+    """PNG files and, last, the folder for their copies, as WebP."""
     width: int = 1000
     """Largest width in pixels."""
-    colours: int = 256
-    """Colours of the palette, which takes a quarter of the bytes."""
+    quality: int = 90
+    """Quality of the WebP files, from 1 to 100."""
 
     def __post_init__(self) -> None:
         require(len(self.pictures) >= 2 and self.pictures[-1].is_dir(), "name pictures, and last a folder")
-        require(self.width >= 1 and 2 <= self.colours <= 256, "--width starts at 1, --colours goes from 2 to 256")
+        in_range("width", self.width, 1)
+        in_range("quality", self.quality, 1, 100)
 
 
 def main(options: Options) -> None:
     *sources, folder = options.pictures
     for source in sources:
         image = Image.open(source).convert("RGB")
-        image.thumbnail((options.width, 10 * options.width))
-        copy = folder / source.name
+        image.thumbnail((options.width, 10 * options.width), Image.Resampling.LANCZOS)
+        copy = folder / f"{source.stem}.webp"
         with replacing(copy) as partial:
-            image.quantize(options.colours, dither=Image.Dither.NONE).save(partial, "PNG", optimize=True)
+            image.save(partial, "WEBP", quality=options.quality, method=6)
         print(f"{copy}: {copy.stat().st_size / 1000:.0f} kB")
 
 

@@ -1,11 +1,14 @@
 """The picture of ``python -m benchmarks step``: images a second of each candidate, and each layer beside its limit."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def draw(result: dict[str, Any]) -> Figure:
+def draw(result: dict[str, Any]) -> "Figure":
+    from matplotlib.figure import Figure  # only for those who draw
+
     rows, layers = result["rows"][::-1], result["layers"][::-1]
     figure = Figure(figsize=(14, 1.5 + 0.28 * max(len(rows), len(layers))), layout="constrained")
     speed, limit = figure.subplots(1, 2)

@@ -33,7 +33,7 @@ def require_dali() -> None:
         importlib.import_module("nvidia.dali")
     except ImportError as error:
         raise DataError(
-            "DALI is not installed: pip install nvidia-dali-cuda130 (nvidia-dali-cuda120 for a CUDA 12 driver; "
+            "DALI is not installed: pip install 'alexnet-pipelines[dali]' (nvidia-dali-cuda120 for a CUDA 12 driver; "
             f"Linux only), or ask for another backend ({error})"
         ) from error
 

@@ -4,13 +4,17 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from itertools import accumulate
 
 import numpy as np
 
+from pipelines.identity import Identity
 from pipelines.plan import Plan
 from pipelines.remote.manifest import MOST_HELD, RemoteManifest
+from pipelines.shards.manifest import Manifest
 from pipelines.shards.records import Records
+from pipelines.turbo.randomness import epoch_order, windowed_order
 
 THREADS = 4  # that fetch, each one shard at a time
 WAIT_SECONDS = 0.1  # until there is a look for room again
@@ -52,9 +56,11 @@ class ReadAhead:
     def begin(self, epoch: int, first: int) -> None:
         """Fetch what follows the place ``first`` of an epoch's order, from the first call on."""
         self._now = epoch
-        if not self._threads and not self._closed:
+        if self._closed or (self._threads and self._stays):
+            return
+        self._plan_epoch(epoch, first)
+        if not self._threads:
             self._cache.failed.clear()  # of an earlier try
-            self._plan_epoch(epoch, first)
             self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(THREADS)]
             for thread in self._threads:
                 thread.start()
@@ -125,8 +131,25 @@ class ReadAhead:
                 if need and sum(need.file is not None for need in self._needs) < MOST_HELD:
                     need.taken = True
                     return need
+                if not need and self._stays:
+                    return None
                 if not need and self._plan.training and not self._stays and self._planned <= self._now:
                     self._plan_epoch(self._planned + 1, 0)
                     continue
                 self._changed.wait(1)
             return None
+
+
+def order_of(manifest: Manifest, i: Identity) -> Callable[[int], np.ndarray]:
+    """Return a function from epochs to their order in training. It keeps those of the last two."""
+    counts = [shard.samples for shard in manifest.split(i.split).shards]
+    if i.window is None:
+        return lru_cache(2)(partial(epoch_order, i.seed, samples=sum(counts)))
+    return lru_cache(2)(partial(windowed_order, i.seed, counts=counts, window=i.window))
+
+
+def read_ahead(
+    manifest: Manifest, i: Identity, records: Records, order: Callable[[int], np.ndarray]
+) -> ReadAhead | None:
+    """Return what fetches shards for a backend; None if they are all on this machine."""
+    return ReadAhead(manifest, i.split, records, i.plan, order) if isinstance(manifest, RemoteManifest) else None

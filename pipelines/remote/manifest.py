@@ -106,7 +106,7 @@ def load_remote(folder: str | Path, cache: Path | None, cache_gb: float | None) 
     try:
         content = store.read("manifest.json", MAX_FILE_BYTES)
     except MissingObject as error:
-        if "bucket" in str(error).partition(":")[2] and "no such bucket" in str(error):
+        if "no such bucket" in str(error):
             raise
         made = command("tools/shard_imagenet.py", "SOURCE", url)
         raise DataError(f"no shards at {url}: there is no manifest.json: check the URL, or make them: {made}") from None

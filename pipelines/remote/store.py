@@ -54,7 +54,7 @@ class Store:
         try:
             from obstore.store import from_url
         except ImportError as error:
-            raise DataError(f"{self.url} needs one more package: pip install obstore ({error})") from error
+            raise DataError(f"{self.url} needs obstore: pip install 'alexnet-pipelines[remote]' ({error})") from error
         slow = timedelta(seconds=STALL_SECONDS)
         retry: Any = {
             "max_retries": 20,

@@ -34,3 +34,8 @@ def remote_url(folder: str | Path) -> str | None:
 def location(folder: str | Path) -> str:
     """Return the folder or URL as text."""
     return remote_url(folder) or str(folder)
+
+
+def absolute(folder: str | Path) -> str:
+    """Return the URL, or the path from the root."""
+    return remote_url(folder) or str(Path(folder).resolve())

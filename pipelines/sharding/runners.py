@@ -152,7 +152,7 @@ def write_on_cluster(tasks: Sequence[ShardTask], address: str, progress: Shardin
     try:
         from distributed import Client, KilledWorker, as_completed
     except ImportError as error:
-        raise DataError(f"a cluster needs Dask: pip install distributed ({error})") from error
+        raise DataError(f"a cluster needs Dask: pip install 'alexnet-pipelines[cluster]' ({error})") from error
     try:
         client = Client(address, timeout="5s", set_as_default=False)
     except (OSError, ValueError) as error:

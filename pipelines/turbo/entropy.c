@@ -156,6 +156,7 @@ static inline __attribute__((always_inline)) int decode_block(struct reader *rea
         39, 46, 53, 60, 61, 54, 47, 55, 62, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63};
     struct reader reader = *reader_kept;
     const uint32_t *steps = ac->steps;
+    __asm__("" : "+r"(steps)); /* keep the address in a register: gcc would add it up for each look-up, in the chain */
 
     /* The DC coefficient: a difference to that of the component's last block. It wraps around in damaged data. */
     refill(&reader);
@@ -167,10 +168,11 @@ static inline __attribute__((always_inline)) int decode_block(struct reader *rea
     if (kept) block[0] = (JCOEF)*last;
     take(&reader, BITS(step));
 
-    /* The AC coefficients. Before each step k is the index of the next one. */
+    /* The AC coefficients. Before each step k is the index of the next one. The look-up comes before the refill, which then
+     * runs beside it: a step takes at most 31 of 56 bits, so enough are left for it. */
     for (int32_t k = 1; k < 64; k++) {
-        refill(&reader);
         step = steps[reader.held >> (64 - LOOK)];
+        refill(&reader);
         if (LIKELY(SIZE(step))) {
             k += RUN(step);
             if (kept) block[places[k]] = (JCOEF)number_in(reader.held << AT(step), SIZE(step));

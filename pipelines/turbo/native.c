@@ -19,6 +19,10 @@
 #include "checksum.h"
 #include "entropy.h"
 
+#if defined __GLIBC__ && defined __x86_64__ /* the old name of the same function: wheels built today load on glibc 2.28 */
+__asm__(".symver exp, exp@GLIBC_2.2.5");
+#endif
+
 #define BLOCK 512              /* bytes of a block of a tar file */
 #define CHECKSUM 500           /* offset of the checksum in an image's tar header */
 #define MAX_SPAN (16 << 20)    /* bytes of an image; larger ones are left to Python */

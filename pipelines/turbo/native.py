@@ -12,12 +12,13 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from functools import cache
-from importlib import util
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipelines.augment import Augment
+from pipelines.commands import INSTALLED
 from pipelines.images.limits import most_elongated
 from pipelines.shards.manifest import Manifest
 from pipelines.shards.npy import raw_header_of
@@ -39,10 +40,9 @@ SAMPLE = np.dtype(
 
 
 LOG = logging.getLogger(__name__)
-SLOW = (
-    "without its compiled part: two thirds of the speed; install a C compiler and libjpeg-turbo's headers, "
-    "then run make -B env"
-)
+BUILD = "install a C compiler and libjpeg-turbo's headers (or cmake and nasm), then run make -B env"
+REINSTALL = "pip install --force-reinstall --no-deps --only-binary alexnet-pipelines alexnet-pipelines"
+SLOW = f"without its compiled part: two thirds of the speed; to mend that: {REINSTALL if INSTALLED.is_dir() else BUILD}"
 _own = threading.local()  # a worker for ``is_whole``
 
 
@@ -174,8 +174,7 @@ def renders_natively(manifest: Manifest, augment: Augment) -> bool:
 @cache
 def native_library() -> Any:
     """Return the library, or None if it was not built."""
-    found = util.find_spec("pipelines.turbo._native")
-    return load_library(found.origin) if found and found.origin else None
+    return load_library(str(Path(__file__).with_name("_native.abi3.so")))  # free-threaded Pythons would not find it
 
 
 def load_library(path: str) -> Any:

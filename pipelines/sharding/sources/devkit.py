@@ -54,7 +54,7 @@ def _read_members(path: Path) -> dict[str, bytes]:
 
 def read_synsets(mat: bytes, path: Path) -> tuple[dict[int, str], dict[str, str]]:
     """Return ILSVRC2012_ID -> wnid and wnid -> words of the synsets without children, which are the classes."""
-    scipy_io = load_extra("scipy.io", "scipy", "reading ImageNet's devkit (meta.mat)")
+    scipy_io = load_extra("scipy.io", "official", "reading ImageNet's devkit (meta.mat)")
     try:
         synsets = scipy_io.loadmat(io.BytesIO(mat), variable_names=["synsets"], chars_as_strings=True)[
             "synsets"

@@ -119,9 +119,10 @@ def read_words(path: Path) -> dict[str, str]:
     return {line[0]: line[1].strip() for line in lines if len(line) == 2}
 
 
-def load_extra(module: str, wheel: str, why: str) -> Any:
+def load_extra(module: str, extra: str, why: str) -> Any:
     """Import a module that only one layout needs. Raises DataError if it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise DataError(f"{why} needs {wheel}, which is not installed: pip install {wheel}") from None
+        package = module.partition(".")[0]
+        raise DataError(f"{why} needs {package}: pip install 'alexnet-pipelines[{extra}]'") from None

@@ -134,7 +134,7 @@ def _next(batches: Iterator, path: Path) -> Any:
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
     """Raise pyarrow's errors about a damaged file as DataError."""
-    pyarrow = load_extra("pyarrow", "pyarrow", f"reading {path.name}")
+    pyarrow = load_extra("pyarrow", "parquet", f"reading {path.name}")
     try:
         yield
     except (pyarrow.ArrowException, OSError) as error:
@@ -143,13 +143,13 @@ def readable(path: Path) -> Iterator[None]:
 
 def open_parquet(path: Path) -> Any:
     """Open a pyarrow ParquetFile. Raises DataError unless it has the columns that we need."""
-    parquet = load_extra("pyarrow.parquet", "pyarrow", f"reading {path.name}")
+    parquet = load_extra("pyarrow.parquet", "parquet", f"reading {path.name}")
     with readable(path):
         file = parquet.ParquetFile(path)
         fields = {name: file.schema_arrow.field(name).type for name in file.schema_arrow.names}
     if file.metadata.num_rows * IMAGE_BYTES > path.stat().st_size:
         raise DataError(f"{path} claims {file.metadata.num_rows} images, more than it has room for: download it again")
-    types, image = load_extra("pyarrow.types", "pyarrow", f"reading {path.name}"), fields.get("image")
+    types, image = load_extra("pyarrow.types", "parquet", f"reading {path.name}"), fields.get("image")
     inside = {image.field(i).name for i in range(image.num_fields)} if image and types.is_struct(image) else set()
     if not inside >= {"bytes", "path"} or "label" not in fields or not types.is_integer(fields["label"]):
         columns = ", ".join(f"{name} {kind}" for name, kind in fields.items())
