@@ -4,6 +4,7 @@
     python train.py --data SHARDS --recipe paper --out runs/paper
     python train.py --out runs/paper --resume                    # resumes from runs/paper/last.pt
     torchrun --nproc-per-node 8 train.py --data SHARDS --recipe modern
+    python train.py --data s3://bucket/imagenet --cache /nvme/cache --cache-gb 40    # docs/remote.md
 
 Every field of the recipe is an option. The run folder gets config.json, env.json, log.jsonl, last.pt and best.pt.
 Ctrl-C and SIGTERM end a run so that --resume continues with its next step; docs/reliability.md has more.
@@ -40,11 +41,13 @@ from alexnet.stop import Stop
 from alexnet.train_state import TrainState, choose_algorithms
 from alexnet.writer import Writer
 from pipelines import AUGMENTS, Augment, DataError, Manifest, open_loader
+from pipelines.arguments import check_cache
 from pipelines.augment import load_mean_image
 from pipelines.commands import command
 from pipelines.factory import BackendName
 from pipelines.loader import Loader
 from pipelines.preprocess import Preparation
+from pipelines.remote.url import location
 from pipelines.terminal import fail, progress_bar, run_command
 from pipelines.turbo.native import decoder_text, has_native
 
@@ -55,7 +58,12 @@ DEMO_IMAGES, DEMO_SHARDS = Path("data/demo/images"), Path("data/demo/shards")
 @dataclass(frozen=True)
 class Options(TrainOptions):
     data: Annotated[Path, tyro.conf.arg(metavar="SHARDS")] = DEMO_SHARDS
-    """A shard folder; the demo's is made if it is missing."""
+    """A shard folder, or a URL such as s3://bucket/name; the demo's is made if it is missing."""
+    cache: Path | None = None
+    """Read the shards through this folder; a URL has one below the user's cache folder by default."""
+    cache_gb: float | None = None
+    """The most that shards may take there; it decides the order if they do not fit. By default a tenth of what is free
+    at the first use of the folder."""
     backend: BackendName = "auto"
     """The loader; synthetic: the same synthetic batch again and again, to measure the network alone."""
     resident: bool = False
@@ -63,6 +71,7 @@ class Options(TrainOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_cache(self.cache, self.cache_gb)
         if self.resident and self.backend not in ("auto", "gpu"):
             raise ValueError(f"--resident goes with --backend gpu, not {self.backend}")
         for option in ("augment", "late_augment"):
@@ -99,7 +108,13 @@ def train(options: Options, run: Run, device: torch.device) -> str:
     share = partial(open_share, options, prepared=prepared, ranks=ranks, device=device)
     loader, val_loader = share("train", augment), share("val", recipe.augment)
     state, compiled_val_model = build(options, ranks, device, loader, initial)
-    run.begin(state, loader, seed=options.seed, data=options.data, about=describe(options, loader, ranks, prepared))
+    run.begin(
+        state,
+        loader,
+        seed=options.seed,
+        data=loader.manifest.location,
+        about=describe(options, loader, ranks, prepared),
+    )
     ranks.print0(f"loading with {decoder_text(loader.backend, loader.manifest, loader.identity.augment)} on {device}")
     log = run.open_log(options.tensorboard)
 
@@ -201,20 +216,27 @@ def open_share(
             f"--accumulate {options.computation.accumulate}"
         )
     share = {"rank": ranks.rank, "world_size": ranks.world_size, "batch_size": size // ranks.world_size}
-    how = {"augment": normalised(augment, prepared), "device": device, "backend": options.backend, "seed": options.seed}
-    how["resident"] = options.resident
+    how: dict[str, Any] = {
+        "augment": normalised(augment, prepared),
+        "device": device,
+        "backend": options.backend,
+        "resident": options.resident,
+        "cache": options.cache,
+        "cache_gb": options.cache_gb,
+        "seed": options.seed,
+    }
     loader = open_loader(options.data, split, **share, **how)  # type: ignore[arg-type]
     if not loader.manifest.classes:
         again = command("tools/shard_imagenet.py", "--index", options.data, "--label", "json:FIELD")
         raise AlexNetError(
-            f"the samples of {options.data} have no labels: {again} takes them from a field of their JSON"
+            f"the samples of {loader.manifest.location} have no labels: {again} takes them from a field of their JSON"
         )
     return loader
 
 
 def describe(options: Options, loader: Loader, ranks: Ranks, prepared: Preparation | None) -> dict[str, Any]:
     """Return what a checkpoint needs besides weights to be evaluated alone, and what the run was made with."""
-    manifest, config = loader.manifest, options.configuration()
+    manifest, config = loader.manifest, options.configuration() | {"data": location(options.data)}
     return {
         "variant": options.settings.variant,
         "classes": [[entry.wnid, entry.name] for entry in manifest.classes],

@@ -211,7 +211,7 @@ def check_variant(state: dict[str, Any], path: Path, variant: str) -> None:
         )
 
 
-def class_columns(state: dict[str, Any], path: Path, wnids: list[str], data: Path) -> list[int]:
+def class_columns(state: dict[str, Any], path: Path, wnids: list[str], data: Path | str) -> list[int]:
     """Return the network's class number for each class of the data, found by wnid.
 
     Data whose classes are called by all the numbers from 0 on (ImageNetV2) has the network's classes in their order.
@@ -230,7 +230,7 @@ def class_columns(state: dict[str, Any], path: Path, wnids: list[str], data: Pat
     return [known[wnid] for wnid in wnids]
 
 
-def check_classes(state: dict[str, Any], path: Path, wnids: list[str], data: Path) -> None:
+def check_classes(state: dict[str, Any], path: Path, wnids: list[str], data: Path | str) -> None:
     """Raise AlexNetError unless the checkpoint was trained on the classes of the data."""
     trained = [wnid for wnid, _ in state["classes"]]
     if len(trained) != len(wnids):

@@ -68,7 +68,7 @@ class Run:
         place = self.checkpoint["ranks"][0]["loader"]
         return place["epoch"] if place["taken"] else place["epoch"] - 1
 
-    def begin(self, state: TrainState, loader: Loader, *, seed: int, data: Path, about: dict[str, Any]) -> None:
+    def begin(self, state: TrainState, loader: Loader, *, seed: int, data: str, about: dict[str, Any]) -> None:
         """Restore ``state`` and ``loader`` from the checkpoint, if there is one. Record configuration and environment.
 
         Raises AlexNetError if the checkpoint is of another run; ``override`` resumes anyway if the weights fit.
@@ -99,7 +99,7 @@ class Run:
         seen, right = self.ranks.mean(self.state.seen), self.ranks.mean(self.state.right)
         return {"train_top1": right / seen} if seen > 0 else {}
 
-    def _restore(self, data: Path) -> None:
+    def _restore(self, data: str) -> None:
         path, kept = self.path, self.checkpoint
         checkpoint.check_format(kept, path)
         checkpoint.check_classes(kept, path, [wnid for wnid, _ in self.about["classes"]], data)

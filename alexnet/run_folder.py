@@ -41,7 +41,7 @@ PACKAGES = (
 # Options that do not change the training, except for rounding.
 MAY_CHANGE_ON_RESUME = {
     *("recipe", "data", "out", "device", "backend", "resident", "compile", "conv1", "deterministic"),
-    *("groups", "fused", "log_steps", "tensorboard", "checkpoint_minutes", "keep"),
+    *("cache", "cache_gb", "groups", "fused", "log_steps", "tensorboard", "checkpoint_minutes", "keep"),
 }
 
 

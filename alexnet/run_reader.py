@@ -1,6 +1,7 @@
 """A reader of run folders: it finds their checkpoint and data, and checks the files that commands write."""
 
 import csv
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -15,6 +16,8 @@ from alexnet.metrics import Predictions
 from alexnet.mistakes import Mistake, read_mistakes
 from alexnet.run_folder import ROOT
 from alexnet.tables import original
+
+URL = re.compile(r"[a-z][a-z0-9]+:/")  # of shards in a bucket: only opening them tells if they are there
 
 
 class Group(TypedDict):
@@ -96,7 +99,7 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def find_data(path: Path, state: dict[str, Any]) -> Path:
-    """Return the shard folder that the checkpoint at ``path``, with the content ``state``, was trained on.
+    """Return the shard folder, or the URL, that the checkpoint at ``path``, with the content ``state``, was trained on.
 
     The run's config.json beside it says it, as a resumed run may have moved, else the configuration in the checkpoint.
     A relative path starts at the working directory, or at this checkout. Raises AlexNetError if it is not there.
@@ -104,6 +107,8 @@ def find_data(path: Path, state: dict[str, Any]) -> Path:
     configs = (_read(path.with_name("config.json"), dict[str, Any]), state.get("config"))
     named = [config["data"] for config in configs if isinstance(config, dict) and isinstance(config.get("data"), str)]
     for data in named:
+        if URL.match(data):
+            return Path(data)
         for folder in (Path(data), ROOT / data):
             if folder.is_dir():
                 return folder

@@ -34,6 +34,7 @@ from benchmarks.kernels import KernelsOptions, run_kernels
 from benchmarks.loader import LoaderOptions, run_loader
 from benchmarks.pixels import PixelsOptions, run_pixels
 from benchmarks.plots.loaders import save_loaders
+from benchmarks.remote import RemoteOptions, run_remote
 from benchmarks.shard import ShardOptions, run_shard
 from benchmarks.small import SmallOptions, run_small
 from benchmarks.step import StepOptions, run_step
@@ -60,6 +61,7 @@ COMMANDS: tuple[tuple[str, type, Callable[[Any], Iterator[dict]]], ...] = (
     ("checkpoint", CheckpointOptions, run_checkpoint),
     ("evaluate", EvaluateOptions, run_evaluate),
     ("first", FirstOptions, run_first),
+    ("remote", RemoteOptions, run_remote),
     ("small", SmallOptions, run_small),
     ("bytes", BytesOptions, run_bytes),
 )

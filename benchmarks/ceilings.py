@@ -27,6 +27,7 @@ from benchmarks.loader import REFERENCE, mean_kb
 from benchmarks.memory_decoders import NVIMGCODEC
 from benchmarks.nvjpeg import BACKENDS
 from pipelines import DataError, load_manifest
+from pipelines.remote.url import absolute
 from pipelines.terminal import require
 
 CORES = os.cpu_count() or 1
@@ -141,7 +142,7 @@ def measure_decoders(
 def start_reference(options: CeilingsOptions, data: Path) -> Child:
     """Start the reference, libjpeg-turbo on all threads."""
     sizes = {"batch_size": options.batch_sizes[0], "batches": options.batches, "threads": options.threads[0]}
-    given = {"work": "reference", "data": str(data.resolve()), "device": "cpu"} | sizes
+    given = {"work": "reference", "data": absolute(data), "device": "cpu"} | sizes
     return Child(REFERENCE, ["benchmarks/our_loaders.py", json.dumps(given)])
 
 
@@ -165,7 +166,7 @@ def started(
 def start(name: str, settings: dict[str, Any], options: CeilingsOptions, *, data: Path, device: str) -> Child:
     """Start a decoder. A round has as many images at every batch size."""
     batches = max(1, options.batches * options.batch_sizes[0] // settings["batch_size"])
-    given = {"data": str(data.resolve()), "device": device, "batches": batches} | settings
+    given = {"data": absolute(data), "device": device, "batches": batches} | settings
     return Child(name, ["benchmarks/decoders.py", json.dumps(given)], patience=PATIENCE)
 
 

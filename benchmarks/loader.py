@@ -23,6 +23,7 @@ from benchmarks.harness.options import MeasureOptions
 from benchmarks.harness.peer_data import extract_images
 from benchmarks.harness.timing import Deadline, Missing, interleave, summarise, too_short
 from pipelines import AUGMENTS, DataError, Manifest, load_manifest
+from pipelines.remote.url import absolute
 from pipelines.terminal import in_range, require
 from pipelines.turbo.native import has_native
 
@@ -120,7 +121,7 @@ def start(options: LoaderOptions, manifest: Manifest, deadline: Deadline, missin
     for threads in options.threads:
         for name, work in own_candidates(options, manifest).items():
             settings: dict[str, Any] = {"batch_size": options.batch_size, "batches": options.batches}
-            settings |= {"data": str(options.data.resolve()), "threads": threads, "device": options.device}
+            settings |= {"data": absolute(options.data), "threads": threads, "device": options.device}
             given = json.dumps(settings | work)
             name = f"{name}, {threads} threads"
             is_needed = work["work"] in needed or work.get("backend") == options.backends[0]

@@ -29,6 +29,7 @@ from pipelines.terminal import in_range, require, run_command
 from tools import shard_imagenet
 
 CLASSES = 100
+SMALL_CACHES = {"a tenth": 1, "a half": 5}  # in tenths of the shards
 SIDE = 32  # pixels of the images
 
 
@@ -49,14 +50,18 @@ def main(options: Options) -> None:
     rng = np.random.default_rng(options.seed)
     count = options.images // options.batch_size * options.batch_size
     places = {"a permutation": (rng.permutation(options.images)[:count], rng.permutation(options.images)[:count])}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # threads may still fetch
         shards = numbered_shards(Path(folder), options.images)
         for backend in ("turbo", "dali"):
             places[backend] = epochs(shards, backend, options)
+        size = sum(path.stat().st_size for path in shards.glob("*.tar")) / 10
+        for name, share in SMALL_CACHES.items():
+            cache = {"cache": Path(folder, name), "cache_gb": size * share / 1e9}
+            places[f"turbo, a cache of {name}"] = epochs(shards, "turbo", options, **cache)
     rows = [{"name": name} | figures(*orders, options.images, options.batch_size) for name, orders in places.items()]
-    print(f"{'':<20}" + "".join(f"{name:>12}" for name in list(rows[0])[1:]))
+    print(f"{'':<28}" + "".join(f"{name:>12}" for name in list(rows[0])[1:]))
     for row in rows:
-        print(f"{row['name']:<20}" + "".join(f"{value:>12.3f}" for value in list(row.values())[1:]))
+        print(f"{row['name']:<28}" + "".join(f"{value:>12.3f}" for value in list(row.values())[1:]))
     if options.json:
         settings: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "benchmark": "shuffle"}
         settings |= {name: getattr(options, name) for name in ("images", "batch_size", "seed")}
@@ -74,13 +79,13 @@ def numbered_shards(folder: Path, images: int) -> Path:
     return folder / "shards"
 
 
-def epochs(shards: Path, backend: Any, options: Options) -> tuple[np.ndarray, np.ndarray]:
+def epochs(shards: Path, backend: Any, options: Options, **cache: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return the samples of two epochs in the order in which they came, each as its place in the shards."""
     stored = stored_labels(shards)
     place = np.empty(len(stored), np.int64)
     place[stored] = np.arange(len(stored))
     augment = Augment(size=SIDE, normalise="none")
-    loader = open_loader(shards, "train", options.batch_size, augment, backend=backend, seed=options.seed)
+    loader = open_loader(shards, "train", options.batch_size, augment, backend=backend, seed=options.seed, **cache)
     first, second = (place[np.concatenate([batch.labels.numpy() for batch in loader])] for _ in range(2))
     return first, second
 

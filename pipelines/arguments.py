@@ -72,4 +72,23 @@ def check_extras(extras: Any, manifest: Manifest) -> None:
     """Raise ValueError unless ``extras`` names members that the shards have."""
     if isinstance(extras, str) or not set(extras) <= set(manifest.extras):
         known = ", ".join(map(repr, manifest.extras)) or "none but the image and the label"
-        raise ValueError(f"extras is {extras!r}: it must be a tuple of members that {manifest.folder} has: {known}")
+        raise ValueError(f"extras is {extras!r}: it must be a tuple of members that {manifest.location} has: {known}")
+
+
+def check_cache(cache: Any, cache_gb: Any) -> None:
+    """Raise ValueError unless ``cache`` is a folder and ``cache_gb`` a number of GB above 0, or None."""
+    if cache_gb is not None and not (isinstance(cache_gb, int | float) and 0 < cache_gb < 1e9):
+        raise ValueError(f"cache_gb is {cache_gb!r}: it must be a number of GB above 0")
+    if cache is not None and not isinstance(cache, str | os.PathLike):
+        raise ValueError(f"cache is {cache!r}: it must be a folder")
+
+
+def check_agreed(manifest: Manifest, split: str, cache_gb: float | None) -> None:
+    """Raise DataError if ranks on several machines might choose caches, and with them orders, of different sizes."""
+    local = os.environ.get("LOCAL_WORLD_SIZE", "")
+    several = local.isdecimal() and int(local) < int(os.environ.get("WORLD_SIZE", 1))
+    if several and cache_gb is None and not manifest.local and manifest.window(split) is not None:
+        raise DataError(
+            f"{manifest.location} does not fit into the cache, and ranks run on several machines: give each the same "
+            "--cache-gb, because the order of an epoch depends on it"
+        )

@@ -160,7 +160,7 @@ def load_mean_image(manifest: Manifest) -> np.ndarray:
     name = manifest.statistics.mean_image
     if name is None:
         raise DataError(
-            f"{manifest.folder} has no mean image, as its images differ in size: choose an augment that does not "
+            f"{manifest.location} has no mean image, as its images differ in size: choose an augment that does not "
             "subtract one (crop_flip), or shard with --resize square"
         )
     size, path = manifest.image.size, manifest.folder / name

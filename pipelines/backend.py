@@ -50,6 +50,19 @@ class Backend(Protocol):
         """End the threads; no other method is called afterwards."""
 
 
+class Ahead(Protocol):
+    """Shards that are fetched before batches need them; places count in the epoch's order."""
+
+    def begin(self, epoch: int, first: int) -> None:
+        """Note that a batch from the place ``first`` on is about to be made."""
+
+    def finish(self, epoch: int, first: int) -> None:
+        """Note that the batch from the place ``first`` on is made, and all batches before it."""
+
+    def close(self) -> None:
+        """End the threads."""
+
+
 class Start(NamedTuple):
     """The position at which a backend starts: ``taken`` samples into ``epoch``, counted over all ranks.
 

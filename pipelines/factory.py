@@ -9,7 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pipelines.arguments import MAX_SEED, check_device, check_extras, decoding_threads, integer, rank_and_world_size
+from pipelines.arguments import (
+    MAX_SEED,
+    check_agreed,
+    check_cache,
+    check_device,
+    check_extras,
+    decoding_threads,
+    integer,
+    rank_and_world_size,
+)
 from pipelines.augment import AUGMENTS, Augment
 from pipelines.backend import Backend, Skip, Start
 from pipelines.errors import DataError
@@ -49,8 +58,10 @@ def open_loader(
     extras: tuple[str, ...] = (),
     transform: Transform | None = None,
     resident: bool = False,
+    cache: Path | None = None,
+    cache_gb: float | None = None,
 ) -> Loader:
-    """Return a loader of ``Batch`` for a split of a shard folder.
+    """Return a loader of ``Batch`` for a split of a shard folder, or of shards at a URL (s3://bucket/name).
 
     ``batch_size`` is that of each rank. Rank and number of ranks, if not given, are those of torch.distributed, else
     those of torchrun's environment (RANK and WORLD_SIZE), else 0 of 1; ``repr(loader)`` shows them.
@@ -60,6 +71,10 @@ def open_loader(
     ``backend``: ``auto`` is turbo on a CPU. On a GPU it is gpu if the shards are square JPEGs with restart markers,
     else turbo, unless DALI is installed and faster than so few ``threads``. ``repr(loader)`` says why.
     ``resident``, for gpu only: read the split's compressed images into the GPU's memory when the loader is opened.
+
+    Shards at a URL are read through the folder ``cache``, by default below the user's cache folder, in which they take
+    at most ``cache_gb`` GB; with ``cache`` those of a network drive too. See docs/remote.md: a cache that is smaller
+    than the shards changes the order of epochs.
 
     For turbo and gpu only: ``on_error``: ``raise`` ends with an error if a sample cannot be decoded; ``skip`` takes the
     next sample instead and reports it. ``keys``: batches have the samples' names. ``extras``: batches have these
@@ -76,7 +91,8 @@ def open_loader(
     plan_of = {"batch_size": integer("batch_size", batch_size, 1), "rank": rank, "world_size": world_size}
     seed, threads = integer("seed", seed, 0, MAX_SEED), decoding_threads(threads)
     check_device(device)
-    manifest = load_manifest(folder)
+    check_cache(cache, cache_gb)
+    manifest = load_manifest(folder, cache=cache, cache_gb=cache_gb)
     needs = {"keys": keys, "extras": extras, "transform": transform, "on_error": on_error != "raise"}
     wanted = [name for name, given in needs.items() if given]
     backend, why = _resolved(backend, device, manifest, threads, wanted, resident)
@@ -84,6 +100,8 @@ def open_loader(
         raise ValueError(f'on_error is {on_error!r}, not "raise" or "skip"')
     check_extras(extras, manifest)
     training = split == "train" if training is None else training
+    if training:
+        check_agreed(manifest, split, cache_gb)
     plan = Plan(samples=manifest.split(split).samples, training=training, **plan_of)
     chosen = _chosen(augment, training)
     _check_sizes(manifest, split, plan, chosen)
@@ -97,6 +115,7 @@ def open_loader(
         transform=getattr(transform, "__qualname__", type(transform).__name__) if transform else None,
         counts=backend != "dali",
         plan=plan,
+        window=manifest.window(split) if training and backend != "synthetic" else None,
     )
     given = _Arguments(manifest, identity, device, threads, on_error, keys, tuple(extras), transform, resident)
     loader = {"gpu": _gpu, "dali": _dali, "turbo": _turbo, "synthetic": _synthetic}[backend](given)
@@ -132,7 +151,12 @@ def _resolved(
         raise ValueError(f"{wanted[0]} needs the backend turbo or gpu, not {backend}")
     if backend == "dali" and not manifest.plain:
         raise DataError(
-            f"{manifest.folder} was written by another program, which DALI's graph does not read: use turbo"
+            f"{manifest.location} was written by another program, which DALI's graph does not read: use turbo"
+        )
+    if backend == "dali" and not manifest.fits:
+        raise DataError(
+            f"DALI reads whole shards from a folder, and {manifest.location} does not fit into the cache: give a "
+            "larger --cache-gb, or use turbo"
         )
     return backend, why
 
@@ -155,12 +179,14 @@ def _without_gpu(manifest: Manifest, threads: int, wanted: list[str]) -> tuple[B
         return "turbo", f"DALI lacks {wanted[0]}"
     if not manifest.plain:
         return "turbo", "DALI does not read these shards"
+    if not manifest.fits:
+        return "turbo", "DALI reads no shards through a small cache"
     return faster_on_a_gpu(threads) if _has_dali() else ("turbo", "DALI is not installed")
 
 
 def _check_sizes(manifest: Manifest, split: str, plan: Plan, augment: Augment) -> None:
     """Raise DataError if the images are too small for the crop, or too few for a batch."""
-    folder, size = manifest.folder, manifest.image.size
+    folder, size = manifest.location, manifest.image.size
     if augment.size > size:
         raise DataError(f"{folder} has images of {size} pixels, too small for crops of {augment.size}")
     if not plan.batches or plan.samples < plan.world_size:
@@ -195,10 +221,12 @@ def _synthetic(o: _Arguments) -> Loader:
 
 def _gpu(o: _Arguments) -> Loader:
     from pipelines.gpu.opening import GpuSource
+    from pipelines.remote.ahead import order_of, read_ahead
     from pipelines.turbo.batches import require_turbo
 
     require_turbo()
     i = o.identity
+    order = order_of(o.manifest, i)
     pixels = i.augment.normalise == "none" or o.transform is not None
     source = GpuSource(
         o.manifest,
@@ -210,10 +238,12 @@ def _gpu(o: _Arguments) -> Loader:
         resident=o.resident,
         pixels=pixels,
     )
-    return Loader(o.manifest, i, partial(_ordered, o, source.batches), device=o.device, release=source.release)
+    batches = partial(source.batches, order=order, ahead=partial(read_ahead, o.manifest, i, order=order))
+    return Loader(o.manifest, i, partial(_ordered, o, batches), device=o.device, release=source.release)
 
 
 def _turbo(o: _Arguments) -> Loader:
+    from pipelines.remote.ahead import order_of, read_ahead
     from pipelines.shards.records import Records
     from pipelines.turbo.batches import TurboBatches, require_turbo
     from pipelines.turbo.native import warn_without_native
@@ -222,9 +252,12 @@ def _turbo(o: _Arguments) -> Loader:
     i = o.identity
     if not i.plan.rank:
         warn_without_native()
+    order = order_of(o.manifest, i)
 
     def batches(**given: Any) -> TurboBatches:
-        return TurboBatches(o.manifest, Records(o.manifest, i.split), i.plan, i.augment, device=o.device, **given)
+        records = Records(o.manifest, i.split)
+        ahead = read_ahead(o.manifest, i, records, order)
+        return TurboBatches(o.manifest, records, i.plan, i.augment, device=o.device, order=order, ahead=ahead, **given)
 
     return Loader(o.manifest, i, partial(_ordered, o, batches), device=o.device)
 
@@ -251,6 +284,7 @@ def _dali(o: _Arguments) -> Loader:
 
     def open_backend(start: Start, _: Skip) -> Backend:
         """Open DALI's endless pipeline. Another is opened only if an epoch was left early or set by the caller."""
+        o.manifest.fetch(i.split)
         return DaliBatches(
             o.manifest,
             i.split,

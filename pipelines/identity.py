@@ -17,7 +17,8 @@ class Identity:
     """The arguments of a loader that decide, with a position, which batches follow.
 
     ``manifest`` is the sha256 of manifest.json. ``counts``: the number of samples taken is the whole position, so in
-    training the batch size, the rank and the number of ranks may change.
+    training the batch size, the rank and the number of ranks may change. ``window``: how many shards the order mixes at
+    a time, None for all.
     """
 
     backend: str
@@ -29,6 +30,7 @@ class Identity:
     transform: str | None
     counts: bool
     plan: Plan
+    window: int | None = None
 
     @property
     def order(self) -> str:
@@ -39,7 +41,7 @@ class Identity:
         """Return it as JSON has it."""
         plan = self.plan
         ranks = {"rank": plan.rank, "world_size": plan.world_size, "step": plan.step}
-        names = ("split", "training", "seed", "manifest", "transform")
+        names = ("split", "training", "seed", "manifest", "transform", "window")
         augment = json.loads(json.dumps(dataclasses.asdict(self.augment)))  # lists in place of tuples
         same = {"backend": self.order} | {name: getattr(self, name) for name in names}
         return same | ranks | {"augment": augment}
@@ -57,6 +59,7 @@ class Identity:
 
 
 WORDS = {
+    "window": "the number of shards that the order mixes at a time, which --cache-gb decides,",
     "manifest": "the sha256 of manifest.json",
     "world_size": "the number of ranks",
     "step": "the number of images per step over all ranks",

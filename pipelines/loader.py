@@ -72,7 +72,7 @@ class Loader:
         plan, what = self.plan, self.identity
         why = f" (auto: {self.why})" if self.why else ""
         return (
-            f"<Loader of {plan.samples} {what.split} samples of {self.manifest.folder}: {len(self)} batches of "
+            f"<Loader of {plan.samples} {what.split} samples of {self.manifest.location}: {len(self)} batches of "
             f"{plan.batch_size}, rank {plan.rank} of {plan.world_size}, backend {what.backend}{why}, on {self.device}>"
         )
 

@@ -20,6 +20,8 @@ from pipelines.sharding.writer import ShardTask, write_shard
 from pipelines.turbo.native import has_native
 from tools import make_demo, shard_imagenet
 
+pytest_plugins = ["tests.bucket"]  # its fixtures
+
 ROOT = Path(__file__).parents[1]
 NUMBERED_IMAGES = 101
 PATIENCE = 1800.0  # seconds until a test that hangs fails; no test that works takes as long on the busiest machine

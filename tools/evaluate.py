@@ -27,6 +27,7 @@ from alexnet.ranks import Ranks, join_ranks, rank_device
 from alexnet.run_reader import find_checkpoint, find_data
 from alexnet.tables import write_csv
 from pipelines import Augment, DataError, Manifest, load_manifest, open_loader
+from pipelines.arguments import check_cache
 from pipelines.factory import BackendName
 from pipelines.files import write_atomically
 from pipelines.preprocess import Preparation
@@ -42,7 +43,10 @@ class Options:
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
     """A run folder (its best.pt, else its last.pt), or a checkpoint."""
     data: Annotated[Path | None, tyro.conf.arg(metavar="SHARDS")] = None
-    """A shard folder; by default the one of the run's training."""
+    """A shard folder or a URL; by default the one of the run's training."""
+    cache: Path | None = None
+    """Read the shards through this folder, as in training."""
+    cache_gb: float | None = None
     split: str = "val"
     crops: Literal[1, 10] = 1
     """1: the centre crop; 10: the mean over crops at the corners and the centre, and their flips."""
@@ -53,6 +57,7 @@ class Options:
     backend: BackendName = "auto"
 
     def __post_init__(self) -> None:
+        check_cache(self.cache, self.cache_gb)
         require(self.batch_size >= self.crops, f"--batch-size is {self.batch_size}, it starts at {self.crops} here")
 
 
@@ -70,9 +75,10 @@ def evaluate(options: Options, ranks: Ranks) -> tuple[Manifest, Predictions, dic
     device = rank_device(options.device)
     model: nn.Module
     model, state = checkpoint.load_model(options.checkpoint, device)
-    manifest = load_manifest(options.data or find_data(options.checkpoint, state))
+    cache: dict[str, Any] = {"cache": options.cache, "cache_gb": options.cache_gb}
+    manifest = load_manifest(options.data or find_data(options.checkpoint, state), **cache)
     wnids = [entry.wnid for entry in manifest.classes]
-    columns = checkpoint.class_columns(state, options.checkpoint, wnids, manifest.folder)
+    columns = checkpoint.class_columns(state, options.checkpoint, wnids, manifest.location)
     augment = Preparation.of(state).evaluation(options.crops)
     if columns != list(range(len(state["classes"]))):
         model = OfClasses(model, columns)
@@ -80,7 +86,7 @@ def evaluate(options: Options, ranks: Ranks) -> tuple[Manifest, Predictions, dic
         model = normalising(model, state, augment).to(device)
         augment = replace(augment, normalise="none")
     loader = open_loader(
-        manifest.folder,
+        manifest.location,
         options.split,
         options.batch_size // options.crops,
         augment,
@@ -89,12 +95,13 @@ def evaluate(options: Options, ranks: Ranks) -> tuple[Manifest, Predictions, dic
         rank=ranks.rank,
         world_size=ranks.world_size,
         training=False,
+        **cache,
     )
     batches = counting(loader, "evaluating", loader.plan.own_samples, shown=ranks.rank == 0)
     start = time.perf_counter()
     predictions = engine.predict(model, batches, device)
     facts = {
-        "data": str(manifest.folder),
+        "data": manifest.location,
         "classes": len(wnids),
         "network_classes": len(state["classes"]),
         "classes_by": "wnid" if set(wnids) <= {wnid for wnid, _ in state["classes"]} else "number",

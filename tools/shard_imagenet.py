@@ -2,6 +2,7 @@
 
     python tools/shard_imagenet.py SOURCE OUT       # ImageNet as it ships, or pictures of your own in class folders
     python tools/shard_imagenet.py SOURCE OUT --labels labels.csv
+    python tools/shard_imagenet.py SOURCE s3://bucket/imagenet
     python tools/shard_imagenet.py --verify OUT     # read everything again and compare
     python tools/shard_imagenet.py --index FOLDER   # tars that webdataset wrote: index and manifest beside them
 
@@ -24,6 +25,8 @@ import tyro
 
 from pipelines.errors import DataError
 from pipelines.images.limits import MAX_PIXELS, PILLOW_MAX_PIXELS
+from pipelines.remote.url import URL, remote_url
+from pipelines.sharding.bucket import shard_into_bucket
 from pipelines.sharding.folder import begun_image, claim, fingerprint, finish, is_finished
 from pipelines.sharding.indexing import check_label, index_folder
 from pipelines.sharding.plan import plan
@@ -44,7 +47,7 @@ class Options:
     """The folder with class folders, train/ and val/, ImageNet's archives or parquet files; with --verify, the
     shards."""
     out: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[OUT]")] = None
-    """The shard folder to make."""
+    """The shard folder to make, or its place in a bucket (s3://bucket/name)."""
     verify: bool = False
     """Re-read a shard folder: sizes, sha256, counts, labels, indices, and that each image decodes."""
     index: bool = False
@@ -104,6 +107,11 @@ class Options:
         require(alone < 2 and (self.out is None) == alone, "give SOURCE and OUT, --verify OUT, or --index FOLDER")
         require(self.index or self.label is None, "--label goes with --index only")
         require(check_label(self.label), f"--label is {self.label}, it is cls, json:FIELD or none")
+        away = self.out is not None and URL.fullmatch(str(self.out))
+        require(
+            not (away and self.repair), "--repair goes with a folder only: docs/remote.md says how to mend a bucket"
+        )
+        require(not (away and self.cluster), "--cluster goes with a folder only: a Dask worker may have no credentials")
         in_range("size", self.size, 32, 4096)
         require(
             1 <= self.max_pixels <= PILLOW_MAX_PIXELS,
@@ -171,9 +179,16 @@ def make_shards(options: Options, out: Path) -> None:
     if options.repair:
         repair(out, options.seed, source, tasks, workers=options.workers, write=write)
         return
+    if url := remote_url(out):
+        manifest, written = shard_into_bucket(url, options.seed, source, tasks, write)
+        if written is None:
+            report_finished(manifest, url)
+        else:
+            report(manifest, written, source.left_out, time.monotonic() - start)
+        return
     wanted = fingerprint(tasks, options.seed)
     if is_finished(out, wanted):
-        report_finished(load_manifest(out))
+        report_finished(load_manifest(out), out)
         return
     with claim(out, wanted):
         write(source, tasks)

@@ -51,7 +51,10 @@ class Options:
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
     """A run folder (its best.pt, else its last.pt), or a checkpoint."""
     data: Annotated[Path | None, tyro.conf.arg(metavar="SHARDS")] = None
-    """A shard folder; by default the one of the run's training."""
+    """A shard folder or a URL; by default the one of the run's training."""
+    cache: Path | None = None
+    """Read the shards through this folder, as in training."""
+    cache_gb: float | None = None
     images: tuple[Path, ...] = ()
     """Pictures whose activations are drawn, each in a file of its own; by default a val image."""
     searched: int = 50_000
@@ -88,9 +91,10 @@ class Painter:
         self._options, self._model, self._device = options, model, device
         self._preparation = Preparation.of(state)
         self._data = options.data or find_data(options.checkpoint, state)
-        self._val = Gallery(self._data, "val", self._preparation)
+        self._cache: dict[str, Any] = {"cache": options.cache, "cache_gb": options.cache_gb}
+        self._val = Gallery(self._data, "val", self._preparation, **self._cache)
         wnids = [entry.wnid for entry in self._val.manifest.classes]
-        checkpoint.check_classes(state, options.checkpoint, wnids, self._data)
+        checkpoint.check_classes(state, options.checkpoint, wnids, self._val.manifest.location)
 
     def network(self) -> dict[str, Figure]:
         """Draw the kernels, and the activations for ``--images`` or for a val image."""
@@ -185,7 +189,7 @@ class Painter:
         return padded[top : top + field.size, left : left + field.size]
 
     def _neighbours(self, queries: int = 5) -> Figure:
-        chosen, train = self._val.various(queries), Gallery(self._data, "train", self._preparation)
+        chosen, train = self._val.various(queries), Gallery(self._data, "train", self._preparation, **self._cache)
         search = inspection.Neighbours(self._layers([self._val[number][0] for number in chosen])["hidden"])
         searched = min(self._options.searched, len(train))
         for layers in self._passing("train", searched):
@@ -212,7 +216,8 @@ class Painter:
     def _passing(self, split: str, count: int) -> Iterator[dict[str, Tensor]]:
         """Yield the layers' activations for the first ``count`` images of a split, in order, batch by batch."""
         augment = self._preparation.evaluation()
-        loader = open_loader(self._data, split, self._options.batch_size, augment, device=self._device, training=False)
+        how: dict[str, Any] = {"device": self._device, "training": False} | self._cache
+        loader = open_loader(self._data, split, self._options.batch_size, augment, **how)
         batches = islice(loader, -(-count // self._options.batch_size))
         for batch in counting(batches, f"features of {split}", count):
             valid = min(batch.valid, count)

@@ -149,7 +149,7 @@ class GpuBatches(OrderedBatches):
             left += some[~done].tolist()
             if not self._shrunk(work.pieces)[some[done]].all():
                 self._say(
-                    f"the CPU decodes some files of {self._manifest.folder}: their header is not that of most, or large"
+                    f"the CPU decodes some files of {self._manifest.location}: their header is not that of most, or large"
                 )
         return left
 

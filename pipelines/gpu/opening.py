@@ -1,11 +1,13 @@
 """Opening of the gpu backend: can these shards be decoded by it, and on this machine? Every reason is one line."""
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from pipelines.augment import Augment
+from pipelines.backend import Ahead
 from pipelines.commands import command
 from pipelines.errors import DataError
 from pipelines.gpu import decoder
@@ -35,6 +37,8 @@ def obstacle(manifest: Manifest) -> str:
         return f"their pixels are raw: turbo and dali read them; for gpu write JPEGs: {again}"
     if image.resize != "square":
         return f"their images differ in size (--resize {image.resize}): turbo and dali read them; for gpu: {again}"
+    if not manifest.fits:
+        return "they do not fit into the cache: give a larger --cache-gb, or use turbo"
     if not image.restarts:
         return f"their JPEGs have no restart markers: turbo and dali read them; for gpu write them again: {again}"
     return ""
@@ -53,7 +57,7 @@ def why_not(manifest: Manifest, device: torch.device) -> str:
 def require_gpu(manifest: Manifest) -> None:
     """Raise DataError if the backend cannot read these shards, or lacks its compiled part."""
     if reason := obstacle(manifest):
-        raise DataError(f"the backend gpu does not read {manifest.folder}: {reason}")
+        raise DataError(f"the backend gpu does not read {manifest.location}: {reason}")
     if reason := missing_part():
         raise DataError(f"the backend gpu cannot run: {reason}, or use turbo")
 
@@ -82,9 +86,10 @@ class GpuSource:
         self._device, self._threads, self._resident, self._pixels = device, threads, resident, pixels
         self._source: Source | None = self._opened()
 
-    def batches(self, **given: Any) -> GpuBatches:
-        """Return batches; the arguments are those of ``OrderedBatches``."""
+    def batches(self, *, ahead: Callable[[Records], Ahead | None], **given: Any) -> GpuBatches:
+        """Return batches, with what fetches shards ``ahead``; the other arguments are those of ``OrderedBatches``."""
         self._source = self._source or self._opened()
+        given["ahead"] = ahead(self._source.records)
         return GpuBatches(self._manifest, self._source, self._plan, self._augment, device=self._device, **given)
 
     def release(self) -> None:
@@ -99,7 +104,7 @@ class GpuSource:
         split = manifest.split(self._split)
         resident = None
         if self._resident:
-            what = f"{self._split} of {manifest.folder}"
+            what = f"{self._split} of {manifest.location}"
             resident = load(gatherer, self._own(), self._device, self._threads, what)
         mean = sum(shard.bytes for shard in split.shards) / split.samples
         return Source(records, gatherer, self._decoder(layout), mean, resident)

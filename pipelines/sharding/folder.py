@@ -73,14 +73,14 @@ def is_finished(out: Path, plan: dict[str, Any]) -> bool:
         )
     if earlier != plan:
         raise DataError(
-            f"{out} holds finished shards of another plan ({_difference(earlier, plan)}): choose another folder, or "
+            f"{out} holds finished shards of another plan ({difference(earlier, plan)}): choose another folder, or "
             "delete it first"
         )
     load_manifest(out)
     return True
 
 
-def _difference(earlier: dict[str, Any], plan: dict[str, Any]) -> str:
+def difference(earlier: dict[str, Any], plan: dict[str, Any]) -> str:
     """Describe in what two plans differ."""
     before, now = _flat(earlier), _flat(plan)
     names = {"samples": "the list of images, their labels or their division into shards differ"}
@@ -165,7 +165,7 @@ def _check_plan(out: Path, plan: dict[str, Any]) -> None:
         raise DataError(f"{path} is damaged, or of another program: choose a new folder, or delete {out} first")
     if earlier != plan:
         raise DataError(
-            f"{out} is unfinished with another plan ({_difference(earlier, plan)}): give the same options, or delete "
+            f"{out} is unfinished with another plan ({difference(earlier, plan)}): give the same options, or delete "
             "it first"
         )
 

@@ -27,10 +27,10 @@ def report(manifest: Manifest, source_bytes: dict[str, int], left_out: Counter[s
         print(printable(f"left out: {counted(left_out)}"))
 
 
-def report_finished(manifest: Manifest) -> None:
+def report_finished(manifest: Manifest, where: object) -> None:
     """Print that there is nothing to do, and the counts."""
     counts = ", ".join(f"{split.samples} {name} images" for name, split in manifest.splits.items())
     print(
-        f"{manifest.folder} is finished already: {counts} of {len(manifest.classes)} classes; quarantined: "
+        f"{where} is finished already: {counts} of {len(manifest.classes)} classes; quarantined: "
         f"{len(manifest.quarantined)}"
     )

@@ -18,18 +18,19 @@ from pipelines.shards.records import BLOCK, CHECKSUM, checksum
 from pipelines.turbo.decode import read_member
 
 
-def verify(folder: Path, workers: int) -> None:
+def verify(folder: Path, workers: int, cache: Path | None = None, cache_gb: float | None = None) -> None:
     """Raise DataError unless every shard is as the manifest says. The error lists each wrong shard and why."""
-    manifest = load_manifest(folder, check_shards=False)
+    manifest = load_manifest(folder, check_shards=False, cache=cache, cache_gb=cache_gb)
     shards = sum(len(split.shards) for split in manifest.splits.values())
     problems = find_problems(manifest, workers)
     if problems:
-        lines = [f"{folder / path}: {problem}" for path, problem in problems.items()]
+        lines = [f"{manifest.location}/{path}: {problem}" for path, problem in problems.items()]
         again = "write them again with the command that made them and --repair"
         remedy = again if manifest.plain else f"restore them, or {index_again(folder)}"
+        remedy = remedy if manifest.local else "restore them, or shard into an empty place of the bucket again"
         raise DataError("\n  ".join([f"{len(problems)} of {shards} shards are wrong: {remedy}", *lines]))
     samples = sum(split.samples for split in manifest.splits.values())
-    print(f"{folder}: {samples} images in {shards} shards, all as the manifest says")
+    print(f"{manifest.location}: {samples} images in {shards} shards, all as the manifest says")
 
 
 def find_problems(manifest: Manifest, workers: int) -> dict[str, str]:
@@ -42,7 +43,14 @@ def find_problems(manifest: Manifest, workers: int) -> dict[str, str]:
 
 
 def _problem(shard: Shard, manifest: Manifest) -> str | None:
-    path = manifest.folder / shard.path
+    try:
+        with manifest.holding(shard) as path:
+            return _problem_at(path, shard, manifest)
+    except DataError as error:
+        return str(error)
+
+
+def _problem_at(path: Path, shard: Shard, manifest: Manifest) -> str | None:
     try:
         check_shard(manifest.folder, shard, manifest.plain)
         if not manifest.plain:

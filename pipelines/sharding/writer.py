@@ -19,6 +19,7 @@ from pipelines.sharding.hashed_tar import HashedTar
 from pipelines.sharding.members import make_member
 from pipelines.sharding.sources import Sample
 from pipelines.sharding.statistics import PixelSums
+from pipelines.sharding.uploads import upload_shard
 from pipelines.shards.manifest import ImageFormat, Shard, check_shard
 from pipelines.untrusted import coerce, read_json
 
@@ -32,7 +33,7 @@ class ShardTask:
     """A shard to write: ``name`` (train-000000), the samples in their order, and their format.
 
     ``measured`` are the positions of the samples that enter the statistics. An image of more than ``max_pixels`` is
-    not decoded.
+    not decoded. With ``bucket``, a URL, the finished files go there and do not stay in ``out``.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ShardTask:
     label_width: int
     measured: range = range(0)
     max_pixels: int = MAX_PIXELS
+    bucket: str = ""
 
     @property
     def split(self) -> str:
@@ -84,15 +86,20 @@ def read_record(task: ShardTask) -> ShardRecord | None:
     """Return the record of a shard, or None if the shard is missing or differs from its record."""
     try:
         record: ShardRecord = coerce(read_json(task.record_path), ShardRecord, "record")
-        check_shard(task.out, record.shard)
         PixelSums(task.image.mean_image_size).merge(task.pixels_path)
-        index = task.index_path.read_bytes()
+        whole = bool(task.bucket) or _is_whole(task, record.shard)
     except (DataError, ValueError, OSError):
         return None
     samples = record.shard.samples
-    whole = index.endswith(b"\n") and index.count(b"\n") == samples + 1
     whole &= samples + len(record.quarantined) == len(task.samples) and record.shard.path == task.tar_path.name
     return record if whole else None
+
+
+def _is_whole(task: ShardTask, shard: Shard) -> bool:
+    """Return true if the index has a line for each sample. Raises DataError, OSError if shard or index is missing."""
+    check_shard(task.out, shard)
+    index = task.index_path.read_bytes()
+    return index.endswith(b"\n") and index.count(b"\n") == shard.samples + 1
 
 
 def write_shard(task: ShardTask, note: Callable[[int, dict[str, str] | None], None] | None = None) -> None:
@@ -128,7 +135,10 @@ def write_shard(task: ShardTask, note: Callable[[int, dict[str, str] | None], No
     shard = Shard(task.tar_path.name, len(index), task.tar_path.stat().st_size, tar.digest)
     sums.save(task.pixels_path)
     record = ShardRecord(shard, source_bytes, tuple(repaired), tuple(quarantined))
-    write_atomically(task.record_path, json.dumps(dataclasses.asdict(record)).encode())
+    content = json.dumps(dataclasses.asdict(record)).encode()
+    if task.bucket:
+        upload_shard(task, content)
+    write_atomically(task.record_path, content)
 
 
 def _read(sample: Sample, source: Path) -> bytes:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.commands import command
 from pipelines.errors import DataError
+from pipelines.remote.url import remote_url
 from pipelines.untrusted import COMMANDS
 
 if TYPE_CHECKING:
@@ -71,20 +72,23 @@ def check_split(name: str, split: Split, plain: bool) -> None:
             raise ValueError(f"{shard.path} of {shard.bytes} bytes cannot hold {shard.samples} samples")
 
 
-def remedy_of(folder: Path, plain: bool) -> str:
+def remedy_of(folder: str | Path, plain: bool) -> str:
     """Return what to do about a shard or an index that is missing or damaged."""
+    if remote_url(folder):
+        verify = command("tools/shard_imagenet.py", "--verify", folder)
+        return f"restore the object; {verify} says if it is damaged there, or was in the cache, which it mends"
     again = "write it again with the command that made it and --repair"
     return f"restore it, or {again if plain else index_again(folder)}"
 
 
-def index_again(folder: Path) -> str:
+def index_again(folder: str | Path) -> str:
     return f"index the folder again: {command('tools/shard_imagenet.py', '--index', folder)}"
 
 
-def check_foreign_index(folder: Path, shard: Shard, text: bytes) -> None:
+def check_foreign_index(folder: str | Path, shard: Shard, text: bytes) -> None:
     """Raise DataError unless this is the index that was made for a tar of another program."""
     if hashlib.sha256(text).hexdigest() != shard.index_sha256:
-        index = (folder / shard.path).with_suffix(".idx")
+        index = f"{folder}/{shard.path.removesuffix('tar')}idx"
         raise DataError(f"index {index} is not the one of the manifest, by its sha256: {remedy_of(folder, False)}")
 
 

@@ -159,7 +159,7 @@ def read_foreign(manifest: Manifest, shard: Shard, line: bytes, read: ReadSpan) 
         label = manifest.class_numbers.get(str(found), -1)
         if label < 0:
             raise error(f"has a label that is none of the {len(manifest.classes)} classes: {str(found)[:40]!r}")
-    return Record(manifest.folder, shard.path, key, data, label, plain=False)
+    return Record(manifest.location, shard.path, key, data, label, plain=False)
 
 
 def read_extras(manifest: Manifest, shard: Shard, line: bytes, read: ReadSpan) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def read_extras(manifest: Manifest, shard: Shard, line: bytes, read: ReadSpan) -
 def _sample(
     manifest: Manifest, shard: Shard, line: bytes
 ) -> tuple[str, list[ForeignMember], Callable[[str], SampleError]]:
-    error = partial(SampleError, manifest.folder, shard.path, key_of(line) or "?", plain=False)
+    error = partial(SampleError, manifest.location, shard.path, key_of(line) or "?", plain=False)
     try:
         return *read_index_line(line, shard.bytes), error
     except ValueError:

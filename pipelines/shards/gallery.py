@@ -1,6 +1,7 @@
 """Single images of a split, cropped as the network sees them, for pictures and reports."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +14,10 @@ from pipelines.turbo.decode import read_member
 class Gallery:
     """A sequence of a split's images, in the split's order. Raises DataError."""
 
-    def __init__(self, data: Path, split: str, preparation: Preparation) -> None:
-        self.manifest: Manifest = load_manifest(data)
-        self._records, self._preparation = Records(self.manifest, split), preparation
+    def __init__(self, data: Path, split: str, preparation: Preparation, **cache: Any) -> None:
+        """Open the images of ``data``, through a cache as in ``open_loader``."""
+        self.manifest: Manifest = load_manifest(data, **cache)
+        self._records, self._preparation = Records(self.manifest, split, keep=self.manifest.local), preparation
 
     def __len__(self) -> int:
         return len(self._records)

@@ -19,9 +19,9 @@ def list_samples(manifest: Manifest, split: str) -> tuple[list[str], np.ndarray]
     keys, sizes = [], []
     for shard in manifest.split(split).shards:
         check_index(manifest, shard)
-        for line in (manifest.folder / shard.path).with_suffix(".idx").read_text().splitlines()[1:]:
+        for line in manifest.index_text(shard).splitlines()[1:]:
             fields = line.split()
-            keys.append(key_of(line.encode()))
+            keys.append(key_of(line))
             sizes.append(int(fields[2]))
     return keys, np.array(sizes)
 
@@ -33,16 +33,15 @@ def check_index(manifest: Manifest, shard: Shard) -> None:
     members must follow each other without gaps, each behind a tar header of one block, up to the end of the file.
     The headers in the tar are compared by ``--verify`` only: reading them all would mean reading the dataset.
     """
-    path = (manifest.folder / shard.path).with_suffix(".idx")
     try:
-        text = path.read_bytes()
+        text = manifest.index_text(shard)
     except OSError as error:
-        raise DataError(f"index {path} cannot be read: {error.strerror}") from error
+        raise DataError(f"index {_path(manifest, shard)} cannot be read: {error.strerror}") from error
     start, lines = text.find(b"\n") + 1, text.count(b"\n") - 1
     if lines != shard.samples:
         raise _wrong(manifest, shard, f"it lists {lines} samples instead of {shard.samples}")
     if not manifest.plain:
-        check_foreign_index(manifest.folder, shard, text)
+        check_foreign_index(manifest.location, shard, text)
         return
     line = _line(manifest)
     if not re.compile(b"(?:" + line + b")*+").fullmatch(text, start):
@@ -95,7 +94,9 @@ def _shown(line: bytes) -> str:
 
 
 def _wrong(manifest: Manifest, shard: Shard, what: str) -> DataError:
-    path = (manifest.folder / shard.path).with_suffix(".idx")
-    return DataError(
-        f"index {path} does not fit shard {shard.path}: {what}: {remedy_of(manifest.folder, manifest.plain)}"
-    )
+    remedy = remedy_of(manifest.location, manifest.plain)
+    return DataError(f"index {_path(manifest, shard)} does not fit shard {shard.path}: {what}: {remedy}")
+
+
+def _path(manifest: Manifest, shard: Shard) -> str:
+    return f"{manifest.location}/{shard.path.removesuffix('tar')}idx"

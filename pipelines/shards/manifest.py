@@ -2,11 +2,15 @@
 
 ``manifest.json`` is written last, so a folder that has one is complete. ``load_manifest`` checks everything that can
 be checked without reading the shards; ``python tools/shard_imagenet.py --verify FOLDER`` reads everything.
+A manifest at a URL is read through a cache, see pipelines/remote/.
 """
 
 import dataclasses
 import json
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +19,7 @@ from typing import Any
 from pipelines.commands import command
 from pipelines.errors import DataError
 from pipelines.files import write_atomically
+from pipelines.remote.url import remote_url
 from pipelines.shards.checks import check_distinct, check_members, check_shard, check_split, first_repeated
 from pipelines.untrusted import COMMANDS, coerce, printable, read_json, shown
 
@@ -154,6 +159,48 @@ class Manifest:
         return self.image.encoding != "any"
 
     @property
+    def location(self) -> str:
+        """The folder, or the URL of shards that are read through a cache."""
+        return str(self.folder)
+
+    @property
+    def local(self) -> bool:
+        """True if all shards are in ``folder``."""
+        return True
+
+    @property
+    def fits(self) -> bool:
+        """True if all shards are in ``folder``, or can be at a time."""
+        return True
+
+    def fetch(self, split: str) -> None:
+        """Fetch all shards of a split that are not yet in ``folder``. Raises DataError."""
+
+    def window(self, split: str) -> int | None:
+        """Return how many shards an epoch's order mixes at a time; None if it mixes all."""
+        return None
+
+    def open_shard(self, shard: Shard) -> int:
+        """Return a file descriptor of a shard. Raises OSError, and DataError if it cannot be fetched."""
+        return os.open(self.folder / shard.path, os.O_RDONLY)
+
+    def close_shard(self, shard: Shard, file: int) -> None:
+        """Close a shard with which an epoch is done."""
+        os.close(file)
+
+    def index_text(self, shard: Shard) -> bytes:
+        """Return the index of a shard. Raises OSError, and DataError if it cannot be fetched."""
+        return (self.folder / shard.path).with_suffix(".idx").read_bytes()
+
+    @contextmanager
+    def holding(self, shard: Shard) -> Iterator[Path]:
+        """Yield the path of a shard, which stays in its place meanwhile, with its index beside it.
+
+        A shard at a URL is fetched again, to be compared with what is there now.
+        """
+        yield self.folder / shard.path
+
+    @property
     def label_width(self) -> int:
         """Number of digits in every ``.cls`` member."""
         return len(str(len(self.classes) - 1))
@@ -174,8 +221,18 @@ class Manifest:
         write_atomically(self.folder / "manifest.json", json.dumps(content, indent=1).encode() + b"\n")
 
 
-def load_manifest(folder: str | Path, check_shards: bool = True) -> Manifest:
-    """Read FOLDER/manifest.json and check that each shard has its full length and an index. Raises DataError."""
+def load_manifest(
+    folder: str | Path, check_shards: bool = True, *, cache: Path | None = None, cache_gb: float | None = None
+) -> Manifest:
+    """Read FOLDER/manifest.json and check that each shard has its full length and an index. Raises DataError.
+
+    A URL, and any folder if ``cache`` is given, is read through that cache (pipelines/remote/manifest.py); its shards
+    are checked when they are fetched.
+    """
+    if cache or remote_url(folder):
+        from pipelines.remote.manifest import load_remote
+
+        return load_remote(folder, cache, cache_gb)
     folder = Path(folder)
     path = folder / "manifest.json"
     if not path.is_file():
@@ -184,17 +241,24 @@ def load_manifest(folder: str | Path, check_shards: bool = True) -> Manifest:
         made = command("tools/shard_imagenet.py", "SOURCE", folder)
         indexed = command("tools/shard_imagenet.py", "--index", folder)
         raise DataError(f"no shards at {folder}: make them: {made}; if it holds tars that webdataset wrote: {indexed}")
-    try:
-        manifest = _parse(folder, read_json(path))
-    except ValueError as error:
-        raise DataError(
-            f"{path} is damaged ({printable(str(error))[:300]}): make the shards again or restore the file"
-        ) from error
+    manifest = read_manifest(folder)
     if check_shards:
         for split in manifest.splits.values():
             for shard in split.shards:
                 check_shard(folder, shard, manifest.plain)
     return manifest
+
+
+def read_manifest(folder: Path, shown_as: str = "") -> Manifest:
+    """Read FOLDER/manifest.json alone; in messages the folder is ``shown_as``, if given. Raises DataError."""
+    path = folder / "manifest.json"
+    try:
+        return _parse(folder, read_json(path))
+    except ValueError as error:
+        raise DataError(
+            f"{shown_as or folder}/manifest.json is damaged ({printable(str(error))[:300]}): make the shards again or "
+            "restore the file"
+        ) from error
 
 
 def _parse(folder: Path, content: Any) -> Manifest:

@@ -5,14 +5,17 @@ from typing import NamedTuple
 
 from pipelines.commands import command
 from pipelines.errors import DataError
+from pipelines.remote.url import remote_url
 from pipelines.shards.checks import index_again
 
 
 class SampleError(DataError):
     """An error in one sample: ``shard`` and ``key`` name it, ``reason`` says why it cannot be used."""
 
-    def __init__(self, folder: Path, shard: str, key: str, reason: str, plain: bool = True) -> None:
+    def __init__(self, folder: str | Path, shard: str, key: str, reason: str, plain: bool = True) -> None:
         again = "--repair writes the shard again" if plain else index_again(folder)
+        if remote_url(folder):
+            again = "mends the cache"
         check = command("tools/shard_imagenet.py", "--verify", folder)
         super().__init__(
             f"{folder}/{shard}: sample {key} {reason}. {check} lists all such "
@@ -24,7 +27,7 @@ class SampleError(DataError):
 class Record(NamedTuple):
     """A sample as it is stored."""
 
-    folder: Path
+    folder: str | Path
     shard: str
     key: str
     data: memoryview

@@ -10,7 +10,6 @@ from bisect import bisect_right
 from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,14 +29,15 @@ CHECKSUM = slice(500, 508)
 class Records:
     """A split's samples, by number. Threads may share it. Files are closed when it is garbage-collected."""
 
-    def __init__(self, manifest: Manifest, split: str) -> None:
+    def __init__(self, manifest: Manifest, split: str, keep: bool = True) -> None:
+        """Open a split. ``keep`` shards open after a read: in a cache they are then not evicted."""
         self._manifest = manifest
         self._shards = manifest.split(split).shards
         self._ends = list(accumulate(shard.samples for shard in self._shards))
         self._extension, self._checked = manifest.image.extension.encode(), checked_while_read(manifest)
         self._lines: dict[int, tuple[bytes, memoryview, int]] = {}
         self._files: dict[int, int] = {}
-        self._opening, self._keeping = threading.Lock(), True
+        self._opening, self._keeping = threading.Lock(), keep
         weakref.finalize(self, _close, self._files)
 
     def __len__(self) -> int:
@@ -53,8 +53,8 @@ class Records:
         row = sample - self._ends[number] + self._shards[number].samples
         file = self._files.get(number)
         if file is None:
-            file = self._files[number] if self._keep(number) else -1
-        return file, address + ends[row] + 1, ends[row + 1] - ends[row] - 1
+            file = self._keep(number)
+        return -1 if file is None else file, address + ends[row] + 1, ends[row + 1] - ends[row] - 1
 
     @property
     def ends(self) -> list[int]:
@@ -67,7 +67,8 @@ class Records:
         Raises DataError for a damaged index and a shard that cannot be opened.
         """
         _, ends, address = self._indexed(number)
-        return (self._files[number] if self._keep(number) else -1), address, np.frombuffer(ends, np.int64)
+        file = self._keep(number)
+        return -1 if file is None else file, address, np.frombuffer(ends, np.int64)
 
     def read(self, sample: int) -> Record:
         """Read and check one sample. Raises SampleError if it is damaged, DataError if the shard or index is."""
@@ -79,7 +80,7 @@ class Records:
         key = entry[3].decode("ascii", "replace").rpartition(".")[0] if len(entry) == 8 else "?"
 
         def error(reason: str) -> SampleError:
-            return SampleError(self._manifest.folder, shard.path, key, reason)
+            return SampleError(self._manifest.location, shard.path, key, reason)
 
         try:
             extension, (start, size, name), (label_start, label_size, label_name) = self._entry(entry)
@@ -102,7 +103,7 @@ class Records:
         if self._checked and span[CHECKSUM] != checksum(span[BLOCK:]):
             raise error("has other bytes than were sharded, by its checksum")
         data, label = memoryview(span)[BLOCK : BLOCK + size], self._label(span[-label_size:], error)
-        return Record(self._manifest.folder, shard.path, key, data, label=label)
+        return Record(self._manifest.location, shard.path, key, data, label=label)
 
     def key(self, sample: int) -> str:
         """Return the key of a sample, from the index alone. Raises DataError for a damaged index."""
@@ -157,13 +158,15 @@ class Records:
         return found or self._lines.setdefault(number, self._index(number))
 
     def _index(self, number: int) -> tuple[bytes, memoryview, int]:
-        path = self._path(number).with_suffix(".idx")
+        path = f"{self._path(number).removesuffix('tar')}idx"
         try:
-            text = path.read_bytes() if path.is_file() else b""
+            text = self._manifest.index_text(self._shards[number])
+        except FileNotFoundError:
+            text = b""
         except OSError as error:
             raise DataError(f"index {path} cannot be read: {error.strerror}") from error
         if not self._manifest.plain:
-            check_foreign_index(self._manifest.folder, self._shards[number], text)
+            check_foreign_index(self._manifest.location, self._shards[number], text)
         letters = np.frombuffer(text, np.uint8)
         ends = np.flatnonzero(letters == ord("\n"))
         lines = self._shards[number].samples + 1
@@ -175,8 +178,10 @@ class Records:
 
     def _read(self, number: int, start: int, end: int) -> bytes:
         """Read the bytes from start to end. Raises OSError if that fails, DataError if the shard is missing or cut."""
-        if number in self._files or self._keep(number):
-            data = read_at(self._files[number], end - start, start)
+        kept = self._files.get(number)
+        kept = self._keep(number) if kept is None else kept
+        if kept is not None:
+            data = read_at(kept, end - start, start)
         else:
             file = self._open(number)
             try:
@@ -192,31 +197,42 @@ class Records:
 
     def _open(self, number: int) -> int:
         try:
-            return os.open(self._path(number), os.O_RDONLY)
+            return self._manifest.open_shard(self._shards[number])
         except OSError as error:
             raise self._unreadable(number, error) from error
 
     def _unreadable(self, number: int, error: OSError) -> DataError:
         return DataError(f"shard {self._path(number)} cannot be read: {error.strerror}")
 
-    def _keep(self, number: int) -> bool:
-        """Keep the shard open while half of the files that the process may open are free. Return true if it is open.
+    def _keep(self, number: int) -> int | None:
+        """Keep the shard open while half of the files that the process may open are free. Return it if it is open.
 
         The shards that come later are opened for each read. In a random order no other choice would be hit more often.
         """
         with self._opening:
-            if number not in self._files and self._keeping:
-                self._keeping = _half_of_the_files_are_free()
-                if self._keeping:
-                    self._files[number] = self._open(number)
-        return number in self._files
+            self._keeping = self._keeping and (number in self._files or _half_of_the_files_are_free())
+            if number in self._files or not self._keeping:
+                return self._files.get(number)
+        file = self._open(number)  # without the lock: a shard may have to be fetched
+        with self._opening:
+            kept = self._files.setdefault(number, file)
+        if kept != file:
+            os.close(file)
+        return kept
+
+    def release(self, number: int) -> None:
+        """Close a shard with which the epoch is done; a later read opens it again. No thread may be reading it."""
+        with self._opening:
+            file = self._files.pop(number, None)
+        if file is not None:
+            self._manifest.close_shard(self._shards[number], file)
 
     @property
     def _remedy(self) -> str:
-        return remedy_of(self._manifest.folder, self._manifest.plain)
+        return remedy_of(self._manifest.location, self._manifest.plain)
 
-    def _path(self, number: int) -> Path:
-        return self._manifest.folder / self._shards[number].path
+    def _path(self, number: int) -> str:
+        return f"{self._manifest.location}/{self._shards[number].path}"
 
 
 def checked_while_read(manifest: Manifest) -> bool:

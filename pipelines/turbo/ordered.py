@@ -6,17 +6,19 @@ few samples of a batch at a time, up to ``AHEAD`` batches ahead.
 """
 
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from pipelines.augment import Augment
-from pipelines.backend import Rows
+from pipelines.backend import Ahead, Rows
 from pipelines.errors import DataError
 from pipelines.plan import Plan
 from pipelines.shards.manifest import Manifest
@@ -41,7 +43,8 @@ class OrderedBatches(ABC):
     A sample that cannot be used is replaced by the next in the order, or in evaluation by padding at the end; ``skip``
     is called with its error when ``next`` returns that batch. Without ``skip`` the first such error is raised.
     ``keys`` and ``extras``, extensions of members, come with each batch. ``transform`` is applied to the batch before
-    normalisation, on the caller's stream, when ``next`` returns that batch.
+    normalisation, on the caller's stream, when ``next`` returns that batch. ``order`` returns an epoch's order of
+    training in place of a full permutation; ``ahead`` fetches shards that are not on this machine.
     """
 
     chunk = CHUNK  # samples that a thread takes at a time
@@ -62,6 +65,8 @@ class OrderedBatches(ABC):
         keys: bool = False,
         extras: tuple[str, ...] = (),
         transform: Transform | None = None,
+        order: Callable[[int], np.ndarray] | None = None,
+        ahead: Ahead | None = None,
     ) -> None:
         self._manifest, self._records, self._plan, self._augment = manifest, records, plan, augment
         self._seed, self._skip = seed, skip
@@ -71,7 +76,11 @@ class OrderedBatches(ABC):
         self._native = renders_natively(manifest, augment)
         self._batches = _endless(plan, epoch, taken)
         self._upcoming = next(self._batches)
+        self._order_of = order or partial(epoch_order, seed, samples=plan.samples)
         self._order = -1, np.empty(0, np.int64)
+        self._ahead = ahead
+        if ahead:
+            weakref.finalize(self, ahead.close)
         self._made: deque[Any] = deque()
         self._own = threading.local()
         self._threads = ThreadPoolExecutor(threads, "turbo", prepare_opencv)
@@ -95,6 +104,8 @@ class OrderedBatches(ABC):
         for part in work.parts:
             part.result()
         self._settle(work)
+        if self._ahead:
+            self._ahead.finish(work.epoch, work.first)
         images, labels, crops, colours = self._tensors(work)
         if self._transform:
             pixels = images.permute(0, 3, 1, 2)
@@ -112,6 +123,8 @@ class OrderedBatches(ABC):
     def close(self) -> None:
         """Let each thread end after the few samples it is working on."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._ahead:
+            self._ahead.close()
 
     def _begin_more(self) -> None:
         """Queue batches up to ``AHEAD``. Evaluation stops at the end of the epoch, as another may never be wanted."""
@@ -125,6 +138,8 @@ class OrderedBatches(ABC):
     def _begin(self, epoch: int, taken: int) -> Work:
         rows = self._plan.batch_size
         first = self._plan.first(taken)
+        if self._ahead:
+            self._ahead.begin(epoch, first)
         samples = self._samples(epoch, first)
         work = self._prepare(
             samples,
@@ -155,7 +170,7 @@ class OrderedBatches(ABC):
         if not self._plan.training:
             return np.minimum(places, self._plan.samples - 1)
         if self._order[0] != epoch:
-            self._order = epoch, epoch_order(self._seed, epoch, self._plan.samples)
+            self._order = epoch, self._order_of(epoch)
         return self._order[1][places % self._plan.samples]
 
     def _make(self, work: Work, rows: range) -> None:

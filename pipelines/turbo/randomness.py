@@ -5,6 +5,7 @@ with any number of ranks and threads. Philox is counter-based (Salmon 2011): it 
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +47,20 @@ class Draws(NamedTuple):
 def epoch_order(seed: int, epoch: int, samples: int) -> np.ndarray:
     """Return a permutation of the samples, int64."""
     return np.random.Generator(_philox(seed, epoch, ORDER)).permutation(samples)
+
+
+def windowed_order(seed: int, epoch: int, counts: Sequence[int], window: int) -> np.ndarray:
+    """Return a permutation of the samples of shards with these ``counts``, int64, that mixes ``window`` shards.
+
+    The shards come in a random order, one more for each that is used up. A sample's place is the number of its shard
+    in that order plus a uniform draw from 0 to ``window``: so at any place the samples are of at most ``window``
+    shards, and each shard is needed once. On the circle from 0 to ``window`` a draw is a quarter to three quarters
+    beyond the one before it: neighbours in a shard do not meet in a batch, and all others are as good as independent.
+    """
+    random = np.random.Generator(_philox(seed, epoch, ORDER))
+    turns = np.argsort(random.permutation(len(counts)))  # of each shard
+    draws = (random.random() + np.cumsum(0.25 + 0.5 * random.random(sum(counts)))) % 1
+    return np.argsort(np.repeat(turns, counts) + window * draws, kind="stable")
 
 
 def draw(seed: int, epoch: int, augment: Augment, *, first: int, count: int) -> Draws:
