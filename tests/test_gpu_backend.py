@@ -129,7 +129,7 @@ def test_ranks_get_turbos_parts(folder: Path, world_size: int, split: str) -> No
         with closing(opened("gpu", folder, split, **ranks)) as loader:
             next(iter(loader))
             held.append(len(loader._source._source.resident.data))  # type: ignore[union-attr]
-    whole = opened("gpu", folder, split, resident=True)._open_backend.args[1].__self__._source.resident.data  # type: ignore[attr-defined]
+    whole = opened("gpu", folder, split, resident=True)._open_backend.args[1].func.__self__._source.resident.data  # type: ignore[attr-defined]
     assert held == [len(whole)] * world_size if split == "train" else sum(held) == len(whole)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ import torch
 
 from benchmarks.harness.bucket import Proxy
 from pipelines import DataError, open_loader
+from pipelines.gpu import opening
 from pipelines.remote.cache import ShardCache, _size
 from pipelines.shards.manifest import load_manifest
+from pipelines.turbo.native import has_native
 from pipelines.turbo.randomness import windowed_order
 from tests.bucket import SMALL, URL, fetched, gb, labels, largest
 from tests.conftest import ROOT
@@ -36,6 +39,22 @@ def test_a_bucket_gives_the_batches_of_the_folder(small_shards: Path, proxy: Pro
     assert URL in repr(loaders[1])
     kept = {path.name: path.read_bytes() for path in tmp_path.glob("*/train-*")}
     assert kept == {path.name: path.read_bytes() for path in small_shards.glob("train-*")}
+
+
+def test_gpu_reads_from_a_cache_that_holds_all(small_shards: Path, server: str, tmp_path: Path) -> None:
+    """The emulated kernels give turbo's pixels, and the shards stay open."""
+    if opening.missing_part() or not has_native():
+        pytest.skip("needs the compiled parts, of this version")
+    how: dict[str, Any] = {"batch_size": 8, "augment": SMALL, "cache": tmp_path}
+    for memory in ({}, {"resident": True}):
+        loaders = [open_loader(small_shards, **how | {"cache": None}), open_loader(URL, backend="gpu", **how | memory)]
+        for _ in range(2):
+            assert all(torch.equal(a.images, b.images) for a, b in zip(*loaders, strict=True))
+    small = {"backend": "gpu", "cache_gb": gb(small_shards, 4)}
+    with pytest.raises(DataError, match=r"gpu does not read s3://bucket/imagenet: .* do not fit into the cache"):
+        open_loader(URL, **how | small)
+    manifest = open_loader(URL, **how | small | {"backend": "turbo"}).manifest
+    assert "do not fit" in opening.why_not(manifest, torch.device("cuda"))
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 7])

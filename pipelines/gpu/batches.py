@@ -148,9 +148,8 @@ class GpuBatches(OrderedBatches):
             work.images[some[done]], work.labels[some[done]] = pixels[done], rendered["label"][done]
             left += some[~done].tolist()
             if not self._shrunk(work.pieces)[some[done]].all():
-                self._say(
-                    f"the CPU decodes some files of {self._manifest.location}: their header is not that of most, or large"
-                )
+                where = self._manifest.location
+                self._say(f"the CPU decodes some files of {where}: their header is not that of most, or large")
         return left
 
     def _fill(self, work: PieceWork, row: int, sample: int) -> None:  # type: ignore[override]
