@@ -204,9 +204,9 @@ class Loader:
         """Resume from ``state``: the next batch is the one that would have followed.
 
         Raises DataError that names the differences if the state is of other data, seed, augmentation, split or backend,
-        or of another batch size, rank or number of ranks. In training the backend turbo can resume with other numbers
-        of these: the samples that no rank has had in this epoch follow. ``strict=False`` takes the position from any
-        loader: as many samples of the epoch count as taken.
+        or of another batch size, rank or number of ranks. In training turbo and gpu, whose states are the same, resume
+        with other numbers of these too: the samples that no rank has had in this epoch follow. ``strict=False`` takes
+        the position from any loader: as many samples of the epoch count as taken.
         """
         differences = self.identity.differences(state)
         if differences and strict:
