@@ -83,12 +83,12 @@ def check_cache(cache: Any, cache_gb: Any) -> None:
         raise ValueError(f"cache is {cache!r}: it must be a folder")
 
 
-def check_agreed(manifest: Manifest, split: str, cache_gb: float | None) -> None:
+def check_agreed(manifest: Manifest, split: str, cache_gb: float | None, world_size: int) -> None:
     """Raise DataError if ranks on several machines might choose caches, and with them orders, of different sizes."""
     local = os.environ.get("LOCAL_WORLD_SIZE", "")
-    several = local.isdecimal() and int(local) < int(os.environ.get("WORLD_SIZE", 1))
+    several = world_size > (int(local) if local.isdecimal() else 1)
     if several and cache_gb is None and not manifest.local and manifest.window(split) is not None:
         raise DataError(
-            f"{manifest.location} does not fit into the cache, and ranks run on several machines: give each the same "
-            "--cache-gb, because the order of an epoch depends on it"
+            f"{manifest.location} does not fit into the cache, and ranks may run on several machines: give each the "
+            "same --cache-gb, because the order of an epoch depends on it"
         )

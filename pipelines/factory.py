@@ -101,7 +101,7 @@ def open_loader(
     check_extras(extras, manifest)
     training = split == "train" if training is None else training
     if training:
-        check_agreed(manifest, split, cache_gb)
+        check_agreed(manifest, split, cache_gb, world_size)
     plan = Plan(samples=manifest.split(split).samples, training=training, **plan_of)
     chosen = _chosen(augment, training)
     _check_sizes(manifest, split, plan, chosen)

@@ -57,6 +57,9 @@ class Stream:
             self.done += 1
             self.queue.popleft()()
 
+    def synchronize(self) -> None:
+        self.run(self.queued)
+
     def wait_event(self, event: Event) -> None:
         self.add(event.synchronize)
 

@@ -18,6 +18,7 @@ from pipelines import AUGMENTS, Augment, Batch, DataError, Loader, factory, open
 from pipelines.gpu import batches as gpu_batches
 from pipelines.gpu import decoder, opening, resident
 from pipelines.sharding import members
+from pipelines.shards.locations import Locations
 from pipelines.turbo.native import has_native
 from tests.conftest import SMALLEST, assert_refused, script, shard, without_checksums
 from tests.test_device_copies import Gpu, pretended
@@ -245,6 +246,25 @@ def test_a_skipped_sample_is_replaced_as_by_turbo(damaged: tuple[Path, str, str]
     assert sum(batch.valid for _, batch in found) == (40 if split == "train" else 20)
 
 
+def test_two_damaged_samples_of_a_batch_are_both_left_out(folder: Path, tmp_path: Path) -> None:
+    """One is found by the CPU, which moves the rows behind it, and one behind it by the decoder."""
+    copy = without_checksums(shutil.copytree(folder, tmp_path / "damaged"))
+    lost = {damage(copy, "val", row, at=at, data=b"\xff\xd9" * 2) for row, at in ((1, 2), (3, 900))}
+    found = list(pairs(copy, "val", on_error="skip", keys=True))
+    keys = [key for _, batch in found for key in batch.keys[: batch.valid]]
+    assert len(keys) == len(set(keys)) == 19 and not lost & set(keys)
+    assert max(difference(*pair) for pair in found) == 0
+
+
+def test_padding_of_an_evaluation_is_not_looked_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those rows would be samples of the next rank, of shards that this one may not even have."""
+    seen, of = [], Locations.of
+    monkeypatch.setattr(Locations, "of", lambda self, samples: seen.extend(samples.tolist()) or of(self, samples))
+    loader = opened("gpu", folder, "val", rank=0, world_size=2)
+    batches = list(loader)
+    assert max(seen) == loader.plan.own_samples - 1 and sum(batch.valid for batch in batches) == loader.plan.own_samples
+
+
 # Memory
 
 
@@ -406,6 +426,16 @@ def test_batches_are_right_however_late_the_gpu_works(folder: Path, gpu: Gpu) ->
         images = gpu.read(ours.images).float()
         torch.testing.assert_close(images, theirs.images, rtol=2e-3, atol=2e-3)  # float16 has eleven bits
         assert torch.equal(gpu.read(ours.labels), theirs.labels)
+
+
+def test_closing_waits_for_the_batches_on_the_gpu(folder: Path, gpu: Gpu) -> None:
+    """The next backend decodes by the same decoder, on a stream of its own, into the same memory."""
+    loader = opened("gpu", folder, device="cuda")
+    next(iter(loader))
+    stream = loader._source._stream._stream  # type: ignore[union-attr]
+    assert stream.queue, "batches behind the first are under way"
+    loader.close()
+    assert not stream.queue
 
 
 def test_batches_are_decoded_beside_the_callers_work_and_their_memory_is_lent(folder: Path, gpu: Gpu) -> None:

@@ -1,8 +1,11 @@
 """What goes wrong between a bucket and its reader: retried, then one line; nothing wrong is ever served."""
 
 import http.server
+import os
+import re
 import threading
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from pipelines import DataError, open_loader
 from pipelines.remote.store import Store
 from pipelines.shards.manifest import load_manifest
 from tests.bucket import SMALL, URL, assert_one_line, at_first, fetched, gb, labels
-from tests.conftest import mounted
+from tests.conftest import mounted, wait_until
 
 
 @pytest.mark.parametrize("fault", ["cut", "503", "silent", "wrong"])
@@ -153,14 +156,60 @@ def test_a_cache_on_a_full_disk(small_shards: Path, server: str, tmp_path: Path)
     assert_one_line(str(error.value), "--cache-gb")
 
 
-def test_machines_must_agree_on_the_size(small_shards: Path, server: str, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    monkeypatch.setenv("WORLD_SIZE", "16")
+@pytest.mark.parametrize("local", ["8", None])  # None: srun and mpirun do not say
+def test_machines_must_agree_on_the_size(
+    small_shards: Path, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local: str | None
+) -> None:
+    if local:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+        monkeypatch.setenv("WORLD_SIZE", "16")
     monkeypatch.setattr("pipelines.remote.manifest._bytes", lambda _: round(1e9 * gb(small_shards, 4)))
     with pytest.raises(DataError, match="give each the same --cache-gb"):
         open_loader(URL, "train", 4, SMALL, cache=tmp_path, rank=0, world_size=16)
     open_loader(URL, "train", 4, SMALL, cache=tmp_path, cache_gb=gb(small_shards, 4), rank=0, world_size=16)
     open_loader(URL, "val", 4, SMALL, cache=tmp_path, rank=0, world_size=16)
+
+
+def test_a_forked_process_is_told_to_be_spawned(small_shards: Path, server: str, tmp_path: Path) -> None:
+    """The threads of the library do not exist there: its first request would wait for ever."""
+    loader = open_loader(URL, "train", 8, SMALL, cache=tmp_path)
+    reader, writer = os.pipe()
+    if not (child := os.fork()):
+        try:
+            next(iter(loader))
+        except DataError as error:
+            os.write(writer, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        assert re.fullmatch(r".*cannot be read in a forked process.*by \"spawn\".*", said.read())
+    os.waitpid(child, 0)
+
+
+def test_a_closed_loader_fetches_nothing_more(small_shards: Path, proxy: Proxy, tmp_path: Path) -> None:
+    """After Ctrl-C a thread would go on with each shard of its samples, and Python waits for it at the exit."""
+    loader, others = open_loader(URL, "train", 32, SMALL, cache=tmp_path, threads=1), set(threading.enumerate())
+
+    def close_at_a_shard(_: str, path: str) -> str:
+        if path.endswith(".tar"):
+            loader.close()
+        return ""
+
+    proxy.fault = close_at_a_shard
+    with pytest.raises((DataError, CancelledError)):
+        next(iter(loader))
+    turbo = [thread for thread in threading.enumerate() if thread.name.startswith("turbo") and thread not in others]
+    wait_until(lambda: not any(thread.is_alive() for thread in turbo), "turbo's threads end")
+    assert len(fetched(proxy)) < len(list(small_shards.glob("train-*.tar")))
+
+
+def test_a_shard_that_is_evicted_while_the_room_is_counted_is_no_error(
+    small_shards: Path, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/train-000000.tar").symlink_to("evicted")
+    next(iter(open_loader(URL, "train", 8, SMALL, cache=tmp_path)))
 
 
 @pytest.fixture

@@ -15,9 +15,10 @@ import torch
 
 from pipelines.augment import Augment
 from pipelines.crops import ten_boxes
+from pipelines.errors import DataError
 from pipelines.gpu.arrays import Pieces, PieceWork, layout_for, room_for
 from pipelines.gpu.decoder import PROBLEMS, PieceDecoder
-from pipelines.gpu.gather import Gatherer
+from pipelines.gpu.gather import PLACE, Gatherer
 from pipelines.gpu.resident import Resident
 from pipelines.plan import Plan
 from pipelines.shards.manifest import Manifest
@@ -57,6 +58,12 @@ class GpuBatches(OrderedBatches):
         self._views: dict[int, Pieces] = {}
         self._said: set[str] = set()
 
+    def close(self) -> None:
+        """End the threads. Wait for the batches on the GPU: the decoder's memory is used by the next backend."""
+        super().close()
+        if self._stream:
+            self._stream.synchronize()
+
     def _prepare(self, numbers: np.ndarray, **about: Any) -> PieceWork:
         memory, draws, rows = self._buffers.take_memory(), about["draws"], self._plan.batch_size
         pieces = self._arrays(memory)
@@ -66,8 +73,11 @@ class GpuBatches(OrderedBatches):
             pieces.matrices[:] = draws.colours
         self._choose(draws.crop_draws, pieces)
         pieces.crops[:, 2] ^= draws.flips.repeat(self._augment.crops)
-        places, used = self._place(numbers[:rows])
-        places["size"][about["valid"] :] = 0
+        places, used = np.zeros(rows, PLACE), 0
+        if own := about["valid"]:  # the other rows, of padding, would be samples of the next rank
+            places[:own], used = self._place(numbers[:own])
+        if (places["file"] < 0).any():
+            self._say("the CPU decodes the files of shards that cannot stay open: raise the limit, ulimit -n")
         if self._augment.crop != "ten":
             places["size"][self._shrunk(pieces)] = 0
         return PieceWork(
@@ -187,9 +197,12 @@ class GpuBatches(OrderedBatches):
 
     def _decode(self, work: PieceWork) -> Copied:
         """Begin to copy and decode a batch. Return at once; on a CPU, when it is done."""
-        if self._stream:
-            return self._stream.queue(lambda: self._decoded(work))
-        return Copied(self._decoded(work), None)  # type: ignore[arg-type]  # nothing to wait for
+        try:
+            if self._stream:
+                return self._stream.queue(lambda: self._decoded(work))
+            return Copied(self._decoded(work), None)  # type: ignore[arg-type]  # nothing to wait for
+        except OSError as error:
+            raise DataError(str(error)) from error
 
     def _decoded(self, work: PieceWork) -> Tensors:
         given = self._layout.pieces(work.memory[: work.used].to(self._device, non_blocking=True))
@@ -203,7 +216,7 @@ class GpuBatches(OrderedBatches):
             given.matrices if len(given.matrices) else None,
             self._others(work),
         )
-        torch.from_numpy(work.pieces.status).copy_(status, non_blocking=True)
+        self._layout.pieces(work.memory).status.copy_(status, non_blocking=True)  # torch knows that memory as pinned
         return Tensors(images, *(tensor.clone() for tensor in (given.labels, given.crops, given.colours)))
 
     def _others(self, work: PieceWork) -> torch.Tensor | None:

@@ -25,7 +25,7 @@ def cubin(architecture: str) -> bytes:
     if code is None:
         code, _ = compile_kernels(architecture)
         with suppress(OSError):  # a folder that cannot be written: the next process compiles again
-            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomically(kept, hashlib.sha256(code).digest() + code)
     return code
 
@@ -93,8 +93,10 @@ def _first_line(log: bytes, status: Any) -> str:
 
 
 def _kept(path: Path) -> bytes | None:
-    """Return the code that a file holds behind its checksum; None if there is none, or it is damaged."""
+    """Return the code that a file of this user holds behind its checksum; None if there is none, or it is damaged."""
     try:
+        if {path.stat().st_uid, path.parent.stat().st_uid} != {os.getuid()}:
+            return None
         content = path.read_bytes()
     except OSError:
         return None

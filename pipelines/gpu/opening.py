@@ -98,6 +98,7 @@ class GpuSource:
 
     def _opened(self) -> Source:
         manifest = self._manifest
+        manifest.retry()
         records = Records(manifest, self._split)
         layout = common_layout(manifest, records)
         gatherer = Gatherer(manifest, self._augment, Locations(records), layout.header)

@@ -14,6 +14,7 @@ from pipelines.plan import Plan
 from pipelines.remote.manifest import MOST_HELD, RemoteManifest
 from pipelines.shards.manifest import Manifest
 from pipelines.shards.records import Records
+from pipelines.turbo.ordered import AHEAD
 from pipelines.turbo.randomness import epoch_order, windowed_order
 
 THREADS = 4  # that fetch, each one shard at a time
@@ -74,7 +75,8 @@ class ReadAhead:
         with self._changed:
             over = [need for need in self._needs if (need.epoch, need.last) < (epoch, after)]
             self._needs = deque(need for need in self._needs if (need.epoch, need.last) >= (epoch, after))
-            still = {need.shard for need in self._needs if need.file is not None}
+            soon = (AHEAD + 1) * plan.step  # the batches that may be under way
+            still = {n.shard for n in self._needs if n.first < soon + (after if n.epoch == epoch else 0)}
             self._changed.notify_all()
         for need in over:
             if need.file is not None:

@@ -21,10 +21,10 @@ from typing import Any
 
 from pipelines.errors import DataError
 from pipelines.remote.store import Store
+from pipelines.shards.checks import FOREIGN_INDEX, INDEX_LINE_BYTES
 from pipelines.shards.manifest import Shard
 
 POLL_SECONDS = 0.02  # between two looks at a shard that another thread or process is fetching
-INDEX_BYTES = 1 << 30  # at most
 
 
 @dataclass(frozen=True)
@@ -41,18 +41,19 @@ class ShardCache:
     most: int
     failed: dict[str, DataError] = field(default_factory=dict, repr=False, compare=False)
 
-    def open(self, shard: Shard) -> int:
+    def open(self, shard: Shard, stopped: Callable[[], bool] = lambda: False) -> int:
         """Return a file descriptor of the shard, which is not evicted until it is closed; fetch it if it is missing.
 
         It is fetched even if everything that could be evicted leaves too little room. Raises DataError at once if it
-        could not be fetched before.
+        could not be fetched before, and if it is ``stopped`` while it is fetched.
         """
-        while True:
+        while not stopped():
             if known := self.failed.get(shard.path):
                 raise known
-            if (file := self._tried(shard, must=True)) is not None:
+            if (file := self._tried(shard, must=True, stopped=stopped)) is not None:
                 return file
             time.sleep(POLL_SECONDS)  # another thread or process is fetching it
+        raise DataError(f"{self.store.url}/{shard.path} was not fetched: the loader was closed")
 
     def open_ahead(self, shard: Shard, stopped: Callable[[], bool]) -> int | None:
         """Do the same before it is needed. Return None without room, while another fetches it, and if it fails."""
@@ -82,7 +83,7 @@ class ShardCache:
         try:
             return path.read_bytes()
         except FileNotFoundError:
-            return self.store.read(path.name, INDEX_BYTES)
+            return self.store.read(path.name, _most_index(shard))
 
     def open_again(self, shard: Shard) -> int:
         """Fetch the shard even if it is there, return it like ``open``. What is there stays if that fails."""
@@ -167,7 +168,7 @@ class ShardCache:
 
     def _fill(self, shard: Shard, file: int, part: Path, stopped: Callable[[], bool]) -> bool:
         """Fetch index and shard; rename both to their names. Return false if it was stopped."""
-        index = self.store.read(shard.path.removesuffix("tar") + "idx", INDEX_BYTES)
+        index = self.store.read(shard.path.removesuffix("tar") + "idx", _most_index(shard))
         for last in (False, True):
             found = self._download(shard, file, stopped)
             if found is None:
@@ -207,6 +208,11 @@ class ShardCache:
             digest.update(chunk)
             at += len(chunk)
         return digest.hexdigest()
+
+
+def _most_index(shard: Shard) -> int:
+    """Return the most bytes that its index can have, whoever wrote it."""
+    return INDEX_LINE_BYTES * (shard.samples + 1) + FOREIGN_INDEX * shard.bytes
 
 
 def _size(path: Path) -> int:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -73,8 +73,11 @@ class RemoteManifest(Manifest):
         held = min(MOST_HELD, self._cache.most // max(shard.bytes for shard in self.split(split).shards))
         return max(1, held - max(1, held // 4))
 
-    def open_shard(self, shard: Shard) -> int:
-        return self._cache.open(shard)
+    def open_shard(self, shard: Shard, stopped: Callable[[], bool]) -> int:
+        return self._cache.open(shard, stopped)
+
+    def retry(self) -> None:
+        self._cache.failed.clear()
 
     def close_shard(self, shard: Shard, file: int) -> None:
         self._cache.close(shard, file)
@@ -163,7 +166,10 @@ def _check_room(root: Path, most: int, manifest: Manifest) -> None:
             f"a cache of {most / GB:g} GB holds less than two of the shards, of up to {max(shards) / GB:.3g} GB each: "
             f"give --cache-gb of {_up(least)} or more"
         )
-    used = sum(path.stat().st_blocks * 512 for path in root.glob("*/*.tar"))
+    used = 0
+    for path in root.glob("*/*.tar"):
+        with suppress(FileNotFoundError):  # evicted meanwhile
+            used += path.stat().st_blocks * 512
     room = shutil.disk_usage(root).free + used
     if room < min(most, sum(shards)):
         raise DataError(

@@ -6,6 +6,7 @@ hold request URLs and headers, so they are never shown: ``_cause`` recognises wh
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterable, Iterator
@@ -29,6 +30,7 @@ ENVIRONMENT = {
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY (AZURE_SKIP_SIGNATURE=true for a public container)",
 }
 NO_CREDENTIALS = re.compile(r"169\.254\.|metadata\.google|Missing(Account|Credential|AccessKey|SecretAccessKey)")
+_process = 0  # the one whose threads the library uses, once it has been used
 STATUS = re.compile(r"status code: (\d{3})")
 
 
@@ -49,8 +51,20 @@ class Store:
 
     url: str
 
-    @cached_property
+    @property
     def _store(self) -> ObjectStore:
+        """The library's store. Raises DataError in a forked process: the threads of the library do not exist there."""
+        global _process
+        _process = _process or os.getpid()
+        if _process != os.getpid():
+            raise DataError(
+                f"{self.url} cannot be read in a forked process, as its parent has read from a URL: start processes"
+                ' by "spawn" (multiprocessing_context="spawn" for a DataLoader)'
+            )
+        return self._opened
+
+    @cached_property
+    def _opened(self) -> ObjectStore:
         try:
             from obstore.store import from_url
         except ImportError as error:

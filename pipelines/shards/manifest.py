@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -180,9 +180,12 @@ class Manifest:
         """Return how many shards an epoch's order mixes at a time; None if it mixes all."""
         return None
 
-    def open_shard(self, shard: Shard) -> int:
-        """Return a file descriptor of a shard. Raises OSError, and DataError if it cannot be fetched."""
+    def open_shard(self, shard: Shard, stopped: Callable[[], bool]) -> int:
+        """Return a file descriptor of a shard. Raises OSError, and DataError if fetching it fails or is ``stopped``."""
         return os.open(self.folder / shard.path, os.O_RDONLY)
+
+    def retry(self) -> None:
+        """Forget which shards could not be fetched."""
 
     def close_shard(self, shard: Shard, file: int) -> None:
         """Close a shard with which an epoch is done."""

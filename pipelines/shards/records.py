@@ -38,6 +38,7 @@ class Records:
         self._lines: dict[int, tuple[bytes, memoryview, int]] = {}
         self._files: dict[int, int] = {}
         self._opening, self._keeping = threading.Lock(), keep
+        self.closed = False  # True: shards that are not here are not fetched any more
         weakref.finalize(self, _close, self._files)
 
     def __len__(self) -> int:
@@ -197,7 +198,7 @@ class Records:
 
     def _open(self, number: int) -> int:
         try:
-            return self._manifest.open_shard(self._shards[number])
+            return self._manifest.open_shard(self._shards[number], lambda: self.closed)
         except OSError as error:
             raise self._unreadable(number, error) from error
 

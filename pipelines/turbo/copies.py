@@ -46,6 +46,10 @@ class DeviceStream:
             self._handed_out.popleft().synchronize()  # the host waits here if it is that far ahead of the GPU
         return copied.tensors
 
+    def synchronize(self) -> None:
+        """Wait until the GPU has done all that was queued here."""
+        self._stream.synchronize()
+
     def used(self, tensors: Tensors) -> tuple[torch.Tensor, ...]:
         """Return the tensors whose memory the caller uses."""
         return tensors

@@ -69,6 +69,7 @@ class OrderedBatches(ABC):
         ahead: Ahead | None = None,
     ) -> None:
         self._manifest, self._records, self._plan, self._augment = manifest, records, plan, augment
+        records.closed = False
         self._seed, self._skip = seed, skip
         self._keys, self._extras = keys, extras
         self._transform = SeededTransform(transform, seed) if transform else None
@@ -122,6 +123,7 @@ class OrderedBatches(ABC):
 
     def close(self) -> None:
         """Let each thread end after the few samples it is working on."""
+        self._records.closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self._ahead:
             self._ahead.close()

@@ -45,6 +45,8 @@ class Work:
     def move_to_the_end(self, lost: set[int]) -> None:
         """Move these rows behind the others, where they are padding."""
         rows = sorted(range(len(self.labels)), key=lambda row: row in lost)
+        self.samples = [self.samples[row] for row in rows] + self.samples[len(rows) :]
+        self.draws = self.draws.of(np.array(rows))
         self.keys = ["" if row in lost else self.keys[row] for row in rows]
         self.extras = {n: [None if row in lost else v[row] for row in rows] for n, v in self.extras.items()}
         for array in self.arrays:
