@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pipelines.arguments import (
     MAX_SEED,
@@ -20,10 +17,10 @@ from pipelines.arguments import (
     rank_and_world_size,
 )
 from pipelines.augment import AUGMENTS, Augment
-from pipelines.backend import Backend, Skip, Start
 from pipelines.errors import DataError
 from pipelines.identity import Identity, manifest_digest
 from pipelines.loader import Loader
+from pipelines.openers import OPENERS, Arguments, OnError
 from pipelines.plan import Plan
 from pipelines.shards.manifest import Manifest, load_manifest
 
@@ -34,7 +31,6 @@ if TYPE_CHECKING:
 
 BackendName = Literal["auto", "gpu", "dali", "turbo", "synthetic"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
-OnError = Literal["raise", "skip"]
 DALI_RATE = 7000  # images/s, the most that was published for one GPU (an A100: 5,000 to 7,000)
 FOR_ALL = ("turbo", "gpu")  # backends that take every argument
 TURBO_RATE, TURBO_LIMIT = 1 / 0.22e-3, 70_000  # images/s of 256x256 JPEGs: of a thread, and of a process on a GPU
@@ -117,8 +113,8 @@ def open_loader(
         plan=plan,
         window=manifest.window(split) if training and backend != "synthetic" else None,
     )
-    given = _Arguments(manifest, identity, device, threads, on_error, keys, tuple(extras), transform, resident)
-    loader = {"gpu": _gpu, "dali": _dali, "turbo": _turbo, "synthetic": _synthetic}[backend](given)
+    given = Arguments(manifest, identity, device, threads, on_error, keys, tuple(extras), transform, resident)
+    loader = OPENERS[backend](given)
     loader.why = why
     return loader
 
@@ -194,110 +190,6 @@ def _check_sizes(manifest: Manifest, split: str, plan: Plan, augment: Augment) -
             f"{folder} has {plan.samples} {split} images, less than a batch of {plan.batch_size} for each of "
             f"{plan.world_size} ranks: lower the batch size"
         )
-
-
-@dataclass(frozen=True)
-class _Arguments:
-    """Arguments of ``open_loader``, checked and with defaults filled in; most of them are in ``identity``."""
-
-    manifest: Manifest
-    identity: Identity
-    device: torch.device
-    threads: int
-    on_error: OnError
-    keys: bool
-    extras: tuple[str, ...]
-    transform: Transform | None
-    resident: bool
-
-
-def _synthetic(o: _Arguments) -> Loader:
-    from pipelines.synthetic import SyntheticBatches
-
-    i = o.identity
-    batches = SyntheticBatches(o.manifest, i.plan, i.augment, device=o.device, seed=i.seed)
-    return Loader(o.manifest, i, lambda *_: batches, device=o.device)
-
-
-def _gpu(o: _Arguments) -> Loader:
-    from pipelines.gpu.opening import GpuSource
-    from pipelines.remote.ahead import order_of, read_ahead
-    from pipelines.turbo.batches import require_turbo
-
-    require_turbo()
-    i = o.identity
-    order = order_of(o.manifest, i)
-    pixels = i.augment.normalise == "none" or o.transform is not None
-    source = GpuSource(
-        o.manifest,
-        i.split,
-        i.plan,
-        i.augment,
-        device=o.device,
-        threads=o.threads,
-        resident=o.resident,
-        pixels=pixels,
-    )
-    batches = partial(source.batches, order=order, ahead=partial(read_ahead, o.manifest, i, order=order))
-    return Loader(o.manifest, i, partial(_ordered, o, batches), device=o.device, release=source.release)
-
-
-def _turbo(o: _Arguments) -> Loader:
-    from pipelines.remote.ahead import order_of, read_ahead
-    from pipelines.shards.records import Records
-    from pipelines.turbo.batches import TurboBatches, require_turbo
-    from pipelines.turbo.native import warn_without_native
-
-    require_turbo()
-    i = o.identity
-    if not i.plan.rank:
-        warn_without_native()
-    order = order_of(o.manifest, i)
-
-    def batches(**given: Any) -> TurboBatches:
-        records = Records(o.manifest, i.split)
-        ahead = read_ahead(o.manifest, i, records, order)
-        return TurboBatches(o.manifest, records, i.plan, i.augment, device=o.device, order=order, ahead=ahead, **given)
-
-    return Loader(o.manifest, i, partial(_ordered, o, batches), device=o.device)
-
-
-def _ordered(o: _Arguments, batches: Callable[..., Backend], start: Start, skip: Skip) -> Backend:
-    """Open turbo or gpu at a position."""
-    return batches(
-        seed=o.identity.seed,
-        threads=o.threads,
-        epoch=start.epoch,
-        taken=start.taken,
-        skip=skip if o.on_error == "skip" else None,
-        keys=o.keys,
-        extras=o.extras,
-        transform=o.transform,
-    )
-
-
-def _dali(o: _Arguments) -> Loader:
-    from pipelines.dali.batches import DaliBatches, require_dali
-
-    require_dali()
-    i = o.identity
-
-    def open_backend(start: Start, _: Skip) -> Backend:
-        """Open DALI's endless pipeline. Another is opened only if an epoch was left early or set by the caller."""
-        o.manifest.fetch(i.split)
-        return DaliBatches(
-            o.manifest,
-            i.split,
-            i.plan,
-            i.augment,
-            device=o.device,
-            seed=i.seed * 65536 + start.opened_at,
-            threads=o.threads,
-            checkpoint=start.checkpoint,
-        )
-
-    surplus = i.plan.padded_batches - i.plan.batches
-    return Loader(o.manifest, i, open_backend, device=o.device, surplus=surplus)
 
 
 def _has_dali() -> bool:

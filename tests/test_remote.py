@@ -72,7 +72,7 @@ def test_the_order_of_a_small_cache_needs_each_shard_once(window: int) -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 def test_ranks_share_an_epoch_of_a_small_cache(small_shards: Path, server: str, tmp_path: Path, ranks: int) -> None:
-    """Over any number of ranks the order is one, train samples are disjoint, and evaluation shows each image once."""
+    """Check that ranks have one order, train samples once at most, and in evaluation each image once."""
     how = {"cache": tmp_path, "cache_gb": gb(small_shards, 4), "world_size": ranks}
     train = [open_loader(URL, "train", 2, SMALL, rank=rank, **how) for rank in range(ranks)]
     steps = zip(*train, strict=True)
