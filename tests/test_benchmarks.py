@@ -1,6 +1,7 @@
 """Tests that the benchmarks measure the work that they name; the size of their figures is not tested."""
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,6 +124,16 @@ answer(lambda: Rounds(lambda: pass_time(3), "uint8", lambda: pass_time(5)))
 """
     with Child("toy", ["-c", toy]) as child:
         assert child.batch == "uint8" and [child(), child()] == [(7, 3), (7, 3)] and len(child.memory_mb) == 2
+
+
+def test_a_stopped_measurement_leaves_no_timer_that_keeps_the_process_alive() -> None:
+    """The child answers once, and to the next line by a signal such as Ctrl-C to its parent."""
+    toy = 'import os, signal; print(\'{"batch": ""}\', flush=True); input(); os.kill(os.getppid(), 2); signal.pause()'
+    before = set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt), Child("toy", ["-c", toy]) as child:
+        child()
+    timers = [thread for thread in set(threading.enumerate()) - before if isinstance(thread, threading.Timer)]
+    assert all(timer.finished.is_set() for timer in timers), "cancelled"
 
 
 def test_evaluating_is_compared_with_loading(demo_shards: Path) -> None:

@@ -86,10 +86,12 @@ class Child:
         assert self._process.stdout
         alarm = threading.Timer(self._patience, self._kill)
         alarm.start()
-        line = self._process.stdout.readline()
-        if not line:
-            self._process.wait()
-        alarm.cancel()
+        try:
+            line = self._process.stdout.readline()
+            if not line:
+                self._process.wait()
+        finally:
+            alarm.cancel()  # also after Ctrl-C: its thread would keep this process alive
         if line:
             return json.loads(line)
         self._errors.seek(0)
