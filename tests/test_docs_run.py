@@ -156,7 +156,7 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a working directory with the pictures that the pages speak of."""
     for module in (indexing, verify):
         monkeypatch.setattr(module, "WorkerPool", InProcess)
-    for folder in ("my_pictures", "PICTURES", "flowers", "imagenet/train", "imagenet/val"):
+    for folder in ("my_pictures", "IMAGES", "flowers", "imagenet/train", "imagenet/val"):
         pictures(tmp_path / folder, *(f"class{number % 4}/{number}.jpg" for number in range(24)))
     pictures(tmp_path, "cat.jpg", "dog.jpg", "holiday/a.jpg", *(f"dogs/train/{key}.jpg" for key in "abc"))
     (tmp_path / "dogs/labels.csv").write_text("id,breed\na,boxer\nb,boxer\nc,beagle\n")
@@ -176,6 +176,12 @@ def user_commands() -> Iterator[tuple[str, list[str]]]:
             if key not in seen:
                 seen.add(key)
                 yield words[1], words[2:]
+
+
+def test_the_folders_that_the_pages_shard_are_there(user: Path) -> None:
+    for program, options in user_commands():
+        if program == "tools/shard_imagenet.py" and not {"--verify", "--index"} & {*options}:
+            assert (user / options[0]).is_dir(), f"the fixture has no {options[0]}"
 
 
 @pytest.mark.slow
