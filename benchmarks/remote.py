@@ -1,11 +1,12 @@
 """Shards in a bucket, with a network's latency and rate in between: the libraries, and turbo through a small cache.
 
-    python -m benchmarks remote --data SHARDS [--json FILE]
+    npm install --prefix build/s3rver s3rver@3.7.1
+    python -m benchmarks remote --data SHARDS --s3rver build/s3rver/node_modules/.bin/s3rver [--json FILE]
 
-Objects come from an S3 server on loopback (moto's), through a proxy that delays each request by ``latency_ms`` and
-passes on ``rate_mb`` MB/s of each connection. The libraries fetch all shards, four at a time, and throw them away.
-turbo reads from a cache of a tenth of the shards, and from the folder; a round is the second half of an epoch. Server
-and proxy take their share of the same cores.
+Objects come from an S3 server on loopback, through a proxy that delays each request by ``latency_ms`` and passes on
+``rate_mb`` MB/s of each connection. The libraries fetch all shards, four at a time, and throw them away. turbo reads
+from a cache of a tenth of the shards, and from the folder; a round is the second half of an epoch. Server and proxy
+are processes of their own on the same cores.
 """
 
 import importlib.util
@@ -20,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.bucket import Proxy, environment, s3_server, upload
+from benchmarks.harness.bucket import environment, s3_server, slow_network, upload
 from benchmarks.harness.options import MeasureOptions
 from benchmarks.harness.timing import Deadline, interleave, summarise
 from pipelines import Augment, load_manifest, open_loader
@@ -41,6 +42,8 @@ class RemoteOptions(MeasureOptions):
     """A shard folder of a few dozen shards or more."""
     batch_size: int = 64
     threads: int = 1
+    s3rver: Path | None = None
+    """s3rver's program, the server to use; without it moto's, which is slower than turbo reads."""
     latency_ms: float = 50
     rate_mb: float = 200
     rounds: int = 5
@@ -52,18 +55,19 @@ class RemoteOptions(MeasureOptions):
 def run_remote(options: RemoteOptions) -> Iterator[dict[str, Any]]:
     """Yield the settings and a row for each. Raises DataError if the server cannot be started."""
     about = {name: getattr(options, name) for name in ("batch_size", "threads", "latency_ms", "rate_mb", "rounds")}
-    about = {"benchmark": "remote", "unit": "items/s", "data": str(options.data)} | about
+    server = "s3rver" if options.s3rver else "moto"
+    about = {"benchmark": "remote", "unit": "items/s", "data": str(options.data), "server": server} | about
     before = dict(os.environ)
     with (
-        s3_server() as address,
-        Proxy(address, latency=options.latency_ms / 1e3, rate=options.rate_mb * 1e6) as proxy,
+        s3_server(s3rver=options.s3rver) as address,
+        slow_network(address, options.latency_ms / 1e3, options.rate_mb * 1e6) as proxy,
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,  # threads may still write
     ):
         try:
-            os.environ.update(environment(address))
+            os.environ.update(environment(address, signed=not options.s3rver))
             upload(options.data, URL)
-            os.environ.update(environment(proxy.address))
-            yield from _measured(options, proxy.address, Path(folder), about)
+            os.environ.update(environment(proxy, signed=not options.s3rver))
+            yield from _measured(options, proxy, Path(folder), about)
         finally:
             os.environ.clear()
             os.environ.update(before)

@@ -1,6 +1,11 @@
 """An S3 server on loopback, and a proxy before it that is as slow, or as unreliable, as a network.
 
-The server is moto's (https://docs.getmoto.org/en/latest/docs/server_mode.html), in a process of its own.
+The server, in a process of its own, is moto's (https://docs.getmoto.org/en/latest/docs/server_mode.html), which gives
+out some 80 MB/s, or npm's s3rver (https://github.com/jamhall/s3rver), which gives out 800 MB/s on the same machine.
+
+    python -m benchmarks.harness.bucket HOST:PORT LATENCY RATE
+
+is the proxy as a program of its own, so that it shares no interpreter's lock with what is measured.
 """
 
 import re
@@ -8,10 +13,12 @@ import socket
 import socketserver
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Self
 
 from pipelines import DataError
@@ -22,30 +29,51 @@ import sys
 from moto.server import ThreadedMotoServer
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
 server.start()
-print(*server.get_host_and_port(), flush=True)
+print(*server.get_host_and_port(), sep=":", flush=True)
 sys.stdin.read()
 """
 KEYS = {"AWS_ACCESS_KEY_ID": "an-id", "AWS_SECRET_ACCESS_KEY": "a-secret-key", "AWS_REGION": "us-east-1"}
-PIECE = 1 << 16  # bytes that the proxy passes on at a time
+PIECE = 1 << 18  # bytes that the proxy passes on at a time
+ADDRESS = re.compile(r"127\.0\.0\.1:\d+")
 Fault = Callable[[str, str], str]
 
 
 @contextmanager
-def s3_server(bucket: str = "bucket") -> Iterator[str]:
-    """Yield the address, HOST:PORT, of a server with one empty bucket. Raises DataError if it cannot be started."""
-    quiet = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", SERVER], **quiet) as process:  # type: ignore[call-overload]
-        line = process.stdout.readline().split()
-        if len(line) != 2:
-            raise DataError(
-                f"the S3 server did not start: pip install 'moto[s3]' flask flask-cors\n{process.stderr.read()}"
-            )
-        threading.Thread(target=process.stderr.read, daemon=True).start()  # a line per request
+def s3_server(bucket: str = "bucket", s3rver: Path | None = None) -> Iterator[str]:
+    """Yield the address, HOST:PORT, of a server with one empty bucket; ``s3rver`` is the program to use, not moto's.
+
+    Raises DataError if it cannot be started.
+    """
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        command: Sequence[str | Path] = [sys.executable, "-c", SERVER]
+        if s3rver:
+            command = ["node", s3rver, "--directory", folder, "--address", "127.0.0.1", "--port", "0", "--silent"]
+        hint = "npm install --prefix build/s3rver s3rver@3.7.1" if s3rver else "pip install 'moto[s3]' flask flask-cors"
+        with _listening(command, hint) as address:
+            make_bucket(address, bucket)
+            yield address
+
+
+@contextmanager
+def slow_network(address: str, latency: float, rate: float) -> Iterator[str]:
+    """Yield the address of a ``Proxy`` in a process of its own."""
+    with _listening([sys.executable, "-m", __name__, address, str(latency), str(rate)], "") as own:
+        yield own
+
+
+@contextmanager
+def _listening(command: Sequence[str | Path], hint: str) -> Iterator[str]:
+    """Run a program until the context ends. Yield the address, HOST:PORT, that it prints first."""
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
         try:
-            make_bucket(":".join(line), bucket)
-            yield ":".join(line)
+            assert process.stdout and process.stderr
+            found = next((part for line in process.stdout for part in ADDRESS.findall(line)), None)
+            if not found:
+                raise DataError(f"the S3 server did not start: {hint}\n{process.stderr.read()}")
+            threading.Thread(target=process.stderr.read, daemon=True).start()  # a line per request
+            yield found
         finally:
-            process.stdin.close()
             process.kill()
 
 
@@ -61,9 +89,10 @@ def split(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def environment(address: str) -> dict[str, str]:
-    """Return the variables with which obstore finds the server."""
-    return KEYS | {"AWS_ENDPOINT_URL": f"http://{address}", "NO_PROXY": "127.0.0.1"}
+def environment(address: str, signed: bool = True) -> dict[str, str]:
+    """Return the variables with which obstore finds the server; s3rver knows none of these keys."""
+    found = {"AWS_ENDPOINT_URL": f"http://{address}", "NO_PROXY": "127.0.0.1"}
+    return KEYS | found | ({} if signed else {"AWS_SKIP_SIGNATURE": "true"})
 
 
 def upload(folder: Any, url: str) -> None:
@@ -102,6 +131,8 @@ class Proxy:
     def serve(self, client: socket.socket) -> None:
         """Answer the requests of a connection."""
         with socket.create_connection(self._to) as server, suppress(OSError):
+            for side in (client, server):  # else the body of a short answer waits for the acknowledgement of its head
+                side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             while request := _head(client):
                 method, path = request.split(b" ", 2)[:2]
                 self.requests.append((method.decode(), path.decode()))
@@ -114,7 +145,9 @@ class Proxy:
                     client.sendall(f"HTTP/1.1 {fault} Fault\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
                     return
                 self._pass_on(client, server, request, "")
-                self._pass_on(server, client, _head(server), fault, empty=method == b"HEAD")
+                if not (answer := _head(server)):
+                    return  # it had closed a connection that was idle: so does the proxy, and the client tries again
+                self._pass_on(server, client, answer, fault, empty=method == b"HEAD")
 
     def _pass_on(self, source: socket.socket, to: socket.socket, head: bytes, fault: str, empty: bool = False) -> None:
         """Pass on a request or an answer, of which ``head`` was read. Raises OSError if it is to be cut."""
@@ -150,3 +183,13 @@ def _head(connection: socket.socket) -> bytes:
     while not head.endswith(b"\r\n\r\n") and (byte := connection.recv(1)):
         head += byte
     return head
+
+
+def main(address: str, latency: str, rate: str) -> None:
+    with Proxy(address, latency=float(latency), rate=float(rate)) as proxy:
+        print(proxy.address, flush=True)
+        sys.stdin.read()  # until the process that started it ends
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -18,7 +18,7 @@ from pipelines.turbo.ordered import AHEAD
 from pipelines.turbo.randomness import epoch_order, windowed_order
 
 THREADS = 4  # that fetch, each one shard at a time
-WAIT_SECONDS = 0.1  # until there is a look for room again
+WAIT_SECONDS = 0.5  # until there is a look for room again
 
 
 @dataclass(eq=False)
@@ -74,16 +74,19 @@ class ReadAhead:
         after = first + (plan.step if plan.training else plan.batch_size)
         with self._changed:
             over = [need for need in self._needs if (need.epoch, need.last) < (epoch, after)]
+            if not over:
+                return
             self._needs = deque(need for need in self._needs if (need.epoch, need.last) >= (epoch, after))
             soon = (AHEAD + 1) * plan.step  # the batches that may be under way
             still = {n.shard for n in self._needs if n.first < soon + (after if n.epoch == epoch else 0)}
-            self._changed.notify_all()
         for need in over:
             if need.file is not None:
                 self._cache.close(self._shards[need.shard], need.file)
                 need.file = None
             if need.shard not in still:
                 self._records.release(need.shard)
+        with self._changed:
+            self._changed.notify(len(over))  # there is room for as many; all threads at once would be in turbo's way
 
     def close(self) -> None:
         """Let the threads end, after a piece of a shard at most."""

@@ -14,6 +14,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,8 +150,9 @@ class ShardCache:
             return room or must
 
     def _counted(self) -> Iterator[Path]:
-        for pattern in ("*/*.tar", "*/*.tar.part"):
-            yield from self.root.glob(pattern)
+        for folder in os.scandir(self.root):
+            if folder.is_dir():
+                yield from (Path(file) for file in os.scandir(folder) if file.name.endswith((".tar", ".tar.part")))
 
     def _oldest(self) -> list[Path]:
         """Return what might be evicted: parts that killed processes left, then shards by when they were closed."""
@@ -168,22 +170,23 @@ class ShardCache:
 
     def _fill(self, shard: Shard, file: int, part: Path, stopped: Callable[[], bool]) -> bool:
         """Fetch index and shard; rename both to their names. Return false if it was stopped."""
-        index = self.store.read(shard.path.removesuffix("tar") + "idx", _most_index(shard))
-        for last in (False, True):
-            found = self._download(shard, file, stopped)
-            if found is None:
-                return False
-            if found == shard.sha256:
-                break
-            if last:  # twice: it was not the connection
-                raise DataError(
-                    f"{self.store.url}/{shard.path} is not the shard of the manifest, by its sha256: it was replaced "
-                    "or damaged: restore it, or shard the dataset into an empty place of the bucket again"
-                )
+        with ThreadPoolExecutor(1) as beside:  # a request's latency counts once
+            index = beside.submit(self.store.read, shard.path.removesuffix("tar") + "idx", _most_index(shard))
+            for last in (False, True):
+                found = self._download(shard, file, stopped)
+                if found is None:
+                    return False
+                if found == shard.sha256:
+                    break
+                if last:  # twice: it was not the connection
+                    raise DataError(
+                        f"{self.store.url}/{shard.path} is not the shard of the manifest, by its sha256: it was "
+                        "replaced or damaged: restore it, or shard the dataset into an empty place of the bucket again"
+                    )
         try:
             os.fsync(file)
             with part.with_name(part.name.replace(".tar.part", ".idx.part")).open("wb") as text:
-                text.write(index)
+                text.write(index.result())
                 text.flush()
                 os.fsync(text.fileno())
             Path(text.name).replace(self._path(shard).with_suffix(".idx"))

@@ -26,6 +26,7 @@ from pipelines.untrusted import MAX_FILE_BYTES
 
 GB = 10**9
 FETCHING = 8  # shards at a time, where all of a split are needed
+MOST_AHEAD = 8  # shards that the order leaves room for beyond those it mixes: two for each thread that fetches
 MOST_HELD = 160  # shards that a loader mixes and fetches ahead: each takes two of the files a process may open
 NEAR = 0.01  # of 255: the mean image's own mean is that of the manifest, but for float32
 
@@ -71,7 +72,7 @@ class RemoteManifest(Manifest):
         if self.fits:
             return None
         held = min(MOST_HELD, self._cache.most // max(shard.bytes for shard in self.split(split).shards))
-        return max(1, held - max(1, held // 4))
+        return max(1, held - min(max(1, held // 2), MOST_AHEAD))
 
     def open_shard(self, shard: Shard, stopped: Callable[[], bool]) -> int:
         return self._cache.open(shard, stopped)
