@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 RETRY_SECONDS = 60.0  # without any progress, until a request is given up
 STALL_SECONDS = 15.0  # without a byte, until a connection is given up and another one made
-CHUNK = 1 << 22  # bytes
+CHUNK = 1 << 18  # bytes
 ENVIRONMENT = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_SKIP_SIGNATURE=true for a public bucket)",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS (GOOGLE_SKIP_SIGNATURE=true for a public bucket)",
