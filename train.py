@@ -107,6 +107,8 @@ def train(options: Options, run: Run, device: torch.device) -> str:
     prepared = Preparation.of(initial.preparation if initial else run.checkpoint) if options.init else None
     share = partial(open_share, options, prepared=prepared, ranks=ranks, device=device)
     loader, val_loader = share("train", augment), share("val", recipe.augment)
+    recipe = recipe.with_epochs(len(loader))
+    options = dataclasses.replace(options, settings=recipe)
     state, compiled_val_model = build(options, ranks, device, loader, initial)
     run.begin(
         state,

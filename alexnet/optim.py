@@ -70,7 +70,7 @@ class Schedule:
     """The learning rate of each step. Call ``set_rate`` before a step and ``observe`` after each epoch's validation."""
 
     def __init__(self, recipe: Recipe, steps_per_epoch: int) -> None:
-        self._recipe, self._steps_per_epoch = recipe, steps_per_epoch
+        self._recipe, self._steps_per_epoch = recipe.with_epochs(steps_per_epoch), steps_per_epoch
         self._drops = self._epochs_without_gain = 0
         self._best_error = math.inf
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -23,13 +24,15 @@ class Recipe:
     augment: str
     """The augmentation, a name in pipelines.AUGMENTS."""
     epochs: int
-    """Passes over the train images."""
+    """Passes over the train images; 0: as many as make the given number of steps."""
     batch_size: int
     """Images per step, over all ranks."""
     learning_rate: Annotated[float, tyro.conf.arg(aliases=["--lr"])]
     """The highest rate of the schedule."""
     schedule: Literal["plateau", "cosine", "steps"]
     """plateau: a tenth when validation stops improving, three times. cosine: down to zero. steps: by rate-steps."""
+    steps: int = 0
+    """Steps of the run, rounded up to whole epochs, if epochs is 0."""
     rate_steps: Steps = ()
     """Pairs of an epoch and a factor: from this epoch on, the rate is the learning rate times this factor."""
     conv1_steps: Steps = ()
@@ -56,7 +59,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         ranges = {
-            "epochs": (1, 10_000),
+            "epochs": (0, 10_000),
+            "steps": (0, 1_000_000_000),
             "batch_size": (2, 1_000_000),
             "learning_rate": (0.0, 100.0),
             "bias_rate_factor": (0.0, 100.0),
@@ -72,12 +76,18 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name} is {value}, it goes from {low} to {high}")
+        if not self.epochs and not self.steps:
+            raise ValueError("epochs is 0, and so is steps: give one of them")
         for name in ("rate_steps", "conv1_steps"):
             pairs = getattr(self, name)
             if list(pairs) != sorted(pairs) or any(epoch < 0 or factor < 0 for epoch, factor in pairs):
                 raise ValueError(
                     f"{name} is {pairs}: pairs of an epoch and a factor, none negative, in order of epochs"
                 )
+
+    def with_epochs(self, steps_per_epoch: int) -> "Recipe":
+        """Return the recipe with the number of epochs that its ``steps`` stand for."""
+        return self if self.epochs else dataclasses.replace(self, epochs=math.ceil(self.steps / steps_per_epoch))
 
     def augment_at(self, epoch: int) -> str:
         """Return the name of the augmentation in that epoch, counted from 0."""
@@ -111,16 +121,16 @@ RECIPES: dict[RecipeName, Recipe] = {
     # Hundreds to thousands of pictures, from scratch: chosen among few, docs/recipes.md.
     "small": Recipe(
         "bn",
-        "modern",
-        epochs=60,
-        batch_size=16,
-        learning_rate=0.005,
+        "strong",
+        epochs=0,
+        steps=3000,
+        batch_size=32,
+        learning_rate=0.01,
         schedule="cosine",
         warmup_epochs=2,
         decay="weights",
         label_smoothing=0.1,
         dropout=0.2,
-        average_decay=0.99,
     ),
     # Section 5 of the paper.
     "paper": Recipe(

@@ -173,6 +173,7 @@ def differences(kept: dict[str, Any], now: dict[str, Any]) -> list[str]:
     before, after = dict(_flat(kept)), dict(_flat(now))
     if after["epochs"] > before["epochs"]:
         before["epochs"] = after["epochs"]
+    before["steps"] = after.get("steps")  # they have become epochs
     names = [name for name in before | after if before.get(name) != after.get(name)]
     return [f"{_title(name)} was {before.get(name)} and is {after.get(name)}" for name in names]
 

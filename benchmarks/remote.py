@@ -6,7 +6,7 @@
 Objects come from an S3 server on loopback, through a proxy that delays each request by ``latency_ms`` and passes on
 ``rate_mb`` MB/s of each connection. The libraries fetch all shards, four at a time, and throw them away. turbo reads
 from a cache of a tenth of the shards, and from the folder; a round is the second half of an epoch. Server and proxy
-are processes of their own on the same cores.
+are processes of their own on the same cores, of the lowest priority.
 """
 
 import importlib.util

@@ -151,6 +151,7 @@ AUGMENTS = {
     "source2012_quiet": replace(SOURCE2012, lighting=0.0),
     "torchvision": Augment(crop="resized"),
     "modern": Augment(crop="resized", scale=(0.25, 1.0), jitter=Jitter(0.2, 0.2, 0.2)),
+    "strong": Augment(crop="resized", jitter=Jitter(0.4, 0.4, 0.4)),
     "crop_flip": Augment(),
 }
 

@@ -54,7 +54,7 @@ def open_loader(
     extras: tuple[str, ...] = (),
     transform: Transform | None = None,
     resident: bool = False,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     cache_gb: float | None = None,
 ) -> Loader:
     """Return a loader of ``Batch`` for a split of a shard folder, or of shards at a URL (s3://bucket/name).

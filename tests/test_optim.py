@@ -121,6 +121,16 @@ def test_colour_noise_of_source2012_ends_at_epoch_67() -> None:
     assert [recipe.augment_at(epoch) for epoch in (0, 66, 67, 90)] == ["source2012"] * 2 + ["source2012_quiet"] * 2
 
 
+def test_steps_become_whole_epochs_and_given_epochs_stay() -> None:
+    small = RECIPES["small"]
+    assert [small.with_epochs(steps).epochs for steps in (7, 52, 3000, 5000)] == [429, 58, 1, 1]
+    assert dataclasses.replace(small, epochs=3).with_epochs(7).epochs == 3
+    assert small.with_epochs(7).with_epochs(9) == small.with_epochs(7)
+    with pytest.raises(ValueError, match="epochs is 0, and so is steps"):
+        dataclasses.replace(small, steps=0)
+    assert Schedule(small, 7).rate(3003) == 0 < Schedule(small, 7).rate(2990)
+
+
 def test_every_recipe_can_be_named_on_the_command_line() -> None:
     assert set(get_args(RecipeName)) == set(RECIPES)
 

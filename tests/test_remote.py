@@ -27,7 +27,7 @@ from tests.conftest import ROOT
 
 def test_a_bucket_gives_the_batches_of_the_folder(small_shards: Path, proxy: Proxy, tmp_path: Path) -> None:
     """The whole dataset fits: the full permutation, bit for bit, and from the second epoch on nothing is fetched."""
-    loaders = [open_loader(small_shards, "train", 8, SMALL), open_loader(URL, "train", 8, SMALL, cache=tmp_path)]
+    loaders = [open_loader(small_shards, "train", 8, SMALL), open_loader(URL, "train", 8, SMALL, cache=str(tmp_path))]
     for epoch in range(3):
         for here, there in zip(*loaders, strict=True):
             assert torch.equal(here.images, there.images)

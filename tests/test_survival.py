@@ -138,6 +138,16 @@ def test_a_resume_with_another_configuration_names_it_and_needs_override(finishe
     assert script(*line, "--seed", "0", "--weight-decay", "0.0005", "--log-steps", "7").returncode == 0
 
 
+def test_a_length_in_steps_is_that_of_its_epochs(finished: Path) -> None:
+    before = json.loads((finished / "config.json").read_text())["settings"]["epochs"]
+    steps = max(json.loads(line).get("step", 0) for line in (finished / "log.jsonl").read_text().splitlines())
+    line = ("train.py", "--out", finished, "--resume", "--epochs", "0", "--steps")
+    done = script(*line, str(steps))
+    assert done.returncode == 0 and f"{before} epochs, best top-1" in done.stdout, done.stderr
+    assert json.loads((finished / "config.json").read_text())["settings"]["epochs"] == before
+    assert_refused(script(*line, "1"), f"--epochs was {before} and is 1")
+
+
 def test_a_resume_names_a_line_of_the_log_that_no_run_writes(finished: Path) -> None:
     before = (finished / "log.jsonl").read_text()
     (finished / "log.jsonl").write_text(before + '{"kind": "step", "step": null}\n')

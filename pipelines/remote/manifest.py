@@ -96,14 +96,14 @@ class RemoteManifest(Manifest):
             self._cache.close(shard, file)
 
 
-def load_remote(folder: str | Path, cache: Path | None, cache_gb: float | None) -> RemoteManifest:
+def load_remote(folder: str | Path, cache: str | Path | None, cache_gb: float | None) -> RemoteManifest:
     """Fetch and check the manifest at a URL, or in a folder that is read through a cache. Raises DataError.
 
     ``cache_gb`` is the most that the shards in ``cache`` may take; if it is None, a tenth of what is free at the first
     time, which is then kept, because the order of an epoch depends on it.
     """
     url = remote_url(folder) or f"file://{Path(folder).resolve()}"
-    root = cache or default_root()
+    root = Path(cache) if cache else default_root()
     _check_writable(root)
     most = _bytes(root) if cache_gb is None else round(cache_gb * GB)
     store = Store(url)

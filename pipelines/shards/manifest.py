@@ -225,7 +225,7 @@ class Manifest:
 
 
 def load_manifest(
-    folder: str | Path, check_shards: bool = True, *, cache: Path | None = None, cache_gb: float | None = None
+    folder: str | Path, check_shards: bool = True, *, cache: str | Path | None = None, cache_gb: float | None = None
 ) -> Manifest:
     """Read FOLDER/manifest.json and check that each shard has its full length and an index. Raises DataError.
 
