@@ -106,7 +106,8 @@ def _all(read: Callable[[str], bytes], names: list[str]) -> int:
 def _s3fs(address: str) -> Callable[[str], bytes]:
     import s3fs
 
-    files = s3fs.S3FileSystem(endpoint_url=f"http://{address}", use_listings_cache=False)
+    anonymous = "AWS_SKIP_SIGNATURE" in os.environ
+    files = s3fs.S3FileSystem(anon=anonymous, endpoint_url=f"http://{address}", use_listings_cache=False)
     return lambda name: files.cat_file(f"{URL.removeprefix('s3://')}/{name}")
 
 

@@ -87,7 +87,7 @@ def all_commands() -> Iterator[tuple[str, list[str]]]:
         yield from ((page.name, words) for words in commands_in_text(page))
 
 
-SETUP = {"export", "pip", "git", "apt-get", "source"}  # commands of others, which nothing here parses
+SETUP = {"export", "pip", "npm", "git", "apt-get", "source"}  # commands of others, which nothing here parses
 
 
 def test_every_command_has_options_that_exist(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -175,7 +175,7 @@ def cells_of(page: str, first: str) -> list[str]:
     """Return the cells of the table row that begins with ``first``, without emphasis and digits' commas."""
     for line in (ROOT / page).read_text().splitlines():
         cells = [re.sub(r"[*`]|(?<=\d),(?=\d)", "", cell).strip() for cell in line.strip("| ").split("|")]
-        if line.startswith("|") and cells[0].startswith(first):
+        if line.startswith("|") and re.match(rf"{re.escape(first)}(?!\w)", cells[0]):
             return cells
     raise AssertionError(f"{page} has no row {first}")
 

@@ -57,6 +57,14 @@ def test_gpu_reads_from_a_cache_that_holds_all(small_shards: Path, server: str, 
     assert "do not fit" in opening.why_not(manifest, torch.device("cuda"))
 
 
+def test_half_of_a_small_cache_is_for_what_comes_next(small_shards: Path, tmp_path: Path) -> None:
+    found = [
+        load_manifest(URL, cache=tmp_path, cache_gb=gb(small_shards, shards)).window("train")
+        for shards in (2, 3, 4, 5, 6)
+    ]
+    assert found == [1, 2, 2, 3, 3]
+
+
 @pytest.mark.parametrize("window", [1, 2, 5, 7])
 def test_the_order_of_a_small_cache_needs_each_shard_once(window: int) -> None:
     counts = [100, 90, 100, 1, 100, 80, 100]
@@ -78,7 +86,7 @@ def test_ranks_share_an_epoch_of_a_small_cache(small_shards: Path, server: str, 
     steps = zip(*train, strict=True)
     seen = [int(label) for step in steps for batch in step for label in batch.labels]
     alone = open_loader(URL, "train", 1, SMALL, rank=0, **how | {"world_size": 1})
-    assert alone.identity.window == 3
+    assert alone.identity.window == 2
     assert seen == labels(alone)[: len(seen)]
     assert len(set(seen)) == len(seen) == 101 // (2 * ranks) * 2 * ranks
     val = [open_loader(URL, "val", 2, SMALL, rank=rank, **how) for rank in range(ranks)]
@@ -119,7 +127,7 @@ def test_another_cache_size_is_refused_at_a_resume(small_shards: Path, server: s
     state = open_loader(URL, "train", 8, SMALL, cache=tmp_path, cache_gb=gb(small_shards, 4)).state_dict()
     other = open_loader(URL, "train", 8, SMALL, cache=tmp_path, cache_gb=gb(small_shards, 6))
     with pytest.raises(
-        DataError, match="shards that the order mixes at a time, which --cache-gb decides, was 3, now 5"
+        DataError, match="shards that the order mixes at a time, which --cache-gb decides, was 2, now 3"
     ):
         other.load_state_dict(state)
     fits = open_loader(URL, "train", 8, SMALL, cache=tmp_path, cache_gb=1)
@@ -193,7 +201,7 @@ def test_what_a_killed_process_left_is_not_taken_for_whole(small_shards: Path, s
 def test_a_folder_on_a_network_is_read_through_a_cache(small_shards: Path, tmp_path: Path) -> None:
     how = {"cache": tmp_path, "cache_gb": gb(small_shards, 4)}
     through = open_loader(small_shards, "train", 8, SMALL, **how)
-    assert through.identity.window == 3
+    assert through.identity.window == 2
     assert len(set(labels(through))) == 96
     assert list(tmp_path.glob("*/train-*.tar"))
 

@@ -85,8 +85,8 @@ class Child:
     def _answer(self) -> dict:
         assert self._process.stdout
         alarm = threading.Timer(self._patience, self._kill)
-        alarm.start()
         try:
+            alarm.start()
             line = self._process.stdout.readline()
             if not line:
                 self._process.wait()

@@ -161,7 +161,10 @@ class OrderedBatches(ABC):
         rows = self._plan.batch_size
         for start in range(0, rows, self.chunk):
             chunk = range(start, min(start + self.chunk, rows))
-            work.parts.append(self._threads.submit(self._make, work, chunk))
+            try:
+                work.parts.append(self._threads.submit(self._make, work, chunk))
+            except RuntimeError as error:  # another thread has closed it meanwhile
+                raise DataError("the loader was closed while it made a batch") from error
 
     def _colours(self, lights: np.ndarray) -> np.ndarray:
         """Return the colour to add to each image of the rows with these factors."""
