@@ -131,7 +131,7 @@ def test_another_cache_size_is_refused_at_a_resume(small_shards: Path, server: s
     ):
         other.load_state_dict(state)
     fits = open_loader(URL, "train", 8, SMALL, cache=tmp_path, cache_gb=1)
-    with pytest.raises(DataError, match="was 3, now None"):
+    with pytest.raises(DataError, match="was 2, now None"):
         fits.load_state_dict(state)
 
 

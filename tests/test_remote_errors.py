@@ -16,7 +16,7 @@ from pipelines import DataError, open_loader
 from pipelines.remote.store import Store
 from pipelines.shards.manifest import load_manifest
 from tests.bucket import SMALL, URL, assert_one_line, at_first, fetched, gb, labels
-from tests.conftest import mounted, wait_until
+from tests.conftest import command, mounted, wait_until
 
 
 @pytest.mark.parametrize("fault", ["cut", "503", "silent", "wrong"])
@@ -185,6 +185,12 @@ def test_a_forked_process_is_told_to_be_spawned(small_shards: Path, server: str,
     with os.fdopen(reader) as said:
         assert re.fullmatch(r".*cannot be read in a forked process.*by \"spawn\".*", said.read())
     os.waitpid(child, 0)
+
+
+def test_a_program_does_not_wait_for_what_is_being_fetched() -> None:
+    code = "import threading; from pipelines.remote.cache import _beside; _beside(threading.Event().wait); print('end')"
+    done = command("-c", code)
+    assert (done.stdout, done.stderr, done.returncode) == ("end\n", "", 0)
 
 
 def test_a_closed_loader_fetches_nothing_more(small_shards: Path, proxy: Proxy, tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ import errno
 import fcntl
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,19 +172,19 @@ class ShardCache:
 
     def _fill(self, shard: Shard, file: int, part: Path, stopped: Callable[[], bool]) -> bool:
         """Fetch index and shard; rename both to their names. Return false if it was stopped."""
-        with ThreadPoolExecutor(1) as beside:  # a request's latency counts once
-            index = beside.submit(self.store.read, shard.path.removesuffix("tar") + "idx", _most_index(shard))
-            for last in (False, True):
-                found = self._download(shard, file, stopped)
-                if found is None:
-                    return False
-                if found == shard.sha256:
-                    break
-                if last:  # twice: it was not the connection
-                    raise DataError(
-                        f"{self.store.url}/{shard.path} is not the shard of the manifest, by its sha256: it was "
-                        "replaced or damaged: restore it, or shard the dataset into an empty place of the bucket again"
-                    )
+        name = shard.path.removesuffix("tar") + "idx"
+        index = _beside(partial(self.store.read, name, _most_index(shard)))  # so that a request's latency counts once
+        for last in (False, True):
+            found = self._download(shard, file, stopped)
+            if found is None:
+                return False
+            if found == shard.sha256:
+                break
+            if last:  # twice: it was not the connection
+                raise DataError(
+                    f"{self.store.url}/{shard.path} is not the shard of the manifest, by its sha256: it was replaced "
+                    "or damaged: restore it, or shard the dataset into an empty place of the bucket again"
+                )
         try:
             os.fsync(file)
             with part.with_name(part.name.replace(".tar.part", ".idx.part")).open("wb") as text:
@@ -211,6 +213,23 @@ class ShardCache:
             digest.update(chunk)
             at += len(chunk)
         return digest.hexdigest()
+
+
+def _beside(read: Callable[[], bytes]) -> Future[bytes]:
+    """Return what a thread is reading. It is a daemon, unlike an executor's threads, so nothing waits for it at exit."""
+    future: Future[bytes] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(read())
+        except BaseException as error:
+            future.set_exception(error)
+
+    try:
+        threading.Thread(target=run, daemon=True).start()
+    except RuntimeError:  # no more threads, or none any more as the program is ending
+        run()
+    return future
 
 
 def _most_index(shard: Shard) -> int:
