@@ -216,7 +216,7 @@ class ShardCache:
 
 
 def _beside(read: Callable[[], bytes]) -> Future[bytes]:
-    """Return what a thread is reading. It is a daemon, unlike an executor's threads, so nothing waits for it at exit."""
+    """Return what a thread is reading. Unlike an executor's threads it is a daemon: nothing waits for it at exit."""
     future: Future[bytes] = Future()
 
     def run() -> None:
