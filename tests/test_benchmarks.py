@@ -125,12 +125,17 @@ answer(lambda: Rounds(lambda: pass_time(3), "uint8", lambda: pass_time(5)))
         assert child.batch == "uint8" and [child(), child()] == [(7, 3), (7, 3)] and len(child.memory_mb) == 2
 
 
-def test_a_stopped_measurement_leaves_no_timer_that_keeps_the_process_alive() -> None:
-    """The child answers once, and to the next line by a signal such as Ctrl-C to its parent."""
-    toy = 'import os, signal; print(\'{"batch": ""}\', flush=True); input(); os.kill(os.getppid(), 2); signal.pause()'
+def test_a_stopped_measurement_leaves_no_timer_that_keeps_the_process_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    class CtrlC:
+        @staticmethod
+        def readline() -> str:
+            raise KeyboardInterrupt
+
     before = set(threading.enumerate())
-    with pytest.raises(KeyboardInterrupt), Child("toy", ["-c", toy]) as child:
-        child()
+    with Child("toy", ["-c", 'print(\'{"batch": ""}\', flush=True); input()']) as child, monkeypatch.context() as patch:
+        patch.setattr(child._process, "stdout", CtrlC())
+        with pytest.raises(KeyboardInterrupt):
+            child()
     timers = [thread for thread in set(threading.enumerate()) - before if isinstance(thread, threading.Timer)]
     assert all(timer.finished.is_set() for timer in timers), "cancelled"
 
