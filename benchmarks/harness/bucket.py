@@ -110,8 +110,9 @@ class Proxy:
     """A proxy that delays each request by ``latency`` seconds and passes on ``rate`` bytes/s of each connection.
 
     ``fault`` is called with the method and the path of each request, and returns what to do instead of passing it on:
-    "" nothing, "cut" end the connection in the middle of the answer, "503", "403" or "404" answer so, "silent" never
-    answer, "wrong" change a byte of the answer. ``requests`` lists method and path of all.
+    "" nothing, "cut" end the connection in the middle of the answer (before its body, if a range was asked for), "503",
+    "403" or "404" answer so, "silent" never answer, "wrong" change a byte of the answer. ``requests`` lists method and
+    path of all.
     """
 
     def __init__(self, address: str, *, latency: float = 0, rate: float = 0, fault: Fault = lambda *_: "") -> None:
@@ -158,7 +159,8 @@ class Proxy:
         found = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
         left = size = 0 if empty or not found else int(found[1])
         began = time.perf_counter()
-        end = size // 2 if fault == "cut" else 0  # bytes that are not passed on
+        rest = size if b" 206 " in head.partition(b"\r\n")[0] else size // 2
+        end = rest if fault == "cut" else 0  # bytes that are not passed on
         while left > end and (piece := source.recv(min(left - end, PIECE))):
             to.sendall(bytes([piece[0] ^ 1]) + piece[1:] if fault == "wrong" and left == size else piece)
             left -= len(piece)
