@@ -8,7 +8,6 @@ import pytest
 
 from benchmarks.harness.bucket import KEYS, Fault, Proxy, environment, s3_server, upload
 from pipelines import Augment
-from pipelines.remote import store
 from tests.conftest import shard
 
 SMALL = Augment(size=56, normalise="none")
@@ -37,13 +36,6 @@ def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     with Proxy(server) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{proxy.address}")
         yield proxy
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give up requests after a second or two instead of a minute."""
-    monkeypatch.setattr(store, "RETRY_SECONDS", 1.5)
-    monkeypatch.setattr(store, "STALL_SECONDS", 0.4)
 
 
 def gb(folder: Path, shards: float) -> float:
