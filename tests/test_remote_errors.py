@@ -251,6 +251,6 @@ def test_a_web_server_gives_shards(
     ("url", "kind"), [("gs://bucket/x", "GCSStore"), ("az://bucket/x", "AzureStore"), ("https://host/x", "HTTPStore")]
 )
 def test_other_clouds_are_opened_as_such(url: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their servers were not tried."""
+    """Check the kind of store alone: no server is asked."""
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     assert type(Store(url)._store).__name__ == kind
