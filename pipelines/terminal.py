@@ -43,6 +43,9 @@ def run_command(
     ``options`` is a dataclass; a ``ValueError`` from its ``__post_init__`` is a value out of range. ``errors`` are the
     types whose message is printed without a traceback.
     """
+    # tqdm's own lock would start multiprocessing's resource tracker, where processes are not forked by default (from
+    # Python 3.14 on), before ``WorkerPool`` can protect it from a closed terminal's SIGHUP.
+    tqdm.set_lock(threading.RLock())
     try:
         try:
             with _stoppable():

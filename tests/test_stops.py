@@ -17,6 +17,13 @@ import pytest
 from tests.conftest import PATIENCE, ROOT, shard, wait_until
 
 TOOL = "tools/shard_imagenet.py"
+# The tool under another default of how processes start.
+FORKSERVER = (
+    "-c",
+    "import multiprocessing, runpy, sys; multiprocessing.set_start_method('forkserver'); "
+    "sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')",
+    TOOL,
+)
 STOPS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
@@ -88,12 +95,18 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def stop_sharding(
-    few: Path, out: Path, number: int, moment: Callable[[subprocess.Popen], object], send: Callable = os.kill
+    few: Path,
+    out: Path,
+    number: int,
+    moment: Callable[[subprocess.Popen], object],
+    *,
+    send: Callable = os.kill,
+    tool: tuple[str, ...] = (TOOL,),
 ) -> None:
     """Stop a run at that moment. Try again if it was already done."""
     for _ in range(20):
         errors = out.with_name("errors")
-        process = start(errors, TOOL, few, out, "--shard-mb", "0.2", "--workers", "2")
+        process = start(errors, *tool, few, out, "--shard-mb", "0.2", "--workers", "2")
         moment(process)
         if process.poll() is None:
             send(process.pid, number)
@@ -118,8 +131,14 @@ def writing(process: subprocess.Popen, out: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
-def test_a_signal_of_the_terminal_to_all_processes_is_one_line(few: Path, tmp_path: Path, number: int) -> None:
-    """Check two signals: a terminal that closes sends SIGHUP, and its shell sends another one."""
+@pytest.mark.parametrize("tool", [(TOOL,), FORKSERVER], ids=["default", "forkserver"])
+def test_a_signal_of_the_terminal_to_all_processes_is_one_line(
+    few: Path, tmp_path: Path, tool: tuple[str, ...], number: int
+) -> None:
+    """Check two signals: a terminal that closes sends SIGHUP, and its shell sends another one.
+
+    forkserver is the default of Python 3.14.
+    """
 
     def send(process: int, number: int) -> None:
         os.killpg(process, number)
@@ -127,7 +146,7 @@ def test_a_signal_of_the_terminal_to_all_processes_is_one_line(few: Path, tmp_pa
             os.killpg(process, number)
 
     out = tmp_path / "out"
-    stop_sharding(few, out, number, lambda process: writing(process, out), send)
+    stop_sharding(few, out, number, lambda process: writing(process, out), send=send, tool=tool)
 
 
 @pytest.mark.slow
