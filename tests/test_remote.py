@@ -1,6 +1,8 @@
 """Shards in a bucket: the batches of a folder, a cache that keeps its bound, and an order that fits into it."""
 
+import fcntl
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -17,7 +19,7 @@ import torch
 from benchmarks.harness.bucket import Proxy
 from pipelines import DataError, open_loader
 from pipelines.gpu import opening
-from pipelines.remote.cache import ShardCache, _size
+from pipelines.remote.cache import ShardCache, _size, alone
 from pipelines.shards.manifest import load_manifest
 from pipelines.turbo.native import has_native
 from pipelines.turbo.randomness import windowed_order
@@ -204,6 +206,22 @@ def test_a_folder_on_a_network_is_read_through_a_cache(small_shards: Path, tmp_p
     assert through.identity.window == 2
     assert len(set(labels(through))) == 96
     assert list(tmp_path.glob("*/train-*.tar"))
+
+
+def test_a_forked_process_keeps_no_lock_of_its_parent(small_shards: Path, tmp_path: Path) -> None:
+    """Workers that were forked while a thread held the cache's lock stopped all others who wanted it."""
+    manifest = load_manifest(small_shards, cache=tmp_path, cache_gb=gb(small_shards, 4))
+    shard = manifest.split("train").shards[0]
+    file = manifest.open_shard(shard, lambda: False)
+    with alone(tmp_path):
+        child = multiprocessing.get_context("fork").Process(target=signal.pause, daemon=True)
+        child.start()
+    manifest.close_shard(shard, file)
+    for path in (tmp_path / "lock", manifest.folder / shard.path):
+        with path.open("rb") as other:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    child.kill()
+    child.join()
 
 
 READER = """

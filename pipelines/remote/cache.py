@@ -6,6 +6,8 @@ compared with the manifest's sha256 as it arrives, and renamed: what has its fin
 
 All locks are ``flock`` on open files, which the kernel releases when a process ends, however it ends. A fetch holds
 its part exclusively; whoever reads a shard holds it shared; a shard may be evicted by whoever gets it exclusively.
+A forked process shares the open files of its parent, and so would keep their locks: they are given back, not just
+closed.
 """
 
 import errno
@@ -78,7 +80,7 @@ class ShardCache:
         """Close a shard that the epoch is done with: evicted is what was closed first."""
         with suppress(OSError):
             os.utime(file)
-        os.close(file)
+        _unlock(file)
 
     def index(self, shard: Shard) -> bytes:
         """Return the text of a shard's index, which is kept as long as the shard."""
@@ -107,7 +109,7 @@ class ShardCache:
         found = os.fstat(file)
         if found.st_nlink and found.st_size == shard.bytes:
             return file
-        os.close(file)
+        _unlock(file)
         return None
 
     def _fetched(
@@ -135,11 +137,11 @@ class ShardCache:
                     part.unlink(missing_ok=True)
         finally:
             if not kept:
-                os.close(file)
+                _unlock(file)
 
     def _reserve(self, shard: Shard, file: int, must: bool) -> bool:
         """Give the part its full length, so that it counts; evict for it. Return false if there is no room."""
-        with self._alone():
+        with alone(self.root):
             os.ftruncate(file, 0)
             used = sum(map(_size, self._counted()))
             for path in self._oldest() if used + shard.bytes > self.most else ():
@@ -163,12 +165,6 @@ class ShardCache:
             with suppress(FileNotFoundError):
                 dated.append((path.suffix != ".part", path.stat().st_mtime_ns, path))
         return [path for *_, path in sorted(dated)]
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        with os.fdopen(os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
 
     def _fill(self, shard: Shard, file: int, part: Path, stopped: Callable[[], bool]) -> bool:
         """Fetch index and shard; rename both to their names. Return false if it was stopped."""
@@ -213,6 +209,23 @@ class ShardCache:
             digest.update(chunk)
             at += len(chunk)
         return digest.hexdigest()
+
+
+@contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Hold the lock of the whole cache: no other thread or process reserves room in it meanwhile."""
+    file = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        _unlock(file)
+
+
+def _unlock(file: int) -> None:
+    """Give a file's lock back and close it."""
+    fcntl.flock(file, fcntl.LOCK_UN)
+    os.close(file)
 
 
 def _beside(read: Callable[[], bytes]) -> Future[bytes]:
@@ -274,7 +287,7 @@ def _evict(path: Path) -> int:
         path.with_suffix(".idx").unlink(missing_ok=True)  # of a part: train-000000.tar.idx, which is never there
         return size
     finally:
-        os.close(file)
+        _unlock(file)
 
 
 def _full(root: Path, error: OSError) -> DataError:

@@ -1,6 +1,5 @@
 """The manifest of shards at a URL, read through the cache; what it needs of the cache is checked first."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -17,7 +16,7 @@ import numpy as np
 from pipelines.commands import command
 from pipelines.errors import DataError
 from pipelines.files import write_atomically
-from pipelines.remote.cache import ShardCache
+from pipelines.remote.cache import ShardCache, alone
 from pipelines.remote.store import MissingObject, Store
 from pipelines.remote.url import remote_url
 from pipelines.shards.manifest import MEAN_IMAGE, Manifest, Shard, read_manifest
@@ -149,8 +148,7 @@ def _check_writable(root: Path) -> None:
 def _bytes(root: Path) -> int:
     """Return the size of the cache that was chosen at its first use; choose it, if this is the first."""
     path = root / "size.json"
-    with _writing(root), (root / "lock").open("rb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _writing(root), alone(root):
         with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
             return int(json.loads(path.read_bytes())["bytes"])
         chosen = shutil.disk_usage(root).free // 10

@@ -188,7 +188,7 @@ class Manifest:
         """Forget which shards could not be fetched."""
 
     def close_shard(self, shard: Shard, file: int) -> None:
-        """Close a shard with which an epoch is done."""
+        """Close what ``open_shard`` returned."""
         os.close(file)
 
     def index_text(self, shard: Shard) -> bytes:

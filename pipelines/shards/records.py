@@ -188,7 +188,7 @@ class Records:
             try:
                 data = read_at(file, end - start, start)
             finally:
-                os.close(file)
+                self._manifest.close_shard(self._shards[number], file)
         if len(data) != end - start:
             raise DataError(
                 f"shard {self._path(number)} ends at byte {start + len(data)}, in the middle of a sample: "
@@ -218,7 +218,7 @@ class Records:
         with self._opening:
             kept = self._files.setdefault(number, file)
         if kept != file:
-            os.close(file)
+            self._manifest.close_shard(self._shards[number], file)
         return kept
 
     def release(self, number: int) -> None:
