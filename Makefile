@@ -17,7 +17,7 @@ MINUTES ?= 10
 JOBS ?= 2
 WHEELS ?= dist
 PY = .venv/bin/python
-# Processes with a thread each: tests wait for starting programs more than they compute. A process takes up to 4 GB.
+# Processes with a thread each: tests wait for starting programs more than they compute. A process takes up to 6 GB.
 TESTS = OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses $(JOBS)
 ENV = .venv/.made-for-$(DALI)-$(TORCH)
 ifeq ($(TORCH),cpu)

@@ -123,7 +123,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         "bn",
         "strong",
         epochs=0,
-        steps=3000,
+        steps=6000,
         batch_size=32,
         learning_rate=0.01,
         schedule="cosine",

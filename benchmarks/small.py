@@ -44,6 +44,12 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "batch 32": MILD,
     "batch 32, strong augmentation": MILD | {"augment": "strong"},
     "batch 32, strong augmentation, no EMA": {"epochs": 60},
+    "small, no jitter": {"epochs": 60, "augment": "torchvision"},
+    "small, decay 0.01": {"epochs": 60, "weight_decay": 0.01},
+    "small, decay 0.03": {"epochs": 60, "weight_decay": 0.03},
+    "small, decay 0.1": {"epochs": 60, "weight_decay": 0.1},
+    "small, rate 0.02, decay 0.03": {"epochs": 60, "learning_rate": 0.02, "weight_decay": 0.03},
+    "small, rate 0.03": {"epochs": 60, "learning_rate": 0.03},
     "batch 32, rate 0.02, decay 0.01": MILD | {"learning_rate": 0.02, "weight_decay": 0.01},
     "batch 32, rate 0.02, decay 0.005, plain crops, no smoothing": MILD
     | {"learning_rate": 0.02, "weight_decay": 0.005, "augment": "crop_flip", "label_smoothing": 0.0},

@@ -123,7 +123,7 @@ def test_colour_noise_of_source2012_ends_at_epoch_67() -> None:
 
 def test_steps_become_whole_epochs_and_given_epochs_stay() -> None:
     small = RECIPES["small"]
-    assert [small.with_epochs(steps).epochs for steps in (7, 52, 3000, 5000)] == [429, 58, 1, 1]
+    assert [small.with_epochs(steps).epochs for steps in (7, 52, 6000, 7000)] == [858, 116, 1, 1]
     assert dataclasses.replace(small, epochs=3).with_epochs(7).epochs == 3
     assert small.with_epochs(7).with_epochs(9) == small.with_epochs(7)
     with pytest.raises(ValueError, match="epochs is 0, and so is steps"):
