@@ -20,7 +20,7 @@ from pipelines.gpu import decoder, opening, resident
 from pipelines.sharding import members
 from pipelines.shards.locations import Locations
 from pipelines.turbo.native import has_native
-from tests.conftest import SMALLEST, assert_refused, script, shard, without_checksums
+from tests.conftest import SMALLEST, assert_refused, script, shard, wait_until, without_checksums
 from tests.test_device_copies import Gpu, pretended
 
 pytestmark = pytest.mark.skipif(
@@ -431,8 +431,12 @@ def test_batches_are_right_however_late_the_gpu_works(folder: Path, gpu: Gpu) ->
 def test_closing_waits_for_the_batches_on_the_gpu(folder: Path, gpu: Gpu) -> None:
     """The next backend decodes by the same decoder, on a stream of its own, into the same memory."""
     loader = opened("gpu", folder, device="cuda")
-    next(iter(loader))
-    stream = loader._source._stream._stream  # type: ignore[union-attr]
+    batches = iter(loader)
+    next(batches)
+    source: Any = loader._source
+    wait_until(lambda: all(work.whole for work in source._made), "the batches ahead are not read")
+    next(batches)
+    stream = source._stream._stream
     assert stream.queue, "batches behind the first are under way"
     loader.close()
     assert not stream.queue
